@@ -1,0 +1,52 @@
+# `make demo` and `make test` do all that is needed on a machine with Python 3.11 or
+# newer, git and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One lock file per end of the supported Pythons.
+LOCK := locks/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py313")').txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check acceptance lock clean
+
+help:  ## Lists the targets.
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/:/'
+
+setup: $(VENV)/installed  ## Prepares .venv.
+
+demo: setup  ## Trains a DResNet on real images of digits, in runs/demo.
+	$(BIN)/python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/demo
+
+test: check  ## Runs every check: format, lint, types, tests.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+acceptance: $(VENV)/installed-dev  ## Runs what is promised of the whole, slow tests too, and prints the figures.
+	$(BIN)/python -m pytest -s tests/acceptance
+
+lock:  ## Writes the lock file of this Python from the newest releases.
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	{ echo "# Written by 'make lock' with $$($(PYTHON) --version)."; \
+	  $(VENV)-lock/bin/python -m pip freeze; } > $(LOCK)
+	rm -rf $(VENV)-lock
+
+clean:  ## Removes .venv and what tools left behind; keeps runs.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: requirements.txt $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  f"Python 3.11 or newer is needed; $(PYTHON) is {sys.version.split()[0]}. Name another: make PYTHON=python3.13 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(PIP_INSTALL) -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,94 @@
+"""Every field of a run's config with its default; a dataset's file changes a few."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The fields that all configs share."""
+    config = ml_collections.ConfigDict()
+    # Seed of the initialisation, the order of the examples, augmentation, dropout.
+    config.seed = 0
+
+    config.data = ml_collections.ConfigDict()
+    # Name in the catalogue: digits, synthetic.
+    config.data.dataset = "digits"
+    # Where prepared datasets lie. digits and synthetic need none.
+    config.data.data_dir = "~/dresnet_jax_data"
+    # Examples of one step, over all devices.
+    config.data.batch_size = 128
+    # Shape, classes and examples per split of `synthetic`; None for real datasets,
+    # which say it themselves.
+    config.data.image_size = config_dict.placeholder(int)
+    config.data.channels = config_dict.placeholder(int)
+    config.data.num_classes = config_dict.placeholder(int)
+    config.data.num_examples = config_dict.placeholder(int)
+    # Augmentation: zero pixels added a side before a random crop; random left-right
+    # flip.
+    config.data.crop_padding = 0
+    config.data.flip = False
+
+    config.model = ml_collections.ConfigDict()
+    # cnn18, resnet18, dresnet18 and the published forms resnet18_seed, dresnet18_seed.
+    config.model.name = "dresnet18"
+    # cifar (3x3), pooled (3x3, max-pool) or imagenet (7x7/2, max-pool).
+    config.model.stem = "cifar"
+    # Channels of the first stage; each later stage has twice the one before it.
+    config.model.width = 64
+    # Residual blocks of each stage.
+    config.model.blocks_per_stage = (2, 2, 2, 2)
+    # Dropout rate before the classifier.
+    config.model.dropout = 0.0
+    # Of the computation: float32 or bfloat16. Parameters are float32.
+    config.model.dtype = "float32"
+
+    connections = config.model.connections = ml_collections.ConfigDict()
+    # Who reads whom: dense, none, or a list of (reader, source) such as
+    # ((3, 1), (8, 2)). Read by the models whose name begins with d.
+    connections.topology = config_dict.FieldReference("dense", field_type=object)
+    # Gate function: sigmoid, gauss or identity.
+    connections.gate = "sigmoid"
+    # F(w) of every connection at the start, in (0, 1).
+    connections.opening = 0.5
+    # gauss: k of exp(-k w^2) at the start, above 0, and who shares one:
+    # global, per_block or per_edge.
+    connections.sharpness = 1.0
+    connections.sharpness_granularity = "global"
+    # How the sum is computed: folded (fast) or reference (the formula).
+    connections.form = "folded"
+    # Whether projections have a bias; None for what the model's convolutions have.
+    connections.projection_bias = config_dict.placeholder(bool)
+
+    config.optimizer = ml_collections.ConfigDict()
+    # sgd (Nesterov momentum) or adamw.
+    config.optimizer.name = "sgd"
+    # Peak learning rate, after warmup_fraction of the run; then cosine to 0.
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.warmup_fraction = 0.05
+    # Momentum of sgd; b1 and b2 of adamw.
+    config.optimizer.momentum = 0.9
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    # On kernels only. For sgd it is added to the gradient; for adamw it is decoupled.
+    config.optimizer.weight_decay = 5e-4
+    # Global norm above which gradients are scaled down; 0 for never.
+    config.optimizer.clip_norm = 1.0
+    # Learning rate of gate weights and sharpness, as a multiple of the common one.
+    # At 1 sigmoid gates hardly move.
+    config.optimizer.gate_multiplier = 30.0
+
+    config.train = ml_collections.ConfigDict()
+    # Length of the run: num_steps if given, else num_epochs.
+    config.train.num_steps = config_dict.placeholder(int)
+    config.train.num_epochs = 30
+    config.train.label_smoothing = 0.0
+    # Decay of the averaged parameters that are then evaluated; 0 for no average.
+    config.train.ema_decay = 0.0
+    # Steps between log lines and between checkpoints; evaluation on the validation
+    # split every eval_every_epochs. Both of the last also at the end.
+    config.train.log_every_steps = 20
+    config.train.checkpoint_every_steps = 200
+    config.train.eval_every_epochs = 1
+    # Checkpoints kept, the newest.
+    config.train.keep_checkpoints = 3
+    return config.lock()

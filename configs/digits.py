@@ -1,0 +1,19 @@
+"""scikit-learn's digits: 1,797 real images of 8x8 pixels, inside the package.
+
+python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A narrow DResNet-18 that learns in seconds."""
+    config = common.get_config()
+    config.data.dataset = "digits"
+    config.data.batch_size = 64
+    config.data.crop_padding = 1
+    config.model.width = 16
+    config.train.num_epochs = 30
+    return config

@@ -1,0 +1,1 @@
+"""What programs cost and what runs found: figures, tables, pictures."""

@@ -1,0 +1,62 @@
+"""What a compiled program costs: the compiler's counts, and interleaved times."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The compiler's counts of one program, per device.
+
+    Attributes:
+      flops: floating-point operations of one run.
+      bytes_accessed: bytes read and written by one run, as XLA's cost model counts.
+      temp_bytes: memory for intermediate values.
+      argument_bytes: memory of the arguments.
+    """
+
+    flops: float
+    bytes_accessed: float
+    temp_bytes: int
+    argument_bytes: int
+
+
+def of(compiled: jax.stages.Compiled) -> Cost:
+    """The counts of a compiled program."""
+    analysis = compiled.cost_analysis()
+    memory = compiled.memory_analysis()
+    if analysis is None or memory is None:
+        raise RuntimeError("The compiler of this platform reports no costs.")
+    return Cost(
+        flops=analysis["flops"],
+        bytes_accessed=analysis["bytes accessed"],
+        temp_bytes=memory.temp_size_in_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+    )
+
+
+def interleaved_seconds(
+    programs: Mapping[str, Callable[[], object]], runs: int
+) -> dict[str, np.ndarray]:
+    """Times several programs in turn, A B C A B C ..., so that drift hits all alike.
+
+    Args:
+      programs: each runs once when called, and returns arrays to wait for.
+      runs: timed runs of each, after one that is not.
+
+    Returns:
+      Seconds of every run, [runs] for each program.
+    """
+    for program in programs.values():
+        jax.block_until_ready(program())
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(runs):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.asarray(values) for name, values in seconds.items()}

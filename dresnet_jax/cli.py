@@ -1,0 +1,166 @@
+"""What all commands share: flags, help, errors in one line, and JSON at the end."""
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_collections
+from absl import flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from dresnet_jax.errors import UserError, unknown
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "File of the config, such as configs/digits.py; --config.<field>=<value> changes "
+    "a field of it. configs/common.py explains every field.",
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+
+
+def config() -> ml_collections.ConfigDict:
+    """The config that the person chose.
+
+    Raises:
+      UserError: none was chosen.
+    """
+    if _CONFIG.value is None:
+        raise UserError(f"--config is missing: give one of {_config_files()}.")
+    return _CONFIG.value
+
+
+def workdir() -> epath.Path:
+    """The run directory that the person chose.
+
+    Raises:
+      UserError: none was chosen.
+    """
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: give the directory of the run.")
+    return epath.Path(_WORKDIR.value).expanduser()
+
+
+def finish(result: dict[str, Any]) -> None:
+    """Prints the result as the last line, if JSON was asked for."""
+    if _JSON.value:
+        print(json.dumps(result), flush=True)
+
+
+def run(main: Callable[[], None], *, uses: Sequence[str], words: int = 0) -> NoReturn:
+    """Parses the command line, runs a command and exits.
+
+    The exit code is 0, 1 where the run failed, 2 for a wrong value, 130 for Ctrl-C.
+
+    Args:
+      main: the command; its module's docstring is the help's text.
+      uses: names of the flags that it reads.
+      words: how many words without dashes it takes.
+    """
+    doc = sys.modules["__main__"].__doc__ or ""
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        print(_help(doc, uses))
+        sys.exit(0)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        _parse(sys.argv, uses, words)
+        main()
+    except UserError as error:
+        _fail(f"error: {error}", 2)
+    except flags.Error as error:
+        _fail(f"error: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _parse(argv: list[str], uses: Sequence[str], words: int) -> None:
+    given = {match[1] for match in (re.match(r"--?([\w-]+)", a) for a in argv) if match}
+    for name in sorted(given & {"config", "workdir", "json"} - set(uses)):
+        raise UserError(f"--{name} is not a flag of this command.")
+    _check_config(argv)
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1 + words:
+        raise UserError(
+            f"'{rest[1 + words]}' is not understood: values are given as --name=value."
+        )
+
+
+def _help(doc: str, uses: Sequence[str]) -> str:
+    lines = [doc.strip(), "", "Flags:"]
+    for name in uses:
+        flag = flags.FLAGS[name]
+        default = "" if flag.default in (None, False) else f" Default: {flag.default}."
+        lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _check_config(argv: list[str]) -> None:
+    """Finds mistakes in --config flags whose own messages would be a traceback.
+
+    Raises:
+      UserError: the file is missing, or a field does not exist.
+    """
+    path = None
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            path = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
+    fields = [m[1] for m in (re.match(r"--?config\.([^=]+)", a) for a in argv) if m]
+    if path is None:
+        if fields:
+            raise UserError(
+                f"--config.{fields[0]} needs --config: give one of {_config_files()}."
+            )
+        return
+    file = Path(path.split(":")[0])
+    if not file.is_file():
+        raise UserError(f"Config file '{file}' does not exist: {_config_files()}.")
+    # Config files import each other as configs.<name>, from wherever one stands.
+    sys.path.append(str(file.resolve().parent.parent))
+    tree = _load(file)
+    for field in fields:
+        _check_field(tree, field)
+
+
+def _load(file: Path) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location("_checked_config", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"Config file '{file}' is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
+    node: Any = tree
+    parts = field.split(".")
+    for depth, part in enumerate(parts):
+        inside = ".".join(["config", *parts[:depth]])
+        if not isinstance(node, ml_collections.ConfigDict):
+            raise UserError(f"{inside} has no fields, so no '{part}'.")
+        if part not in node:
+            raise unknown(f"field of {inside}", part, list(node))
+        node = node[part]
+    if isinstance(node, ml_collections.ConfigDict):
+        raise UserError(f"config.{field} is a group: set one of {', '.join(node)}.")
+
+
+def _config_files() -> str:
+    found = sorted(
+        str(path)
+        for path in Path("configs").glob("*.py")
+        if path.stem not in ("__init__", "common")
+    )
+    return ", ".join(found) or "there is no configs directory here"

@@ -1,0 +1,1 @@
+"""Learned connections between the blocks of a network; knows nothing of images."""

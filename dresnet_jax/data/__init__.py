@@ -1,0 +1,1 @@
+"""Datasets: what they are, where they come from, and the batches made of them."""

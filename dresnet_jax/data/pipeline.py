@@ -1,0 +1,135 @@
+"""Batches: a pure function of (seed, step), made inside the jitted program.
+
+The whole set lies on the device as uint8. Nothing but the seed and the step, not the
+number of devices and no restart, decides what a batch holds.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dresnet_jax.data import augment
+from dresnet_jax.data.sources import Split
+from dresnet_jax.errors import UserError
+
+
+class Batch(flax.struct.PyTreeNode):
+    """Examples of one step.
+
+    Attributes:
+      images: [batch, height, width, channels], float32, normalised.
+      labels: [batch], int32.
+      mask: [batch], bool; False where an example only fills the batch.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How batches are made of a split.
+
+    Attributes:
+      batch_size: examples per step, over all devices.
+      mean: subtracted from pixels in [0, 1], per channel.
+      std: what they are then divided by, per channel.
+      crop_padding: zero pixels added a side before a random crop.
+      flip: whether images are flipped left-right at random.
+    """
+
+    batch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Full batches in an epoch; the examples left over come in another one.
+
+        Raises:
+          UserError: there is not one full batch.
+        """
+        if not 1 <= self.batch_size <= num_examples:
+            raise UserError(
+                f"data.batch_size = {self.batch_size} must be between 1 and the "
+                f"{num_examples} training examples."
+            )
+        return num_examples // self.batch_size
+
+
+@functools.partial(jax.jit, static_argnames="num_examples")
+def epoch_order(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:
+    """The order of the examples in an epoch: a permutation, [num_examples], int32."""
+    epoch_key = jax.random.fold_in(derive_key(key, "order"), epoch)
+    return jax.random.permutation(epoch_key, num_examples)
+
+
+def train_batch(
+    recipe: Recipe,
+    images: jax.Array,
+    labels: jax.Array,
+    order: jax.Array,
+    key: jax.Array,
+    step: jax.Array,
+) -> Batch:
+    """The augmented batch of one step.
+
+    Args:
+      recipe: how it is made.
+      images: the whole split, [examples, height, width, channels], uint8.
+      labels: [examples], int32.
+      order: `epoch_order` of the step's epoch, [examples].
+      key: of the run.
+      step: from 0, int32 scalar.
+    """
+    steps_per_epoch = recipe.steps_per_epoch(order.shape[0])
+    start = (step % steps_per_epoch) * recipe.batch_size
+    indices = jax.lax.dynamic_slice(order, (start,), (recipe.batch_size,))
+    crop_key, flip_key = jax.random.split(
+        jax.random.fold_in(derive_key(key, "augment"), step)
+    )
+    pixels = augment.random_crop(crop_key, images[indices], recipe.crop_padding)
+    if recipe.flip:
+        pixels = augment.random_flip(flip_key, pixels)
+    mask = jnp.ones(recipe.batch_size, bool)
+    return Batch(images=normalise(recipe, pixels), labels=labels[indices], mask=mask)
+
+
+def eval_batches(recipe: Recipe, split: Split) -> Iterator[tuple[np.ndarray, ...]]:
+    """Every example exactly once, in order.
+
+    Yields:
+      images [batch_size, height, width, channels] uint8, labels [batch_size] int32
+      and mask [batch_size] bool; the last batch is filled up and masked.
+    """
+    size = recipe.batch_size
+    for start in range(0, len(split.labels), size):
+        images, labels = split.images[start:][:size], split.labels[start:][:size]
+        fill = size - len(labels)
+        yield (
+            np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0))),
+            np.pad(labels, (0, fill)),
+            np.arange(size) < len(labels),
+        )
+
+
+def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
+    """uint8 [batch, height, width, channels] to float32, by the recipe's mean, std."""
+    mean, std = (
+        jnp.asarray(value, jnp.float32)[None, None, None, :]
+        for value in (recipe.mean, recipe.std)
+    )
+    return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+def derive_key(key: jax.Array, purpose: str) -> jax.Array:
+    """The run's key for one purpose, so that no two purposes share random numbers."""
+    purposes = ("init", "order", "augment", "dropout")
+    return jax.random.fold_in(key, purposes.index(purpose))

@@ -1,0 +1,34 @@
+"""The error a person can mend, and the look-up by name that raises it."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A wrong value given by a person; its one-line text is all they need.
+
+    The commands print the text and exit with code 2. Any other exception is a
+    defect of the program and keeps its traceback.
+    """
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among the choices: nearest match, then all."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UserError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(choices)}.")
+
+
+def pick(kind: str, name: str, registry: Mapping[str, T]) -> T:
+    """Looks a name up in a registry.
+
+    Raises:
+      UserError: the name is not there.
+    """
+    if name not in registry:
+        raise unknown(kind, name, registry)
+    return registry[name]

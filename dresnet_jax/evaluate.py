@@ -1,0 +1,44 @@
+"""Evaluates the newest checkpoint of a run.
+
+    python -m dresnet_jax.evaluate --workdir=runs/digits --split=test
+
+Prints accuracy, loss, the accuracy of each class and the confusion matrix, and writes
+them to evaluation_<split>.json in the run directory.
+"""
+
+from absl import flags
+
+from dresnet_jax import cli
+from dresnet_jax.analysis import reports
+from dresnet_jax.data import catalog, sources
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import checkpointing, evaluation, experiment, workdir
+
+_SPLIT = flags.DEFINE_enum("split", "test", catalog.SPLITS, "Split to evaluate on.")
+
+
+def main() -> None:
+    """Evaluates, prints, writes."""
+    directory = cli.workdir()
+    parts = experiment.build(workdir.read_config(directory))
+    restored = checkpointing.restore(directory, parts.create_state(abstract=True))
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint: train it first.")
+    split = sources.load(parts.dataset)[_SPLIT.value]
+    found = evaluation.Evaluator(parts)(restored.state, split)
+    report = {
+        "workdir": str(directory),
+        "split": _SPLIT.value,
+        "step": restored.step,
+        "examples": len(split.labels),
+        "accuracy": found.accuracy,
+        "loss": found.loss,
+        **reports.per_class(split.labels, found.predictions, parts.dataset.class_names),
+    }
+    workdir.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)
+    print(reports.evaluation_table(report))
+    cli.finish(report)
+
+
+if __name__ == "__main__":
+    cli.run(main, uses=("workdir", "split", "json"))

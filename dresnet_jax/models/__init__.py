@@ -1,0 +1,1 @@
+"""Networks: layers, blocks, heads, one backbone, and the zoo of named models."""

@@ -1,0 +1,121 @@
+"""The one backbone: CNN, ResNet and DResNet are this class with different specs."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+from flax import linen as nn
+
+from dresnet_jax.connections.module import Connections, ConnectionSpec
+from dresnet_jax.connections.weighted_sum import BlockOutputs
+from dresnet_jax.models.blocks import BLOCKS, SHORTCUTS, STEMS
+from dresnet_jax.models.heads import Classifier
+from dresnet_jax.models.layers import ConvNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+    """What a network is, apart from its parameters.
+
+    Attributes:
+      num_classes: of the classifier.
+      stem: a key of `blocks.STEMS`.
+      stem_activation: whether a ReLU follows the stem's norm.
+      block: a key of `blocks.BLOCKS`.
+      shortcut: a key of `blocks.SHORTCUTS`.
+      width: channels of the stem and the first stage; each later stage doubles them.
+      blocks_per_stage: the first block of each later stage has a stride of 2.
+      conv_bias: whether convolutions that a norm follows have a bias.
+      dropout: rate before the classifier.
+      dtype: of the computation, "float32" or "bfloat16".
+      connections: the learned connections.
+    """
+
+    num_classes: int
+    stem: str
+    stem_activation: bool
+    block: str
+    shortcut: str
+    width: int
+    blocks_per_stage: tuple[int, ...]
+    conv_bias: bool
+    dropout: float
+    dtype: str
+    connections: ConnectionSpec
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stage, from 0, of each block."""
+        return tuple(
+            stage
+            for stage, blocks in enumerate(self.blocks_per_stage)
+            for _ in range(blocks)
+        )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the stem's output y_0 and of each block's output y_i."""
+        return (self.width, *(self.width * 2**stage for stage in self.stages))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each block."""
+        earlier = (0, *self.stages)
+        return tuple(
+            2 if stage != before else 1
+            for stage, before in zip(self.stages, earlier, strict=False)
+        )
+
+    @property
+    def total_stride(self) -> int:
+        """Side of the image divided by the side of the last output."""
+        return STEMS[self.stem].total_stride * math.prod(self.strides)
+
+
+class Backbone(nn.Module):
+    """Stem, residual blocks with learned connections, classifier."""
+
+    spec: BackboneSpec
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Logits of normalised images.
+
+        Args:
+          images: [batch, height, width, channels], float32.
+          train: whether norms use the batch's statistics and dropout is on; needs
+            the "dropout" RNG where the rate is above 0.
+
+        Returns:
+          [batch, num_classes], float32.
+        """
+        spec = self.spec
+        conv_norm = functools.partial(
+            ConvNorm, use_bias=spec.conv_bias, dtype=spec.dtype
+        )
+        stem = STEMS[spec.stem]
+        x = conv_norm(
+            spec.width,
+            kernel=stem.kernel,
+            stride=stem.stride,
+            activation=nn.relu if spec.stem_activation else None,
+            name="stem",
+        )(images.astype(spec.dtype), train=train)
+        if stem.pool:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+        connections = Connections(spec.connections, spec.channels, name="connections")
+        outputs = BlockOutputs(x)
+        for i, stride in enumerate(spec.strides, start=1):
+            keeps_shape = stride == 1 and spec.channels[i] == spec.channels[i - 1]
+            block = BLOCKS[spec.block](
+                spec.channels[i],
+                stride,
+                SHORTCUTS[spec.shortcut](i, keeps_shape),
+                conv_norm,
+                name=f"block_{i}",
+            )
+            outputs.append(block(connections(i, outputs), train=train))
+        head = Classifier(spec.num_classes, spec.dropout, name="head")
+        return head(outputs.last, train=train)

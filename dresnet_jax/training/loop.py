@@ -1,0 +1,202 @@
+"""The only training loop."""
+
+import functools
+import math
+import platform
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+from etils import epath
+
+import dresnet_jax
+from dresnet_jax.data import pipeline, sources
+from dresnet_jax.training import checkpointing, optimizer, sharding, workdir
+from dresnet_jax.training.evaluation import Evaluator
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.metrics import Log
+from dresnet_jax.training.state import TrainState
+from dresnet_jax.training.steps import StepResult
+
+Splits = Mapping[str, sources.Split]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is infinite or not a number; the run cannot go on."""
+
+
+def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
+    """Trains from the newest checkpoint, or from the start, to the end.
+
+    Args:
+      experiment: what is trained.
+      directory: the run directory, claimed for this experiment's config.
+
+    Returns:
+      The report, which is also written to `report.json`.
+
+    Raises:
+      NonFiniteLossError: names the step; the checkpoints before it stay.
+    """
+    began = time.monotonic()
+    splits = sources.load(experiment.dataset)
+    evaluate = Evaluator(experiment)
+    state, start = _restore_or_create(experiment, directory)
+    keep = experiment.config.train.keep_checkpoints
+    with (
+        checkpointing.Checkpoints(directory, keep) as checkpoints,
+        Log(directory, start, experiment.num_steps) as log,
+    ):
+        if start == 0:
+            log.write_gates(0, experiment.gate_openings(state))
+        if start < experiment.num_steps:
+            state = _train(experiment, state, start, splits, evaluate, checkpoints, log)
+    validation = evaluate(state, splits["validation"])
+    test = evaluate(state, splits["test"])
+    report = {
+        "workdir": str(directory),
+        "model": experiment.config.model.name,
+        "dataset": experiment.dataset.name,
+        "seed": experiment.config.seed,
+        "steps": experiment.num_steps,
+        "params": sum(x.size for x in jax.tree.leaves(state.params)),
+        "val_loss": validation.loss,
+        "val_accuracy": validation.accuracy,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "gates": experiment.gate_openings(state),
+        "seconds": time.monotonic() - began,
+        "versions": _versions(),
+    }
+    workdir.write_json(directory / "report.json", report)
+    return report
+
+
+def _train(
+    experiment: Experiment,
+    state: TrainState,
+    start: int,
+    splits: Splits,
+    evaluate: Evaluator,
+    checkpoints: checkpointing.Checkpoints,
+    log: Log,
+) -> TrainState:
+    """Runs the steps from `start`; evaluates, logs and saves on the way."""
+    config = experiment.config.train
+    replicated = sharding.replicated(experiment.mesh)
+    train = splits["train"]
+    images, labels = jax.device_put((train.images, train.labels), replicated)
+    key = jax.random.key(experiment.config.seed)
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch: int) -> jax.Array:
+        permutation = pipeline.epoch_order(key, epoch, len(train.labels))
+        return jax.device_put(permutation, replicated)
+
+    train_step = experiment.compile_train_step()
+    late = _LateReport(experiment, log, start)
+    for step in range(start + 1, experiment.num_steps + 1):
+        epoch = (step - 1) // experiment.steps_per_epoch
+        state, result = train_step(state, images, labels, order(epoch))
+        late.add(step, result)
+        is_last = step == experiment.num_steps
+        if is_last or step % experiment.eval_every_steps == 0:
+            late.flush()
+            _validate(experiment, state, step, splits, evaluate, log)
+        if is_last or step % config.checkpoint_every_steps == 0:
+            # Only a state whose step was found finite is worth keeping.
+            late.flush()
+            checkpoints.save(step, state)
+    return state
+
+
+def _validate(
+    experiment: Experiment,
+    state: TrainState,
+    step: int,
+    splits: Splits,
+    evaluate: Evaluator,
+    log: Log,
+) -> None:
+    validation = evaluate(state, splits["validation"])
+    log.write(
+        step,
+        {
+            "epoch": step / experiment.steps_per_epoch,
+            "val_loss": validation.loss,
+            "val_accuracy": validation.accuracy,
+        },
+    )
+    log.write_gates(step, experiment.gate_openings(state))
+
+
+class _LateReport:
+    """Looks at a step's result when the next one is under way, so as not to stop it."""
+
+    def __init__(self, experiment: Experiment, log: Log, start: int) -> None:
+        config = experiment.config
+        self._schedule = optimizer.schedule(config.optimizer, experiment.num_steps)
+        self._every = config.train.log_every_steps
+        self._last_step = experiment.num_steps
+        self._batch_size = experiment.recipe.batch_size
+        self._log = log
+        self._pending: tuple[int, StepResult] | None = None
+        self._logged = (start, time.monotonic())
+
+    def add(self, step: int, result: StepResult) -> None:
+        """Takes the result of a step just dispatched; reports the one before it."""
+        self.flush()
+        self._pending = (step, result)
+
+    def flush(self) -> None:
+        """Waits for the step last taken and reports it."""
+        if self._pending is None:
+            return
+        (step, result), self._pending = self._pending, None
+        loss, grad_norm = jax.device_get((result.loss, result.grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NonFiniteLossError(
+                f"At step {step} the loss is {loss} and the norm of its gradient "
+                f"{grad_norm}. Training stopped; earlier checkpoints are kept. A lower "
+                "optimizer.learning_rate or optimizer.clip_norm may help."
+            )
+        if step % self._every == 0 or step == self._last_step:
+            self._write(step, result)
+        self._log.advance(step)
+
+    def _write(self, step: int, result: StepResult) -> None:
+        means = jax.device_get(result.running).compute()
+        now = time.monotonic()
+        before, then = self._logged
+        self._logged = (step, now)
+        self._log.write(
+            step,
+            {
+                "train_loss": float(means["loss"]),
+                "train_accuracy": float(means["accuracy"]),
+                "learning_rate": float(self._schedule(step - 1)),
+                "images_per_second": (step - before) * self._batch_size / (now - then),
+            },
+        )
+
+
+def _restore_or_create(
+    experiment: Experiment, directory: epath.Path
+) -> tuple[TrainState, int]:
+    restored = checkpointing.restore(directory, experiment.create_state(abstract=True))
+    if restored is None:
+        return experiment.create_state(), 0
+    checkpointing.set_aside(directory, restored.damaged)
+    print(f"Going on from the checkpoint of step {restored.step}.", flush=True)
+    return restored.state, restored.step
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    return {
+        "python": platform.python_version(),
+        "dresnet_jax": dresnet_jax.__version__,
+        **{package: metadata.version(package) for package in packages},
+    }

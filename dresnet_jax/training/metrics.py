@@ -1,0 +1,100 @@
+"""Metrics by clu, and their writers: lines of JSON, TensorBoard, the screen."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+from clu import metrics
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+@flax.struct.dataclass
+class Metrics(metrics.Collection):
+    """Mean loss and accuracy over the examples that the mask lets through."""
+
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    accuracy: metrics.Accuracy
+
+
+class Log:
+    """Writes a run's metrics; use as a context manager.
+
+    `metrics.jsonl` holds one JSON object a line, each with its `step`. A run that
+    goes on from a checkpoint first drops the lines after it, so that no line is
+    lost or stands twice.
+    """
+
+    def __init__(self, workdir: epath.Path, start_step: int, num_steps: int) -> None:
+        """Opens the files.
+
+        Args:
+          workdir: the run directory.
+          start_step: steps already done, whose lines are kept.
+          num_steps: of the whole run.
+        """
+        self._path = workdir / "metrics.jsonl"
+        kept = [line for line in read(workdir) if line["step"] <= start_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1
+        )
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> "Log":
+        """Nothing but the object itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes every file."""
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar to a step."""
+        self._bar.update(step - self._bar.n)
+
+    def write(self, step: int, scalars: Mapping[str, float], **more: Any) -> None:
+        """Writes one line; `more` is what is not a scalar, for `metrics.jsonl` only."""
+        self._file.write(json.dumps({"step": step, **scalars, **more}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        line = f"step {step:6d}  {text}"
+        if self._bar.disable:
+            print(line, flush=True)
+        else:
+            self._bar.write(line, file=sys.stdout)
+
+    def write_gates(
+        self, step: int, openings: Mapping[int, Mapping[int, float]]
+    ) -> None:
+        """Writes every gate's F(w): a line of its own, and a curve in TensorBoard."""
+        if not openings:
+            return
+        self._file.write(json.dumps({"step": step, "gates": openings}) + "\n")
+        self._file.flush()
+        for block, sources in openings.items():
+            for source, value in sources.items():
+                self._board.add_scalar(f"gates/{block}_from_{source}", value, step)
+
+
+def read(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; none where there is no such file.
+
+    A last line that was cut off when the run was killed is left out.
+    """
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

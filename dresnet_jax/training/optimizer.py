@@ -1,0 +1,95 @@
+"""The optimiser of a config, from optax's parts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from dresnet_jax.connections.module import GATE_PARAMETERS
+from dresnet_jax.errors import UserError, pick
+
+
+def build(
+    config: ml_collections.ConfigDict, num_steps: int
+) -> optax.GradientTransformation:
+    """Clipping, the optimiser with its schedule, and the gates' own learning rate.
+
+    Args:
+      config: the `optimizer` part of a config.
+      num_steps: the run's length, over which the learning rate falls to 0.
+
+    Raises:
+      UserError: the optimiser is unknown or a value out of range.
+    """
+    make = pick("optimizer", config.name, OPTIMIZERS)
+    for field in ("learning_rate", "weight_decay", "clip_norm", "gate_multiplier"):
+        if not config[field] >= 0:
+            raise UserError(f"optimizer.{field} = {config[field]} must not be below 0.")
+    for field in ("momentum", "b1", "b2", "warmup_fraction"):
+        if not 0 <= config[field] < 1:
+            raise UserError(f"optimizer.{field} = {config[field]} must be in [0, 1).")
+    clip = (
+        optax.clip_by_global_norm(config.clip_norm)
+        if config.clip_norm
+        else optax.identity()
+    )
+    return optax.chain(
+        clip,
+        make(config, schedule(config, num_steps)),
+        optax.masked(optax.scale(config.gate_multiplier), is_gate),
+    )
+
+
+def schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak learning rate, then a cosine to 0."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=int(config.warmup_fraction * num_steps),
+        decay_steps=num_steps,
+    )
+
+
+def is_kernel(params: Any) -> Any:
+    """Marks the leaves that weight decay acts on: no norm, bias, gate or sharpness."""
+    return _named(params, ("kernel",))
+
+
+def is_gate(params: Any) -> Any:
+    """Marks the leaves that the gate multiplier acts on."""
+    return _named(params, GATE_PARAMETERS)
+
+
+def _named(params: Any, names: tuple[str, ...]) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key in names, params
+    )
+
+
+def _sgd(
+    config: ml_collections.ConfigDict, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+        optax.sgd(learning_rate, momentum=config.momentum, nesterov=True),
+    )
+
+
+def _adamw(
+    config: ml_collections.ConfigDict, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    return optax.adamw(
+        learning_rate,
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=is_kernel,
+    )
+
+
+OPTIMIZERS: dict[
+    str,
+    Callable[[ml_collections.ConfigDict, optax.Schedule], optax.GradientTransformation],
+] = {"sgd": _sgd, "adamw": _adamw}

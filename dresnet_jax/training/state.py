@@ -1,0 +1,92 @@
+"""The state of a run, made straight into place on the devices."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dresnet_jax.data.pipeline import derive_key
+from dresnet_jax.models.backbone import Backbone
+from dresnet_jax.training import sharding
+from dresnet_jax.training.metrics import Metrics
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes, and all that a checkpoint holds.
+
+    Attributes:
+      step: steps done, int32 scalar.
+      key: of the run; never changes.
+      params: float32 parameters.
+      batch_stats: running averages of the norms.
+      opt_state: optax's.
+      ema_params: averaged parameters, or None where the config asks for none.
+      running: metrics since the last log line.
+      model: the network (static).
+      optimizer: the optax transformation (static).
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    ema_params: Any
+    running: Metrics
+    model: Backbone = flax.struct.field(pytree_node=False)
+    optimizer: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters that are evaluated: the averaged ones where there are."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def create(
+    model: Backbone,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    image_shape: tuple[int, int, int],
+    averaged: bool,
+    mesh: Mesh,
+    abstract: bool = False,
+) -> TrainState:
+    """A fresh state, replicated over the mesh.
+
+    Args:
+      model: the network.
+      optimizer: the optax transformation.
+      seed: of the run.
+      image_shape: (height, width, channels).
+      averaged: whether averaged parameters are kept.
+      mesh: the devices.
+      abstract: return shapes, dtypes and shardings instead of arrays.
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(derive_key(key, "init"), images, train=False)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=key,
+            params=params,
+            batch_stats=variables["batch_stats"],
+            opt_state=optimizer.init(params),
+            ema_params=params if averaged else None,
+            running=Metrics.empty(),
+            model=model,
+            optimizer=optimizer,
+        )
+
+    key = jax.random.key(seed)
+    place = sharding.replicated(mesh)
+    shapes = sharding.abstract(jax.eval_shape(init, key), place)
+    if abstract:
+        return shapes
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    return jax.jit(init, out_shardings=shardings)(key)
