@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging as stdlib_logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -53,7 +54,13 @@ def finish(result: dict[str, Any]) -> None:
         print(json.dumps(result), flush=True)
 
 
-def run(main: Callable[[], None], *, uses: Sequence[str], words: int = 0) -> NoReturn:
+def run(
+    main: Callable[..., None],
+    *,
+    uses: Sequence[str],
+    words: Sequence[str] = (),
+    default_config: str | None = None,
+) -> NoReturn:
     """Parses the command line, runs a command and exits.
 
     The exit code is 0, 1 where the run failed, 2 for a wrong value, 130 for Ctrl-C.
@@ -61,7 +68,8 @@ def run(main: Callable[[], None], *, uses: Sequence[str], words: int = 0) -> NoR
     Args:
       main: the command; its module's docstring is the help's text.
       uses: names of the flags that it reads.
-      words: how many words without dashes it takes.
+      words: names of the words without dashes that it takes, and passes to `main`.
+      default_config: the config file where none is given.
     """
     doc = sys.modules["__main__"].__doc__ or ""
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
@@ -69,15 +77,16 @@ def run(main: Callable[[], None], *, uses: Sequence[str], words: int = 0) -> NoR
         sys.exit(0)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    formatter = stdlib_logging.Formatter("%(levelname)s: %(message)s")
+    logging.get_absl_handler().setFormatter(formatter)
     try:
-        _parse(sys.argv, uses, words)
-        main()
+        main(*_parse(sys.argv, uses, words, default_config))
     except UserError as error:
         _fail(f"error: {error}", 2)
     except flags.Error as error:
         _fail(f"error: {' '.join(str(error).split())}", 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        _fail(f"interrupted {error}".strip(), 130)
     sys.exit(0)
 
 
@@ -86,16 +95,27 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _parse(argv: list[str], uses: Sequence[str], words: int) -> None:
+def _parse(
+    argv: list[str],
+    uses: Sequence[str],
+    words: Sequence[str],
+    default_config: str | None,
+) -> list[str]:
     given = {match[1] for match in (re.match(r"--?([\w-]+)", a) for a in argv) if match}
     for name in sorted(given & {"config", "workdir", "json"} - set(uses)):
         raise UserError(f"--{name} is not a flag of this command.")
+    if default_config and not any(re.match(r"--?config(=|$)", a) for a in argv):
+        # In argv itself, where config_flags looks for the overrides.
+        argv.insert(1, f"--config={default_config}")
     _check_config(argv)
-    rest = flags.FLAGS(argv)
-    if len(rest) > 1 + words:
+    rest = flags.FLAGS(argv)[1:]
+    if len(rest) > len(words):
         raise UserError(
-            f"'{rest[1 + words]}' is not understood: values are given as --name=value."
+            f"'{rest[len(words)]}' is not understood: give values as --name=value."
         )
+    if len(rest) < len(words):
+        raise UserError(f"A word is missing: the {words[len(rest)]}. See --help.")
+    return rest
 
 
 def _help(doc: str, uses: Sequence[str]) -> str:

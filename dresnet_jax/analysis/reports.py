@@ -8,6 +8,7 @@ import numpy as np
 from clu import parameter_overview
 from sklearn.metrics import confusion_matrix
 
+from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.analysis.cost import Cost
 from dresnet_jax.connections.module import Openings
 
@@ -43,6 +44,27 @@ def cost_table(cost: Cost) -> str:
             f"arguments in memory: {cost.argument_bytes / mib:12.1f} MiB",
         )
     )
+
+
+def connection_cost_table(rows: Sequence[Row]) -> str:
+    """A row per form, as ratios to the plain network, which comes first."""
+    names = ("FLOPs", "bytes", "temporary", "step", "(range)", "ms", "compile")
+    lines = [f"{rows[0].model:24s}" + "".join(f"{name:>13s}" for name in names)]
+    for row in rows:
+        low, high = row.step_ratio_range
+        cells = (
+            f"{row.flops_ratio:.3f}",
+            f"{row.bytes_ratio:.3f}",
+            f"{row.temp_ratio:.3f}",
+            f"{row.step_ratio:.3f}",
+            f"{low:.2f}..{high:.2f}",
+            f"{row.step_seconds * 1e3:.1f}",
+            f"{row.compile_ratio:.2f}",
+        )
+        lines.append(
+            f"{'connections: ' + row.form:24s}" + "".join(f"{c:>13s}" for c in cells)
+        )
+    return "\n".join(lines)
 
 
 def per_class(
