@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from dresnet_jax.analysis import cost
 from dresnet_jax.data.pipeline import Batch
-from dresnet_jax.training import experiment, steps
+from dresnet_jax.training import experiment
 
 PLAIN = "none"
 
@@ -60,7 +59,11 @@ def measure(
     Returns:
       A row per program, the plain network first.
     """
-    programs = {form: _compile(_with_form(config, form)) for form in (PLAIN, *forms)}
+    # All are built, and so checked, before the first is compiled.
+    parts = {
+        form: experiment.build(_with_form(config, form)) for form in (PLAIN, *forms)
+    }
+    programs = {form: _compile(part) for form, part in parts.items()}
     runners = {form: program.run for form, program in programs.items()}
     seconds = cost.interleaved_seconds(runners, runs)
     plain = programs[PLAIN]
@@ -102,8 +105,7 @@ def _with_form(
     return config
 
 
-def _compile(config: ml_collections.ConfigDict) -> _Program:
-    parts = experiment.build(config)
+def _compile(parts: experiment.Experiment) -> _Program:
     state = parts.create_state()
     size, side = parts.recipe.batch_size, parts.dataset.image_size
     random = np.random.RandomState(0)
@@ -113,14 +115,8 @@ def _compile(config: ml_collections.ConfigDict) -> _Program:
         labels=jnp.asarray(random.randint(parts.dataset.num_classes, size=size)),
         mask=jnp.ones(size, bool),
     )
-    step = functools.partial(
-        steps.train_step,
-        label_smoothing=config.train.label_smoothing,
-        ema_decay=config.train.ema_decay,
-        log_every_steps=config.train.log_every_steps,
-    )
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
 
     def run() -> object:

@@ -53,88 +53,6 @@ class ConnectionSpec:
         gates.starting_weight(gate, self.opening, self.sharpness)
 
 
-class Projection(nn.Module):
-    """The parameters of one 1x1 projection."""
-
-    in_channels: int
-    out_channels: int
-    use_bias: bool
-
-    def setup(self) -> None:
-        """Creates kernel [in_channels, out_channels] and bias [out_channels]."""
-        shape = (self.in_channels, self.out_channels)
-        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        if self.use_bias:
-            self.bias = self.param("bias", nn.initializers.zeros, (self.out_channels,))
-
-
-class Reader(nn.Module):
-    """The gate and the projections of one block that reads earlier ones.
-
-    Attributes:
-      spec: the network's connections.
-      channels: of y_0, y_1, ..., y_n.
-      block: the number i of the reading block.
-    """
-
-    spec: ConnectionSpec
-    channels: tuple[int, ...]
-    block: int
-
-    def setup(self) -> None:
-        """Creates gate_weights [sources], the projections, and k if it is owned."""
-        spec, sources = self.spec, self.spec.topology.sources(self.block)
-        gate = gates.GATES[spec.gate]
-        start = gates.starting_weight(gate, spec.opening, spec.sharpness)
-        self.gate_weights = self.param(
-            "gate_weights", nn.initializers.constant(start), (len(sources),)
-        )
-        self.projections = [
-            Projection(
-                self.channels[k],
-                self.channels[self.block - 1],
-                spec.projection_bias,
-                name=f"from_{k}",
-            )
-            for k in sources
-        ]
-        self.sharpness = None
-        if gate.has_sharpness and spec.sharpness_granularity != "global":
-            per_edge = spec.sharpness_granularity == "per_edge"
-            self.sharpness = _sharpness(self, (len(sources),) if per_edge else ())
-
-    def _biases(self) -> list[jax.Array] | None:
-        if not self.spec.projection_bias:
-            return None
-        return [projection.bias for projection in self.projections]
-
-    def openings(self, shared_sharpness: jax.Array | None) -> jax.Array:
-        """F(w_ik) of this block's sources: [sources], float32."""
-        raw = self.sharpness if shared_sharpness is None else shared_sharpness
-        sharpness = jnp.ones(()) if raw is None else gates.positive(raw)
-        return gates.GATES[self.spec.gate].function(self.gate_weights, sharpness)
-
-    def __call__(
-        self,
-        outputs: weighted_sum.BlockOutputs,
-        shared_sharpness: jax.Array | None,
-    ) -> jax.Array:
-        """The block's input x_i, with the shape of the newest output."""
-        base = outputs.last
-        size = (base.shape[1], base.shape[2])
-        form = weighted_sum.FORMS[self.spec.form]
-        return form.function(
-            base,
-            [
-                outputs.pooled(k, size) if form.pools_first else outputs[k]
-                for k in self.spec.topology.sources(self.block)
-            ],
-            self.openings(shared_sharpness),
-            [projection.kernel for projection in self.projections],
-            self._biases(),
-        )
-
-
 class Connections(nn.Module):
     """The learned connections of a network.
 
@@ -151,15 +69,15 @@ class Connections(nn.Module):
 
     def setup(self) -> None:
         """Creates a `block_<i>` for each reader, and k if all share it."""
-        spec = self.spec
-        self.readers = {
-            str(i): Reader(spec, self.channels, i, name=f"block_{i}")
-            for i in spec.topology.readers
+        self.blocks = {
+            str(i): self.param(f"block_{i}", self._init_block, i)
+            for i in self.spec.topology.readers
         }
-        self.sharpness = None
-        shares_sharpness = spec.sharpness_granularity == "global"
-        if self.readers and gates.GATES[spec.gate].has_sharpness and shares_sharpness:
-            self.sharpness = _sharpness(self, ())
+        if self._has_sharpness("global"):
+            start = gates.positive_inverse(self.spec.sharpness)
+            self.sharpness = self.param(
+                "gate_sharpness", nn.initializers.constant(start), ()
+            )
 
     def __call__(self, block: int, outputs: weighted_sum.BlockOutputs) -> jax.Array:
         """The input x_i of block i, [batch, height, width, channels] as y_{i-1}.
@@ -168,15 +86,66 @@ class Connections(nn.Module):
           block: i, from 1.
           outputs: y_0 to y_{i-1}.
         """
-        reader = self.readers.get(str(block))
-        return outputs.last if reader is None else reader(outputs, self.sharpness)
+        sources = self.spec.topology.sources(block)
+        base = outputs.last
+        if not sources:
+            return base
+        size = (base.shape[1], base.shape[2])
+        form = weighted_sum.FORMS[self.spec.form]
+        edges = [self.blocks[str(block)][f"from_{k}"] for k in sources]
+        return form.function(
+            base,
+            [
+                outputs.pooled(k, size) if form.pools_first else outputs[k]
+                for k in sources
+            ],
+            self._openings(block),
+            [edge["kernel"] for edge in edges],
+            [edge["bias"] for edge in edges] if self.spec.projection_bias else None,
+        )
 
     def openings(self) -> dict[int, jax.Array]:
         """F(w) of every reader: {block: [sources]}, float32."""
-        return {
-            int(i): reader.openings(self.sharpness)
-            for i, reader in self.readers.items()
-        }
+        return {i: self._openings(i) for i in self.spec.topology.readers}
+
+    def _openings(self, block: int) -> jax.Array:
+        parameters = self.blocks[str(block)]
+        sharpness = jnp.ones(())
+        if gates.GATES[self.spec.gate].has_sharpness:
+            shared = self._has_sharpness("global")
+            raw = self.sharpness if shared else parameters["gate_sharpness"]
+            sharpness = gates.positive(raw)
+        return gates.GATES[self.spec.gate].function(
+            parameters["gate_weights"], sharpness
+        )
+
+    def _has_sharpness(self, *granularities: str) -> bool:
+        """Whether there is a k, and it is shared in one of these ways."""
+        spec = self.spec
+        needed = spec.topology.edges and gates.GATES[spec.gate].has_sharpness
+        return bool(needed) and spec.sharpness_granularity in granularities
+
+    def _init_block(self, key: jax.Array, block: int) -> dict[str, Any]:
+        """gate_weights [sources], its k if it owns one, and a projection per source."""
+        spec, sources = self.spec, self.spec.topology.sources(block)
+        gate = gates.GATES[spec.gate]
+        start = gates.starting_weight(gate, spec.opening, spec.sharpness)
+        parameters: dict[str, Any] = {"gate_weights": jnp.full(len(sources), start)}
+        if self._has_sharpness("per_block", "per_edge"):
+            per_edge = spec.sharpness_granularity == "per_edge"
+            parameters["gate_sharpness"] = jnp.full(
+                len(sources) if per_edge else (), gates.positive_inverse(spec.sharpness)
+            )
+        out_channels = self.channels[block - 1]
+        for k, edge_key in zip(
+            sources, jax.random.split(key, len(sources)), strict=True
+        ):
+            shape = (self.channels[k], out_channels)
+            edge = {"kernel": nn.initializers.lecun_normal()(edge_key, shape)}
+            if spec.projection_bias:
+                edge["bias"] = jnp.zeros(out_channels)
+            parameters[f"from_{k}"] = edge
+        return parameters
 
 
 def openings(
@@ -193,8 +162,3 @@ def openings(
         i: dict(zip(spec.topology.sources(i), map(float, values), strict=True))
         for i, values in arrays.items()
     }
-
-
-def _sharpness(module: nn.Module, shape: tuple[int, ...]) -> jax.Array:
-    start = gates.positive_inverse(module.spec.sharpness)
-    return module.param("gate_sharpness", nn.initializers.constant(start), shape)

@@ -129,8 +129,13 @@ class BlockOutputs:
         """y_k, average-pooled to (height, width); the same array for every caller."""
         known = self._pooled[k]
         if size not in known:
-            # Averages of averages are exact only where the windows nest.
-            nested = [y for s, y in known.items() if _divides(size, s)]
+            # Averages of averages are exact only where all windows nest.
+            whole = self._outputs[k].shape[1:3]
+            nested = [
+                pooled
+                for middle, pooled in known.items()
+                if _divides(size, middle) and _divides(middle, whole)
+            ]
             start = nested[-1] if nested else self._outputs[k]
             known[size] = average_pool(start, size)
         return known[size]
@@ -153,7 +158,9 @@ def average_pool(images: jax.Array, size: tuple[int, ...]) -> jax.Array:
         raise ValueError(f"Cannot pool {(height, width)} to the larger {size}.")
     if _divides(size, (height, width)):
         window = (height // size[0], width // size[1])
-        return nn.avg_pool(images, window, strides=window)
+        # Flax divides by a whole number, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return nn.avg_pool(images, window, strides=window)
     rows, columns = (
         jnp.asarray(_pooling_matrix(n, m), images.dtype)
         for n, m in zip((height, width), size, strict=True)

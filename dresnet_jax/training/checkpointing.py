@@ -127,8 +127,12 @@ def _verify(checkpoint: epath.Path) -> None:
     path = checkpoint / _DIGESTS
     if not path.exists():
         return
+    try:
+        expected = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{_DIGESTS} is damaged") from error
     found = _digests(checkpoint)
-    for name, digest in json.loads(path.read_text()).items():
+    for name, digest in expected.items():
         if name not in found:
             raise ValueError(f"{name} is missing")
         if found[name] != digest:

@@ -60,6 +60,17 @@ class Experiment:
             abstract=abstract,
         )
 
+    @property
+    def step(self) -> steps.TrainStep:
+        """`steps.train_step` with this run's settings: (state, batch)."""
+        train = self.config.train
+        return functools.partial(
+            steps.train_step,
+            label_smoothing=train.label_smoothing,
+            ema_decay=train.ema_decay,
+            log_every_steps=train.log_every_steps,
+        )
+
     def compile_train_step(self) -> jax.stages.Compiled:
         """The program of a step, compiled once: (state, images, labels, order).
 
@@ -67,13 +78,7 @@ class Experiment:
         and int32 labels, and the epoch's order. Returns the next state and a
         `steps.StepResult`.
         """
-        train = self.config.train
-        step = functools.partial(
-            steps.train_step,
-            label_smoothing=train.label_smoothing,
-            ema_decay=train.ema_decay,
-            log_every_steps=train.log_every_steps,
-        )
+        step = self.step
         over_devices = sharding.split_batch(self.mesh)
 
         def train_step(

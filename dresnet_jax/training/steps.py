@@ -1,5 +1,6 @@
 """The pure functions of one step: `train_step` and `eval_step`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -24,6 +25,9 @@ class StepResult(flax.struct.PyTreeNode):
     loss: jax.Array
     grad_norm: jax.Array
     running: Metrics
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepResult]]
 
 
 def train_step(

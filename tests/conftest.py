@@ -1,0 +1,75 @@
+"""Strict settings for all tests, and the commands as a person would run them."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import digits, synthetic
+
+ROOT = Path(__file__).parent.parent
+
+# Arrays of different ranks do not mix unseen.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Shared by all processes of a test run, so that each program is compiled once.
+_CACHE = tempfile.TemporaryDirectory(prefix="dresnet_jax_cache_")
+CACHE_SETTINGS = {
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+}
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def start_command(name, *arguments, devices=1):
+    """Starts `python -m dresnet_jax.<name>` on a number of fake CPU devices."""
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"dresnet_jax.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | CACHE_SETTINGS | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run as a shell's background job, Ctrl-C would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def run_command(name, *arguments, devices=1):
+    """Runs a command to its end: (exit code, standard output, standard error)."""
+    process = start_command(name, *arguments, devices=devices)
+    output, errors = process.communicate(timeout=500)
+    return process.returncode, output, errors
+
+
+@pytest.fixture
+def small_config():
+    """A small DResNet on digits that trains for a few steps."""
+    config = digits.get_config()
+    config.model.width = 4
+    config.model.blocks_per_stage = (1, 1, 1, 1)
+    config.train.num_steps = 12
+    config.train.log_every_steps = 5
+    config.train.checkpoint_every_steps = 4
+    return config
+
+
+@pytest.fixture
+def tiny_images_config():
+    """A small DResNet on 16x16 colour images of two classes."""
+    config = synthetic.get_config()
+    config.data.image_size = 16
+    config.data.num_classes = 2
+    config.data.num_examples = 64
+    config.data.batch_size = 16
+    config.model.width = 4
+    config.model.blocks_per_stage = (1, 1, 1)
+    config.model.stem = "cifar"
+    return config

@@ -1,0 +1,61 @@
+"""The gate functions keep their range, and their inverses invert them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dresnet_jax.connections import gates
+from dresnet_jax.errors import UserError
+
+BOUNDED = ("sigmoid", "gauss")
+
+
+@pytest.mark.parametrize("name", gates.GATES)
+@pytest.mark.parametrize("opening", [1e-4, 0.018, 0.5, 0.999])
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0])
+def test_inverse_gives_the_weight_of_an_opening(name, opening, sharpness):
+    gate = gates.GATES[name]
+    weight = gates.starting_weight(gate, opening, sharpness)
+    found = gate.function(jnp.asarray([weight]), jnp.asarray([sharpness]))
+    np.testing.assert_allclose(found, [opening], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounded_gates_stay_between_0_and_1(name):
+    weights = jnp.linspace(-50, 50, 201)
+    values = gates.GATES[name].function(weights, jnp.ones(()))
+    assert values.min() >= 0
+    assert values.max() <= 1
+
+
+def test_sharpness_narrows_the_gauss_gate():
+    weights = jnp.asarray([0.5, 0.5])
+    wide, narrow = gates.GATES["gauss"].function(weights, jnp.asarray([0.1, 10.0]))
+    np.testing.assert_allclose(wide, np.exp(-0.025), rtol=1e-6)
+    np.testing.assert_allclose(narrow, np.exp(-2.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("opening", [0.0, 1.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("name", gates.GATES)
+def test_an_opening_outside_0_to_1_is_refused(name, opening):
+    with pytest.raises(UserError, match=r"outside \(0, 1\)"):
+        gates.starting_weight(gates.GATES[name], opening, 1.0)
+
+
+@pytest.mark.parametrize("sharpness", [1e-3, 0.1, 1.0, 30.0])
+def test_sharpness_comes_back_from_its_parameter(sharpness):
+    raw = jnp.asarray(gates.positive_inverse(sharpness))
+    np.testing.assert_allclose(gates.positive(raw), sharpness, rtol=1e-4)
+
+
+@pytest.mark.parametrize("raw", [-20.0, 0.0, 20.0])
+def test_sharpness_is_positive_whatever_training_does(raw):
+    assert gates.positive(jnp.asarray(raw)) > 0
+    assert jax.grad(gates.positive)(jnp.asarray(raw)) > 0
+
+
+@pytest.mark.parametrize("sharpness", [0.0, -1.0, float("nan"), float("inf")])
+def test_sharpness_that_is_not_above_0_is_refused(sharpness):
+    with pytest.raises(UserError, match="must be a number above 0"):
+        gates.positive_inverse(sharpness)

@@ -1,0 +1,118 @@
+"""A batch is a pure function of (seed, step); an epoch holds each example once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dresnet_jax.data import augment, pipeline
+from dresnet_jax.data.sources import Split
+from dresnet_jax.errors import UserError
+
+EXAMPLES = 20
+
+
+def recipe(**fields):
+    defaults = {
+        "batch_size": 6,
+        "mean": (0.5,),
+        "std": (0.25,),
+        "crop_padding": 1,
+        "flip": True,
+    }
+    return pipeline.Recipe(**(defaults | fields))
+
+
+def split():
+    """Images that name their example in every pixel."""
+    labels = np.arange(EXAMPLES, dtype=np.int32)
+    images = np.broadcast_to(labels[:, None, None, None], (EXAMPLES, 4, 4, 1))
+    return Split(images.astype(np.uint8), labels)
+
+
+def batch(seed, step, **fields):
+    made = recipe(**fields)
+    key = jax.random.key(seed)
+    epoch = step // made.steps_per_epoch(EXAMPLES)
+    order = pipeline.epoch_order(key, epoch, EXAMPLES)
+    data = split()
+    return jax.jit(pipeline.train_batch, static_argnums=0)(
+        made, jnp.asarray(data.images), jnp.asarray(data.labels), order, key, step
+    )
+
+
+def test_the_same_seed_and_step_give_the_same_bits():
+    jax.tree.map(np.testing.assert_array_equal, batch(0, 5), batch(0, 5))
+
+
+@pytest.mark.parametrize(("seed", "step"), [(1, 5), (0, 6), (0, 8)])
+def test_another_seed_step_or_epoch_gives_other_images(seed, step):
+    assert not np.array_equal(batch(0, 5).images, batch(seed, step).images)
+
+
+def test_an_epoch_holds_no_example_twice():
+    for epoch in (0, 1):
+        labels = [batch(3, 3 * epoch + step).labels for step in range(3)]
+        assert len(np.unique(labels)) == 18
+
+
+def test_epochs_differ_in_order_and_in_what_is_left_over():
+    orders = [pipeline.epoch_order(jax.random.key(0), e, EXAMPLES) for e in range(20)]
+    assert len({tuple(np.asarray(order)) for order in orders}) == 20
+    assert {int(i) for order in orders for i in order[18:]} == set(range(EXAMPLES))
+
+
+def test_images_belong_to_their_labels_and_are_normalised():
+    found = batch(0, 2, crop_padding=0, flip=False)
+    expected = (np.asarray(found.labels) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(found.images[:, 0, 0, 0], expected, rtol=1e-5)
+    assert found.images.dtype == jnp.float32
+    assert found.mask.all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 20, 32])
+def test_evaluation_sees_each_example_once(batch_size):
+    made = recipe(batch_size=batch_size)
+    batches = list(pipeline.eval_batches(made, split()))
+    assert all(len(labels) == batch_size for _, labels, _ in batches)
+    seen = np.concatenate([labels[mask] for _, labels, mask in batches])
+    np.testing.assert_array_equal(seen, np.arange(EXAMPLES))
+    for images, labels, mask in batches:
+        np.testing.assert_array_equal(images[mask, 0, 0, 0], labels[mask])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 21])
+def test_a_batch_that_is_never_full_is_refused(batch_size):
+    with pytest.raises(UserError, match="between 1 and the 20 training examples"):
+        recipe(batch_size=batch_size).steps_per_epoch(EXAMPLES)
+
+
+def test_flips_are_their_own_inverse_and_hit_about_half():
+    images = jnp.asarray(np.random.RandomState(0).standard_normal((200, 3, 4, 2)))
+    key = jax.random.key(0)
+    once = augment.random_flip(key, images)
+    np.testing.assert_array_equal(augment.random_flip(key, once), images)
+    flipped = (once != images).any(axis=(1, 2, 3))
+    np.testing.assert_array_equal(once[flipped], images[flipped, :, ::-1])
+    assert 70 < flipped.sum() < 130
+
+
+def test_crops_are_windows_of_the_padded_image():
+    images = jnp.asarray(np.random.RandomState(0).uniform(1, 2, (50, 4, 4, 1)))
+    crops = augment.random_crop(jax.random.key(0), images, 2)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    offsets = set()
+    for image, crop in zip(padded, crops, strict=True):
+        matches = [
+            (row, column)
+            for row, column in np.ndindex(5, 5)
+            if np.array_equal(image[row : row + 4, column : column + 4], crop)
+        ]
+        assert len(matches) == 1
+        offsets.add(matches[0])
+    assert len(offsets) > 10
+
+
+def test_no_padding_means_no_crop():
+    images = jnp.ones((2, 4, 4, 1))
+    assert augment.random_crop(jax.random.key(0), images, 0) is images

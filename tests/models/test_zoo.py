@@ -1,0 +1,201 @@
+"""The named models have the published sizes and the promised relations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from dresnet_jax.errors import UserError
+from dresnet_jax.models import zoo
+
+PUBLISHED = {
+    "cnn18": 11_101_512,
+    "resnet18_seed": 11_627_272,
+    "dresnet18_seed": 12_407_517,
+}
+
+
+def config(**fields):
+    """The model part of a config, with fields of the model and its connections."""
+    model = common.get_config().model
+    for name, value in fields.items():
+        target = model.connections if name in model.connections else model
+        target[name] = value
+    return model
+
+
+def shapes(model, image_size=32, channels=3):
+    images = jnp.zeros((2, image_size, image_size, channels))
+    return jax.eval_shape(
+        lambda key: model.init(key, images, train=False), jax.random.key(0)
+    )
+
+
+def count(model, **size):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(model, **size)["params"]))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("gate", ["identity", "sigmoid"])
+def test_published_models_have_the_published_size(name, gate):
+    model = zoo.build(config(name=name, gate=gate, stem="pooled"), 64, 200)
+    assert count(model, image_size=64) == PUBLISHED[name]
+
+
+def test_the_gauss_gate_adds_its_sharpness():
+    fields = {"name": "dresnet18_seed", "gate": "gauss", "stem": "pooled"}
+    assert count(zoo.build(config(**fields), 64, 200)) == 12_407_518
+    per_edge = config(**fields, sharpness_granularity="per_edge")
+    assert count(zoo.build(per_edge, 64, 200)) == 12_407_517 + 21
+
+
+@pytest.mark.parametrize("name", ["resnet18", "dresnet18"])
+def test_standard_models_have_no_conv_bias(name):
+    params = shapes(zoo.build(config(name=name, width=8), 32, 10))["params"]
+    biased = [
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == "bias" and path[-2].key not in ("norm", "linear")
+    ]
+    assert biased == []
+
+
+def test_resnet18_has_the_size_of_torchvisions():
+    # 11,689,512 is torchvision's resnet18, of 1000 classes.
+    model = zoo.build(config(name="resnet18", stem="imagenet"), 224, 1000)
+    assert count(model, image_size=224) == 11_689_512
+
+
+@pytest.mark.parametrize("stem", ["cifar", "pooled", "imagenet"])
+@pytest.mark.parametrize("blocks", [(1, 1), (2, 1, 3)])
+@pytest.mark.parametrize(("image_size", "channels"), [(32, 1), (45, 3)])
+def test_models_take_any_shape(stem, blocks, image_size, channels):
+    fields = {"width": 4, "stem": stem, "blocks_per_stage": blocks}
+    model = zoo.build(config(**fields), image_size, 7)
+    images = jnp.ones((2, image_size, image_size, channels))
+    logits, _ = model.init_with_output(jax.random.key(0), images, train=False)
+    assert logits.shape == (2, 7)
+    assert logits.dtype == jnp.float32
+
+
+def program(model, train):
+    """The text of the compiled forward and backward pass."""
+    variables = shapes(model)
+
+    def loss(variables, images):
+        logits, _ = model.apply(variables, images, train=train, mutable=["batch_stats"])
+        return logits.sum()
+
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    return jax.jit(jax.grad(loss)).lower(variables, images).as_text()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_without_edges_it_is_the_program_of_the_plain_network(train):
+    plain = zoo.build(config(name="resnet18", width=4), 32, 10)
+    empty = zoo.build(config(name="dresnet18", width=4, topology="none"), 32, 10)
+    dense = zoo.build(config(name="dresnet18", width=4), 32, 10)
+    assert program(empty, train) == program(plain, train)
+    assert program(dense, train) != program(plain, train)
+
+
+@pytest.mark.parametrize("form", ["reference", "folded"])
+def test_an_absent_edge_is_absent_from_the_program(form):
+    fields = {"name": "dresnet18", "width": 4, "form": form}
+    one = zoo.build(config(**fields, topology=((5, 2),)), 32, 10)
+    plain = zoo.build(config(name="resnet18", width=4), 32, 10)
+
+    def products(model):
+        return program(model, train=False).count("dot_general")
+
+    # The edge's product and its two gradients.
+    assert products(one) - products(plain) == 3
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("form", ["reference", "folded"])
+def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
+    plain = zoo.build(config(name="resnet18", width=4), 32, 10)
+    fields = {"name": "dresnet18", "width": 4, "gate": "identity", "form": form}
+    dense = zoo.build(config(**fields), 32, 10)
+    images = jnp.asarray(
+        np.random.RandomState(0).standard_normal((4, 32, 32, 3)), jnp.float32
+    )
+    variables = plain.init(jax.random.key(0), images, train=False)
+    connections = dense.init(jax.random.key(1), images, train=False)["params"][
+        "connections"
+    ]
+    closed = {
+        block: parameters | {"gate_weights": jnp.zeros_like(parameters["gate_weights"])}
+        for block, parameters in connections.items()
+    }
+    widened = variables | {"params": variables["params"] | {"connections": closed}}
+    expected, stats = plain.apply(
+        variables, images, train=train, mutable=["batch_stats"]
+    )
+    found, found_stats = dense.apply(
+        widened, images, train=train, mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+        found_stats,
+        stats,
+    )
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    fields = {"name": "dresnet18", "width": 4}
+    low = zoo.build(config(**fields, dtype="bfloat16"), 32, 10)
+    high = zoo.build(config(**fields), 32, 10)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(low))} == {
+        jnp.dtype("float32")
+    }
+    assert "bf16" in program(low, train=True)
+    assert "bf16" not in program(high, train=True)
+
+
+def test_dropout_is_off_in_evaluation_and_on_in_training():
+    model = zoo.build(config(width=4, dropout=0.5), 32, 10)
+    images = jnp.ones((2, 32, 32, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+
+    def logits(train, seed):
+        return model.apply(
+            variables,
+            images,
+            train=train,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(seed)},
+        )[0]
+
+    np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
+    assert not np.array_equal(logits(True, 0), logits(True, 1))
+
+
+def test_kernels_start_as_he_et_al_propose():
+    model = zoo.build(config(name="resnet18", width=64), 32, 10)
+    images = jnp.zeros((2, 32, 32, 3))
+    params = model.init(jax.random.key(0), images, train=False)["params"]
+    kernel = params["block_8"]["conv2"]["conv"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 512)), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "dresnet81"}, "Did you mean 'dresnet18'"),
+        ({"stem": "cifer"}, "Did you mean 'cifar'"),
+        ({"dtype": "float16"}, "bfloat16, float32"),
+        ({"gate": "gaus"}, "Did you mean 'gauss'"),
+        ({"topology": "dens"}, "Did you mean 'dense'"),
+        ({"width": 0}, "model.width = 0 must be above 0"),
+        ({"blocks_per_stage": (2, 0)}, "must be whole numbers above 0"),
+        ({"dropout": 1.0}, r"must be in \[0, 1\)"),
+        ({"stem": "imagenet"}, "16x16 are too small .* at least 32x32"),
+    ],
+)
+def test_wrong_values_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        zoo.build(config(**fields), 16, 10)

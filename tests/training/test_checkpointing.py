@@ -1,0 +1,116 @@
+"""Checkpoints come back as they were, and damaged ones are never used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import checkpointing
+
+
+def state(value):
+    return {
+        "weights": jnp.full((40, 40), value, jnp.float32),
+        "key": jax.random.key(3),
+        "absent": None,
+    }
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run directory with the checkpoints of steps 20 and 30, of 10, 20 and 30."""
+    workdir = epath.Path(tmp_path)
+    with checkpointing.Checkpoints(workdir, keep=2) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(step, state(float(step)))
+    return workdir
+
+
+def abstract():
+    return jax.eval_shape(lambda: state(0.0))
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def damage_flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_remove(path):
+    path.unlink()
+
+
+def files(workdir, step):
+    """The files of a checkpoint, its digests aside."""
+    checkpoint = workdir / "checkpoints" / str(step)
+    return [
+        path for path in checkpointing._files(checkpoint) if ".json" not in path.name
+    ]
+
+
+def test_the_newest_are_kept_and_come_back(saved):
+    assert checkpointing.steps(saved) == [30, 20]
+    restored = checkpointing.restore(saved, abstract())
+    assert restored.step == 30
+    assert restored.damaged == ()
+    np.testing.assert_array_equal(restored.state["weights"], state(30.0)["weights"])
+    assert jnp.array_equal(restored.state["key"], jax.random.key(3))
+    assert restored.state["absent"] is None
+
+
+def test_without_checkpoints_there_is_nothing(tmp_path):
+    assert checkpointing.restore(epath.Path(tmp_path), abstract()) is None
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_truncate, damage_flip, damage_empty, damage_remove]
+)
+def test_damage_to_any_file_leads_back_to_the_checkpoint_before(saved, damage, caplog):
+    contents = {path: path.read_bytes() for path in files(saved, 30)}
+    assert len(contents) > 5
+    for path, content in contents.items():
+        damage(path)
+        restored = checkpointing.restore(saved, abstract())
+        assert restored.step == 20, path
+        assert restored.damaged == (30,)
+        np.testing.assert_array_equal(restored.state["weights"][0, 0], 20.0)
+        assert str(path.name) in caplog.text
+        path.write_bytes(content)
+    assert checkpointing.restore(saved, abstract()).step == 30
+
+
+def test_a_checkpoint_without_digests_is_read_by_orbax_alone(saved):
+    (saved / "checkpoints" / "30" / "sha256.json").unlink()
+    assert checkpointing.restore(saved, abstract()).step == 30
+
+
+def test_an_unfinished_checkpoint_is_not_seen(saved):
+    unfinished = saved / "checkpoints" / "40.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert checkpointing.steps(saved) == [30, 20]
+
+
+def test_if_all_are_damaged_it_is_an_error(saved):
+    for step in (20, 30):
+        damage_truncate(files(saved, step)[0])
+    with pytest.raises(UserError, match=r"No checkpoint in .* can be read"):
+        checkpointing.restore(saved, abstract())
+
+
+def test_damaged_checkpoints_are_kept_aside(saved):
+    checkpointing.set_aside(saved, (30,))
+    assert checkpointing.steps(saved) == [20]
+    assert (saved / "damaged" / "30" / "sha256.json").exists()
+    with checkpointing.Checkpoints(saved, keep=2) as checkpoints:
+        checkpoints.save(30, state(31.0))
+    assert checkpointing.restore(saved, abstract()).step == 30

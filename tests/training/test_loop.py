@@ -1,0 +1,134 @@
+"""The loop compiles once, writes each line once, and stops where it must."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from tensorboardX.proto.event_pb2 import Event
+
+from dresnet_jax.training import checkpointing, experiment, loop, metrics, workdir
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return epath.Path(tmp_path / "run")
+
+
+def train(config, directory):
+    parts = experiment.build(config)
+    workdir.claim(directory, config, overwrite=False)
+    return loop.run(parts, directory)
+
+
+def test_a_run_leaves_what_it_promises(small_config, directory):
+    report = train(small_config, directory)
+    assert report == json.loads(
+        (directory / "report.json").read_text(), object_hook=_int_keys
+    )
+    assert report["steps"] == 12
+    lines = metrics.read(directory)
+    trained = [line["step"] for line in lines if "train_loss" in line]
+    validated = [line["step"] for line in lines if "val_loss" in line]
+    gates = [line["step"] for line in lines if "gates" in line]
+    assert (trained, validated, gates) == ([5, 10, 12], [12], [0, 12])
+    assert checkpointing.steps(directory) == [12, 8, 4]
+    assert report["gates"][3].keys() == {1}
+    assert report["gates"][4].keys() == {1, 2}
+
+
+def _int_keys(tree):
+    return {int(k) if k.isdigit() else k: v for k, v in tree.items()}
+
+
+def test_tensorboard_has_the_same_scalars(small_config, directory):
+    train(small_config, directory)
+    (path,) = (directory / "tensorboard").iterdir()
+    found = {}
+    for event in _events(path.read_bytes()):
+        for value in event.summary.value:
+            found[event.step, value.tag] = value.simple_value
+    for line in metrics.read(directory):
+        for name in line.keys() & {"train_loss", "val_accuracy", "learning_rate"}:
+            np.testing.assert_allclose(found[line["step"], name], line[name], rtol=1e-6)
+    assert (12, "gates/4_from_2") in found
+
+
+def _events(data):
+    """Records: length (8 bytes), checksum (4), the event, checksum (4)."""
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_evaluation_comes_every_so_many_epochs(small_config, directory):
+    small_config.data.batch_size = 300
+    small_config.train.eval_every_epochs = 2
+    train(small_config, directory)
+    lines = metrics.read(directory)
+    assert [line["step"] for line in lines if "val_loss" in line] == [8, 12]
+
+
+def test_the_step_compiles_once(small_config, directory):
+    small_config.data.batch_size = 300  # Three epochs of four steps.
+    compiled = []
+
+    def listen(event, _, **fields):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fields.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(small_config, directory)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    names = [str(name) for name in compiled]
+    assert sum("train_step" in name for name in names) == 1, names
+    assert sum("eval_step" in name for name in names) == 1, names
+
+
+def test_a_finished_run_only_reports_again(small_config, directory):
+    first = train(small_config, directory)
+    lines = (directory / "metrics.jsonl").read_bytes()
+    second = train(small_config, directory)
+    first.pop("seconds"), second.pop("seconds")
+    assert first == second
+    assert (directory / "metrics.jsonl").read_bytes() == lines
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(small_config, directory):
+    small_config.optimizer.learning_rate = 1e30
+    small_config.train.checkpoint_every_steps = 1
+    with pytest.raises(loop.NonFiniteLossError, match=r"At step (\d+) ") as error:
+        train(small_config, directory)
+    step = int(str(error.value).split()[2])
+    newest = checkpointing.steps(directory)[0]
+    assert newest < step
+    parts = experiment.build(small_config)
+    kept = checkpointing.restore(directory, parts.create_state(abstract=True)).state
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
+
+
+def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(tmp_path):
+    directory = epath.Path(tmp_path)
+    lines = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (directory / "metrics.jsonl").write_text(text + '{"step": 4, "lo')
+    with metrics.Log(directory, start_step=2, num_steps=9) as log:
+        log.write(3, {"loss": 0.5})
+    assert metrics.read(directory) == [*lines[:2], {"step": 3, "loss": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"num_steps": 7, "num_epochs": 3}, 7),
+        ({"num_steps": None, "num_epochs": 3}, 3 * math.floor(1257 / 64)),
+    ],
+)
+def test_the_length_is_steps_or_epochs(small_config, fields, expected):
+    small_config.train.update(fields)
+    assert experiment.build(small_config).num_steps == expected

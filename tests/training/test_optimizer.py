@@ -1,0 +1,103 @@
+"""What decays, what has a rate of its own, and when the rate is what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import digits
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import experiment, optimizer
+
+
+def config(**fields):
+    made = digits.get_config().optimizer
+    made.update(fields)
+    return made
+
+
+def params():
+    """Parameters of a small network with every kind of leaf."""
+    run = digits.get_config()
+    run.model.width = 4
+    run.model.blocks_per_stage = (1, 1, 1)
+    run.model.connections.gate = "gauss"
+    run.model.connections.projection_bias = True
+    shapes = experiment.build(run).create_state(abstract=True).params
+    return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+
+
+def by_name(tree):
+    """{path: leaf}, paths as 'block_1/conv1/norm/scale'."""
+    return {
+        "/".join(key.key for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def one_update(made, gradient, num_steps=100):
+    """The first update that is not 0, all gradients being `gradient`."""
+    tx = optimizer.build(made, num_steps)
+    values = params()
+    state = tx.init(values)
+    gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), values)
+    return by_name(tx.update(gradients, state, values)[0])
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_only_kernels_decay(name):
+    made = config(name=name, weight_decay=0.1, warmup_fraction=0.0)
+    for path, update in one_update(made, 0.0).items():
+        decays = np.abs(update).max() > 0
+        assert decays == path.endswith("/kernel"), path
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_gates_and_sharpness_alone_have_the_multiplied_rate(name):
+    fields = {"name": name, "weight_decay": 0.0, "warmup_fraction": 0.0}
+    common = one_update(config(**fields, gate_multiplier=1.0), 1.0)
+    faster = one_update(config(**fields, gate_multiplier=30.0), 1.0)
+    multiplied = set()
+    for path, update in common.items():
+        ratio = float(np.asarray(faster[path] / update).flat[0])
+        assert ratio == pytest.approx(30) or ratio == pytest.approx(1)
+        if ratio > 2:
+            multiplied.add(path)
+    assert multiplied == {
+        "connections/block_3/gate_weights",
+        "connections/gate_sharpness",
+    }
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    fields = {"weight_decay": 0.0, "warmup_fraction": 0.0, "momentum": 0.0}
+    fields |= {"learning_rate": 1.0, "gate_multiplier": 1.0}
+    clipped = one_update(config(**fields, clip_norm=2.0), 5.0)
+    free = one_update(config(**fields, clip_norm=0.0), 5.0)
+    assert float(optax.tree.norm(clipped)) == pytest.approx(2.0, rel=1e-5)
+    assert float(np.asarray(free["head/linear/bias"]).flat[0]) == pytest.approx(-5.0)
+
+
+def test_the_rate_warms_up_and_falls_to_0():
+    rate = optimizer.schedule(config(learning_rate=0.4, warmup_fraction=0.1), 200)
+    assert float(rate(0)) == 0
+    assert float(rate(10)) == pytest.approx(0.2)
+    assert float(rate(20)) == pytest.approx(0.4)
+    assert float(rate(110)) == pytest.approx(0.2)
+    assert float(rate(200)) == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", "adam", "Did you mean 'adamw'"),
+        ("learning_rate", -0.1, "must not be below 0"),
+        ("gate_multiplier", -1.0, "must not be below 0"),
+        ("momentum", 1.0, r"must be in \[0, 1\)"),
+        ("warmup_fraction", 1.5, r"must be in \[0, 1\)"),
+    ],
+)
+def test_wrong_values_are_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
+        optimizer.build(config(**{field: value}), 10)

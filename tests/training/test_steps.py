@@ -1,0 +1,100 @@
+"""A step learns, averages, counts, and smooths as it says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dresnet_jax.data import pipeline, sources
+from dresnet_jax.training import experiment, steps
+
+
+@pytest.fixture
+def parts(tiny_images_config):
+    tiny_images_config.train.num_steps = 40
+    tiny_images_config.train.ema_decay = 0.9
+    return experiment.build(tiny_images_config)
+
+
+def train(parts, num_steps, label_smoothing=0.0, log_every_steps=5):
+    """The state after some steps on one batch, and every step's result."""
+    train_split = sources.load(parts.dataset)["train"]
+    size = parts.recipe.batch_size
+    batch = pipeline.Batch(
+        images=pipeline.normalise(parts.recipe, jnp.asarray(train_split.images[:size])),
+        labels=jnp.asarray(train_split.labels[:size]),
+        mask=jnp.ones(size, bool),
+    )
+    step = jax.jit(
+        functools.partial(
+            steps.train_step,
+            label_smoothing=label_smoothing,
+            ema_decay=0.9,
+            log_every_steps=log_every_steps,
+        )
+    )
+    state, results = parts.create_state(), []
+    for _ in range(num_steps):
+        state, result = step(state, batch)
+        results.append(jax.device_get(result))
+    return state, results
+
+
+def test_the_loss_falls_and_the_gates_move(parts):
+    before = parts.gate_openings(parts.create_state())
+    state, results = train(parts, 40)
+    assert results[-1].loss < 0.2 * results[0].loss
+    after = parts.gate_openings(state)
+    moved = [abs(after[i][k] - before[i][k]) for i in after for k in after[i]]
+    assert max(moved) > 0.01
+
+
+def test_running_metrics_start_anew_after_each_log_line(parts):
+    _, results = train(parts, 11, log_every_steps=5)
+    losses = [result.loss for result in results]
+    for first, last in ((0, 4), (5, 9), (10, 10)):
+        means = results[last].running.compute()
+        expected = np.mean(losses[first : last + 1])
+        np.testing.assert_allclose(means["loss"], expected, rtol=1e-5)
+        assert results[last].running.loss.count == 16 * (last - first + 1)
+
+
+def test_averaged_parameters_follow_and_are_what_is_evaluated(parts):
+    state, _ = train(parts, 3)
+    assert state.eval_params is state.ema_params
+    distance = optax.tree.norm(optax.tree.sub(state.params, state.ema_params))
+    assert 0 < float(distance) < float(optax.tree.norm(state.params))
+
+
+def test_without_a_decay_no_average_is_kept(tiny_images_config):
+    state = experiment.build(tiny_images_config).create_state()
+    assert state.ema_params is None
+    assert state.eval_params is state.params
+
+
+def test_label_smoothing_spreads_the_label():
+    logits = jnp.asarray([[2.0, 0.0, -1.0]])
+    labels = jnp.asarray([0])
+    log_p = jax.nn.log_softmax(logits)[0]
+    sharp = steps.cross_entropy(logits, labels, 0.0)
+    smooth = steps.cross_entropy(logits, labels, 0.3)
+    np.testing.assert_allclose(sharp, [-log_p[0]], rtol=1e-6)
+    expected = -(0.8 * log_p[0] + 0.1 * log_p[1] + 0.1 * log_p[2])
+    np.testing.assert_allclose(smooth, [expected], rtol=1e-6)
+
+
+def test_evaluation_leaves_out_what_fills_the_batch(parts):
+    state = parts.create_state()
+    images = jnp.ones((4, 16, 16, 3))
+    labels = jnp.asarray([0, 1, 0, 1])
+
+    def metrics(mask):
+        batch = pipeline.Batch(images=images, labels=labels, mask=jnp.asarray(mask))
+        return steps.eval_step(state, batch)[0]
+
+    assert metrics([True, True, False, False]).loss.count == 2
+    assert metrics([True, False, False, False]).accuracy.compute() in (0, 1)
+    assert metrics([True] * 4).accuracy.compute() == 0.5

@@ -1,0 +1,75 @@
+"""A run directory is claimed by one config and never lost by mistake."""
+
+import pytest
+from etils import epath
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import workdir
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return epath.Path(tmp_path / "run")
+
+
+def test_a_new_directory_holds_the_config(directory, small_config):
+    workdir.claim(directory, small_config, overwrite=False)
+    read = workdir.read_config(directory)
+    assert read.model.name == small_config.model.name
+    assert read.optimizer.learning_rate == small_config.optimizer.learning_rate
+
+
+def test_the_same_config_may_go_on(directory, small_config):
+    workdir.claim(directory, small_config, overwrite=False)
+    (directory / "kept").write_text("kept")
+    workdir.claim(directory, small_config, overwrite=False)
+    assert (directory / "kept").exists()
+
+
+def test_another_config_is_refused_and_says_what_differs(directory, small_config):
+    workdir.claim(directory, small_config, overwrite=False)
+    small_config.model.width = 77
+    small_config.model.connections.gate = "gauss"
+    with pytest.raises(UserError) as error:
+        workdir.claim(directory, small_config, overwrite=False)
+    assert "model.width is 4 there and 77 here" in str(error.value)
+    assert "model.connections.gate is 'sigmoid' there and 'gauss'" in str(error.value)
+    assert "--overwrite" in str(error.value)
+    assert workdir.read_config(directory).model.width == 4
+
+
+def test_overwrite_deletes_the_old_run(directory, small_config):
+    workdir.claim(directory, small_config, overwrite=False)
+    (directory / "old").write_text("old")
+    small_config.model.width = 77
+    workdir.claim(directory, small_config, overwrite=True)
+    assert not (directory / "old").exists()
+    assert workdir.read_config(directory).model.width == 77
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_directory_of_something_else_is_left_alone(
+    directory, small_config, overwrite
+):
+    directory.mkdir()
+    (directory / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds no run"):
+        workdir.claim(directory, small_config, overwrite=overwrite)
+    assert [path.name for path in directory.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_directory(directory, small_config):
+    directory.write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        workdir.claim(directory, small_config, overwrite=False)
+
+
+def test_a_directory_that_cannot_be_made_is_refused(directory, small_config):
+    directory.write_text("")
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        workdir.claim(directory / "below" / "it", small_config, overwrite=False)
+
+
+def test_a_directory_without_a_run_has_no_config(directory):
+    with pytest.raises(UserError, match="holds no run"):
+        workdir.read_config(directory)
