@@ -29,10 +29,6 @@ def main() -> None:
         report = loop.run(parts, directory)
     except loop.NonFiniteLossError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "- the same command goes on from the newest checkpoint"
-        ) from None
     if report["gates"]:
         print(reports.gate_table(report["gates"]))
     for picture in plots.run_pictures(directory):

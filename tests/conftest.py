@@ -1,7 +1,6 @@
 """Strict settings for all tests, and the commands as a person would run them."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,14 +30,20 @@ def start_command(name, *arguments, devices=1):
     """Starts `python -m dresnet_jax.<name>` on a number of fake CPU devices."""
     settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
-        [sys.executable, "-m", f"dresnet_jax.{name}", *map(str, arguments)],
+        # `env`, since a shell's background job ignores Ctrl-C and hands that down.
+        [
+            "env",
+            "--default-signal=INT",
+            sys.executable,
+            "-m",
+            f"dresnet_jax.{name}",
+            *map(str, arguments),
+        ],
         cwd=ROOT,
         env=os.environ | CACHE_SETTINGS | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run as a shell's background job, Ctrl-C would be ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

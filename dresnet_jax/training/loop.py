@@ -1,10 +1,13 @@
 """The only training loop."""
 
+import contextlib
 import functools
 import math
 import platform
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -39,6 +42,7 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
 
     Raises:
       NonFiniteLossError: names the step; the checkpoints before it stay.
+      KeyboardInterrupt: Ctrl-C, after a step that is saved.
     """
     began = time.monotonic()
     splits = sources.load(experiment.dataset)
@@ -52,7 +56,10 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
         if start == 0:
             log.write_gates(0, experiment.gate_openings(state))
         if start < experiment.num_steps:
-            state = _train(experiment, state, start, splits, evaluate, checkpoints, log)
+            with _ctrl_c() as stop:
+                state = _train(
+                    experiment, state, start, splits, evaluate, checkpoints, log, stop
+                )
     validation = evaluate(state, splits["validation"])
     test = evaluate(state, splits["test"])
     report = {
@@ -82,6 +89,7 @@ def _train(
     evaluate: Evaluator,
     checkpoints: checkpointing.Checkpoints,
     log: Log,
+    stop: threading.Event,
 ) -> TrainState:
     """Runs the steps from `start`; evaluates, logs and saves on the way."""
     config = experiment.config.train
@@ -105,11 +113,35 @@ def _train(
         if is_last or step % experiment.eval_every_steps == 0:
             late.flush()
             _validate(experiment, state, step, splits, evaluate, log)
-        if is_last or step % config.checkpoint_every_steps == 0:
+        stops = stop.is_set() and not is_last
+        if is_last or stops or step % config.checkpoint_every_steps == 0:
             # Only a state whose step was found finite is worth keeping.
             late.flush()
             checkpoints.save(step, state)
+        if stops:
+            raise KeyboardInterrupt(
+                f"after step {step}, which is saved: the same command goes on from it"
+            )
     return state
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, to be obeyed between two steps; a second one acts at once.
+
+    An exception out of the signal's handler can be lost in a callback of JAX.
+    """
+    asked = threading.Event()
+
+    def handle(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _validate(

@@ -184,7 +184,9 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(tmp_path):
     kills = []
     for target in (9, 26):
         process = start_command("train", *SMALL, f"--workdir={killed}")
-        kills.append(_kill_at(process, epath.Path(killed), target))
+        _signal_at(process, epath.Path(killed), target, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        kills.append(metrics.read(epath.Path(killed))[-1]["step"])
     code, output, errors = run_command("train", *SMALL, f"--workdir={killed}")
     assert code == 0, errors
     assert "Going on from the checkpoint" in output
@@ -195,16 +197,14 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(tmp_path):
     print(f"\nkilled after steps {kills}: {len(pairs)} arrays equal bit for bit")
 
 
-def _kill_at(process, directory, step):
-    """Kills a training once it has logged a step; returns the last step logged."""
+def _signal_at(process, directory, step, number):
+    """Sends a signal to a training that has logged a step; returns its last words."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         lines = metrics.read(directory)
         if lines and lines[-1]["step"] >= step:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            assert process.returncode == -signal.SIGKILL
-            return metrics.read(directory)[-1]["step"]
+            process.send_signal(number)
+            return process.communicate(timeout=100)[1]
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     raise TimeoutError(f"Step {step} was never logged.")
@@ -368,16 +368,14 @@ def test_a_loss_that_is_not_finite_fails_the_run(tmp_path):
     print(f"\n{errors.strip()}")
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
-    process = start_command(
-        "train", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"
-    )
-    deadline = time.monotonic() + 300
-    while not metrics.read(epath.Path(tmp_path / "run")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=100)
+@pytest.mark.parametrize("step", [0, 5])
+def test_ctrl_c_saves_and_says_how_to_go_on(step, tmp_path):
+    directory = epath.Path(tmp_path / "run")
+    process = start_command("train", *SMALL, f"--workdir={directory}")
+    errors = _signal_at(process, directory, step, signal.SIGINT)
     assert process.returncode == 130
-    assert "the same command goes on" in errors
-    assert "Traceback" not in errors
+    assert errors.startswith("interrupted after step ")
+    assert errors.count("\n") == 1
+    saved = int(errors.split()[3].rstrip(","))
+    assert checkpointing.steps(directory)[0] == saved
+    print(f"\n{errors.strip()}")
