@@ -157,4 +157,5 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def _directory(workdir: epath.Path) -> epath.Path:
-    return workdir / "checkpoints"
+    # Orbax takes absolute paths only.
+    return workdir.resolve() / "checkpoints"

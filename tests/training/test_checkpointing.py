@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import checkpointing
+from dresnet_jax.training import checkpointing, sharding
 
 
 def state(value):
@@ -29,7 +30,7 @@ def saved(tmp_path):
 
 
 def abstract():
-    return jax.eval_shape(lambda: state(0.0))
+    return sharding.abstract(state(0.0), SingleDeviceSharding(jax.devices()[0]))
 
 
 def damage_truncate(path):
@@ -66,6 +67,13 @@ def test_the_newest_are_kept_and_come_back(saved):
     np.testing.assert_array_equal(restored.state["weights"], state(30.0)["weights"])
     assert jnp.array_equal(restored.state["key"], jax.random.key(3))
     assert restored.state["absent"] is None
+
+
+def test_a_relative_directory_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with checkpointing.Checkpoints(epath.Path("run"), keep=1) as checkpoints:
+        checkpoints.save(5, state(5.0))
+    assert checkpointing.restore(epath.Path("run"), abstract()).step == 5
 
 
 def test_without_checkpoints_there_is_nothing(tmp_path):
