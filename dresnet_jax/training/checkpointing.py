@@ -157,5 +157,6 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def _directory(workdir: epath.Path) -> epath.Path:
-    # Orbax takes absolute paths only.
-    return workdir.resolve() / "checkpoints"
+    # Orbax takes absolute paths only; that of a bucket is one already.
+    absolute = workdir if workdir.is_absolute() else workdir.resolve()
+    return absolute / "checkpoints"
