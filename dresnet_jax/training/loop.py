@@ -1,13 +1,14 @@
 """The only training loop."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -56,14 +57,22 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
         if start == 0:
             log.write_gates(0, experiment.gate_openings(state))
         if start < experiment.num_steps:
-            with _ctrl_c() as stop:
-                state = _train(
-                    experiment, state, start, splits, evaluate, checkpoints, log, stop
-                )
+            trainer = _Trainer(experiment, splits, evaluate, checkpoints, log)
+            state = trainer.train(state, start)
+    report = _report(experiment, state, evaluate, splits) | {
+        "workdir": str(directory),
+        "seconds": time.monotonic() - began,
+    }
+    workdir.write_json(directory / "report.json", report)
+    return report
+
+
+def _report(
+    experiment: Experiment, state: TrainState, evaluate: Evaluator, splits: Splits
+) -> dict[str, Any]:
     validation = evaluate(state, splits["validation"])
     test = evaluate(state, splits["test"])
-    report = {
-        "workdir": str(directory),
+    return {
         "model": experiment.config.model.name,
         "dataset": experiment.dataset.name,
         "seed": experiment.config.seed,
@@ -74,55 +83,70 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "gates": experiment.gate_openings(state),
-        "seconds": time.monotonic() - began,
         "versions": _versions(),
     }
-    workdir.write_json(directory / "report.json", report)
-    return report
 
 
-def _train(
-    experiment: Experiment,
-    state: TrainState,
-    start: int,
-    splits: Splits,
-    evaluate: Evaluator,
-    checkpoints: checkpointing.Checkpoints,
-    log: Log,
-    stop: threading.Event,
-) -> TrainState:
-    """Runs the steps from `start`; evaluates, logs and saves on the way."""
-    config = experiment.config.train
-    replicated = sharding.replicated(experiment.mesh)
-    train = splits["train"]
-    images, labels = jax.device_put((train.images, train.labels), replicated)
-    key = jax.random.key(experiment.config.seed)
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    """What the steps of a run need besides the state."""
 
-    @functools.lru_cache(maxsize=1)
-    def order(epoch: int) -> jax.Array:
-        permutation = pipeline.epoch_order(key, epoch, len(train.labels))
-        return jax.device_put(permutation, replicated)
+    experiment: Experiment
+    splits: Splits
+    evaluate: Evaluator
+    checkpoints: checkpointing.Checkpoints
+    log: Log
 
-    train_step = experiment.compile_train_step()
-    late = _LateReport(experiment, log, start)
-    for step in range(start + 1, experiment.num_steps + 1):
-        epoch = (step - 1) // experiment.steps_per_epoch
-        state, result = train_step(state, images, labels, order(epoch))
-        late.add(step, result)
-        is_last = step == experiment.num_steps
-        if is_last or step % experiment.eval_every_steps == 0:
-            late.flush()
-            _validate(experiment, state, step, splits, evaluate, log)
-        stops = stop.is_set() and not is_last
-        if is_last or stops or step % config.checkpoint_every_steps == 0:
-            # Only a state whose step was found finite is worth keeping.
-            late.flush()
-            checkpoints.save(step, state)
-        if stops:
-            raise KeyboardInterrupt(
-                f"after step {step}, which is saved: the same command goes on from it"
-            )
-    return state
+    def train(self, state: TrainState, start: int) -> TrainState:
+        """Runs the steps after `start`; evaluates, logs and saves on the way."""
+        experiment, config = self.experiment, self.experiment.config.train
+        images, labels, order = self._data()
+        train_step = experiment.compile_train_step()
+        late = _LateReport(experiment, self.log, start)
+        with _ctrl_c() as stop:
+            for step in range(start + 1, experiment.num_steps + 1):
+                epoch = (step - 1) // experiment.steps_per_epoch
+                state, result = train_step(state, images, labels, order(epoch))
+                late.add(step, result)
+                is_last = step == experiment.num_steps
+                stops = stop.is_set() and not is_last
+                if is_last or step % experiment.eval_every_steps == 0:
+                    late.flush()
+                    self._validate(state, step)
+                if is_last or stops or step % config.checkpoint_every_steps == 0:
+                    # Only a state whose step was found finite is worth keeping.
+                    late.flush()
+                    self.checkpoints.save(step, state)
+                if stops:
+                    raise KeyboardInterrupt(
+                        f"after step {step}, which is saved: "
+                        "the same command goes on from it"
+                    )
+        return state
+
+    def _data(self) -> tuple[jax.Array, jax.Array, Callable[[int], jax.Array]]:
+        """The training images and labels on the devices, and each epoch's order."""
+        replicated = sharding.replicated(self.experiment.mesh)
+        train = self.splits["train"]
+        images, labels = jax.device_put((train.images, train.labels), replicated)
+        key = jax.random.key(self.experiment.config.seed)
+
+        @functools.lru_cache(maxsize=1)
+        def order(epoch: int) -> jax.Array:
+            permutation = pipeline.epoch_order(key, epoch, len(train.labels))
+            return jax.device_put(permutation, replicated)
+
+        return images, labels, order
+
+    def _validate(self, state: TrainState, step: int) -> None:
+        validation = self.evaluate(state, self.splits["validation"])
+        scalars = {
+            "epoch": step / self.experiment.steps_per_epoch,
+            "val_loss": validation.loss,
+            "val_accuracy": validation.accuracy,
+        }
+        self.log.write(step, scalars)
+        self.log.write_gates(step, self.experiment.gate_openings(state))
 
 
 @contextlib.contextmanager
@@ -142,26 +166,6 @@ def _ctrl_c() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _validate(
-    experiment: Experiment,
-    state: TrainState,
-    step: int,
-    splits: Splits,
-    evaluate: Evaluator,
-    log: Log,
-) -> None:
-    validation = evaluate(state, splits["validation"])
-    log.write(
-        step,
-        {
-            "epoch": step / experiment.steps_per_epoch,
-            "val_loss": validation.loss,
-            "val_accuracy": validation.accuracy,
-        },
-    )
-    log.write_gates(step, experiment.gate_openings(state))
 
 
 class _LateReport:
