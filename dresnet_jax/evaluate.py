@@ -24,7 +24,7 @@ def main() -> None:
     restored = checkpointing.restore(directory, parts.create_state(abstract=True))
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint: train it first.")
-    split = sources.load(parts.dataset)[_SPLIT.value]
+    split = sources.load(parts.dataset, parts.config.data.data_dir)[_SPLIT.value]
     found = evaluation.Evaluator(parts)(restored.state, split)
     report = {
         "workdir": str(directory),

@@ -22,7 +22,11 @@ class Dataset:
       mean: of the training images' pixels, scaled to [0, 1], per channel.
       std: the standard deviation of the same.
       citation: who made it.
+      licence: under which it is given.
       source: how it is got.
+      tfds_splits: where TensorFlow Datasets has it under the same name, the part of
+        that each of `SPLITS` is; validation is carved from the end of the training
+        records, whose order TFDS fixes.
     """
 
     name: str
@@ -33,7 +37,9 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     citation: str
+    licence: str
     source: str
+    tfds_splits: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -41,12 +47,37 @@ class Dataset:
         return len(self.class_names)
 
 
+def lookup(config: ml_collections.ConfigDict) -> Dataset:
+    """The dataset that `config.data` names.
+
+    Raises:
+      UserError: the name is unknown, or a field does not fit the dataset.
+    """
+    if config.dataset == "synthetic":
+        return _synthetic(config)
+    pick("dataset", config.dataset, dict.fromkeys([*DATASETS, "synthetic"]))
+    return _as_it_is(config, DATASETS[config.dataset])
+
+
+_SHAPE_FIELDS = ("image_size", "channels", "num_classes", "num_examples")
+
+
+def _as_it_is(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
+    for field in _SHAPE_FIELDS:
+        if config[field] is not None:
+            raise UserError(
+                f"data.{field} = {config[field]} cannot be set for {dataset.name}, "
+                "which is what it is; synthetic has any shape."
+            )
+    return dataset
+
+
 def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
-    fields = ("image_size", "channels", "num_classes", "num_examples")
-    for field in fields:
-        value = getattr(config, field)
-        if value is None or value < 1:
-            raise UserError(f"data.{field} = {value} must be above 0 for synthetic.")
+    for field in _SHAPE_FIELDS:
+        if config[field] is None or config[field] < 1:
+            raise UserError(
+                f"data.{field} = {config[field]} must be above 0 for synthetic."
+            )
     held_out = max(1, config.num_examples // 4)
     return Dataset(
         name="synthetic",
@@ -60,43 +91,70 @@ def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
         },
         mean=(0.5,) * config.channels,
         std=(0.25,) * config.channels,
-        citation="None: a smooth random pattern per class, under noise.",
+        citation="None: a random pattern of patches per class, under noise.",
+        licence="None needed.",
         source="Made on the spot by `sources.py`, the same for every seed.",
     )
 
 
-def _digits(config: ml_collections.ConfigDict) -> Dataset:
-    for field in ("image_size", "channels", "num_classes", "num_examples"):
-        if getattr(config, field) is not None:
-            raise UserError(
-                f"data.{field} = {getattr(config, field)} cannot be set for digits, "
-                "which is what it is; synthetic has any shape."
-            )
-    return DIGITS
+def _carved(train: int, validation: int, test: int) -> dict[str, dict]:
+    """The fields of TFDS data whose validation split is the end of its train split."""
+    return {
+        "splits": {"train": train, "validation": validation, "test": test},
+        "tfds_splits": {
+            "train": f"train[:{train}]",
+            "validation": f"train[{train}:]",
+            "test": "test",
+        },
+    }
 
 
-DIGITS = Dataset(
+_DIGITS = Dataset(
     name="digits",
     image_size=8,
     channels=1,
     class_names=tuple("0123456789"),
     splits={"train": 1257, "validation": 180, "test": 360},
+    # python -m dresnet_jax.prepare --dataset=digits --statistics
     mean=(0.3057,),
     std=(0.3755,),
     citation=(
         "Alpaydin, E. and Kaynak, C. (1998). Optical Recognition of Handwritten "
         "Digits. UCI Machine Learning Repository, doi:10.24432/C50P49."
     ),
+    licence="CC BY 4.0",
     source="Ships inside scikit-learn, `sklearn.datasets.load_digits`.",
 )
 
-DATASETS = {"digits": _digits, "synthetic": _synthetic}
+_FASHION_MNIST = Dataset(
+    name="fashion_mnist",
+    image_size=28,
+    channels=1,
+    class_names=(
+        "T-shirt/top",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    ),
+    **_carved(train=55_000, validation=5_000, test=10_000),
+    # python -m dresnet_jax.prepare --dataset=fashion_mnist --statistics
+    mean=(0.2862,),
+    std=(0.3530,),
+    citation=(
+        "Xiao, H., Rasul, K. and Vollgraf, R. (2017). Fashion-MNIST: a Novel Image "
+        "Dataset for Benchmarking Machine Learning Algorithms. arXiv:1708.07747."
+    ),
+    licence="MIT",
+    source=(
+        "31 MB, by TensorFlow Datasets; the archives are also in Debian's package "
+        "dataset-fashion-mnist, under /usr/share/datasets/fashion-mnist."
+    ),
+)
 
-
-def lookup(config: ml_collections.ConfigDict) -> Dataset:
-    """The dataset that `config.data` names.
-
-    Raises:
-      UserError: the name is unknown, or a field does not fit the dataset.
-    """
-    return pick("dataset", config.dataset, DATASETS)(config)
+DATASETS = {dataset.name: dataset for dataset in (_DIGITS, _FASHION_MNIST)}

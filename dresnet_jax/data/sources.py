@@ -1,11 +1,13 @@
 """Where a dataset's arrays come from; every split is the same on every machine."""
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from etils import epath
 
 from dresnet_jax.data.catalog import SPLITS, Dataset
+from dresnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +23,67 @@ class Split:
     labels: np.ndarray
 
 
-def load(dataset: Dataset) -> dict[str, Split]:
-    """All splits of a dataset, by the names in `catalog.SPLITS`."""
-    return _LOADERS[dataset.name](dataset)
+def load(dataset: Dataset, data_dir: str) -> dict[str, Split]:
+    """All splits of a dataset, by the names in `catalog.SPLITS`.
+
+    Args:
+      dataset: what it is.
+      data_dir: where prepared datasets lie; not read for those that need no
+        preparation.
+
+    Raises:
+      UserError: the dataset is not prepared there, or is another version.
+    """
+    if dataset.tfds_splits:
+        return _prepared(dataset, data_dir)
+    return {"digits": _digits, "synthetic": _synthetic}[dataset.name](dataset)
+
+
+def statistics(dataset: Dataset, data_dir: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the training pixels, in [0, 1], per channel."""
+    pixels = load(dataset, data_dir)["train"].images.astype(np.float64) / 255
+    axes = (0, 1, 2)
+    return (
+        [round(value, 4) for value in pixels.mean(axis=axes).tolist()],
+        [round(value, 4) for value in pixels.std(axis=axes).tolist()],
+    )
+
+
+def tfds_builder(dataset: Dataset, data_dir: str) -> Any:
+    """The TensorFlow Datasets builder of a dataset, for array_record files.
+
+    Reading with it needs no TensorFlow.
+    """
+    # Imported here, since it takes half a second and few datasets need it.
+    import tensorflow_datasets as tfds
+
+    directory = epath.Path(data_dir).expanduser()
+    return tfds.builder(
+        dataset.name, data_dir=directory, file_format=tfds.core.FileFormat.ARRAY_RECORD
+    )
+
+
+def _prepared(dataset: Dataset, data_dir: str) -> dict[str, Split]:
+    builder = tfds_builder(dataset, data_dir)
+    if not builder.is_prepared():
+        here = builder.data_path.parent
+        others = [path.name for path in here.iterdir()] if here.exists() else []
+        raise UserError(
+            f"{dataset.name} {builder.version} is not prepared in {data_dir}"
+            + (f", which holds {', '.join(sorted(others))}" if others else "")
+            + f": run python -m dresnet_jax.prepare --dataset={dataset.name} "
+            f"--data_dir={data_dir}"
+        )
+    return {name: _read(builder, dataset, name) for name in SPLITS}
+
+
+def _read(builder: Any, dataset: Dataset, name: str) -> Split:
+    source = builder.as_data_source(split=dataset.tfds_splits[name])
+    images, labels = [], []
+    for example in source:
+        images.append(example["image"])
+        labels.append(example["label"])
+    return Split(np.stack(images), np.asarray(labels, np.int32))
 
 
 def _digits(dataset: Dataset) -> dict[str, Split]:
@@ -60,9 +120,3 @@ def _synthetic(dataset: Dataset) -> dict[str, Split]:
         return Split(pixels, labels)
 
     return {name: split(dataset.splits[name]) for name in SPLITS}
-
-
-_LOADERS: dict[str, Callable[[Dataset], dict[str, Split]]] = {
-    "digits": _digits,
-    "synthetic": _synthetic,
-}

@@ -46,7 +46,7 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
       KeyboardInterrupt: Ctrl-C, after a step that is saved.
     """
     began = time.monotonic()
-    splits = sources.load(experiment.dataset)
+    splits = sources.load(experiment.dataset, experiment.config.data.data_dir)
     evaluate = Evaluator(experiment)
     state, start = _restore_or_create(experiment, directory)
     keep = experiment.config.train.keep_checkpoints

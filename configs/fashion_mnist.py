@@ -1,0 +1,23 @@
+"""Fashion-MNIST: 70,000 real images of clothes, 28x28 pixels, grey.
+
+python -m dresnet_jax.prepare --dataset=fashion_mnist
+python -m dresnet_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The CIFAR recipe of He et al. (2015): crop after padding, flip, SGD, in brief."""
+    config = common.get_config()
+    config.data.dataset = "fashion_mnist"
+    config.data.batch_size = 128
+    config.data.crop_padding = 2
+    config.data.flip = True
+    config.model.width = 16
+    config.train.num_epochs = 15
+    config.train.log_every_steps = 100
+    config.train.checkpoint_every_steps = 400
+    return config

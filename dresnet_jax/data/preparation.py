@@ -1,0 +1,97 @@
+"""Preparation of a dataset by TensorFlow Datasets, from the network or from archives.
+
+The only code that needs TensorFlow, and only `prepare` calls it.
+"""
+
+import hashlib
+import importlib.util
+import struct
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from dresnet_jax.data.catalog import Dataset
+from dresnet_jax.data.sources import tfds_builder
+from dresnet_jax.errors import UserError
+
+# The times that stand in the headers of the original archives of Fashion-MNIST.
+# Debian's package takes name and time out of the headers, which changes nothing in the
+# data but every checksum; with them put back the files are the originals, bit for bit.
+_ORIGINAL_TIMES = {
+    "train-images-idx3-ubyte.gz": 1504176606,
+    "train-labels-idx1-ubyte.gz": 1504176606,
+    "t10k-images-idx3-ubyte.gz": 1504176627,
+    "t10k-labels-idx1-ubyte.gz": 1504176627,
+}
+
+
+def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path:
+    """Writes a dataset as array_record files; what is prepared already is kept.
+
+    Args:
+      dataset: what is prepared.
+      data_dir: where prepared datasets lie.
+      from_dir: directory of the original archives; None to fetch them.
+
+    Returns:
+      Where the dataset now lies.
+
+    Raises:
+      UserError: TensorFlow is missing, an archive is missing or is not the original.
+    """
+    if not dataset.tfds_splits:
+        raise UserError(f"{dataset.name} needs no preparation. {dataset.source}")
+    builder = tfds_builder(dataset, data_dir)
+    if builder.is_prepared():
+        return builder.data_path
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            "Preparation needs TensorFlow: pip install -r requirements-prepare.txt"
+        )
+    import tensorflow_datasets as tfds
+
+    with tempfile.TemporaryDirectory() as originals:
+        if from_dir is not None:
+            _collect(builder.url_infos, epath.Path(from_dir), epath.Path(originals))
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=originals if from_dir else None
+            )
+        )
+    return builder.data_path
+
+
+def _collect(
+    registered: Mapping[str, Any], from_dir: epath.Path, originals: epath.Path
+) -> None:
+    """Puts each archive that TFDS registers, checked, into `originals`."""
+    for info in registered.values():
+        path = from_dir.expanduser() / info.filename
+        if not path.exists():
+            names = sorted(info.filename for info in registered.values())
+            raise UserError(f"{path} does not exist: wanted are {', '.join(names)}.")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        target = originals / info.filename
+        if found == info.checksum:
+            target.symlink_to(path.resolve())
+            continue
+        restored = _with_original_header(path)
+        if hashlib.sha256(restored).hexdigest() != info.checksum:
+            raise UserError(
+                f"{path} is not the original archive: its SHA-256 is {found}, "
+                f"registered is {info.checksum}."
+            )
+        target.write_bytes(restored)
+
+
+def _with_original_header(path: epath.Path) -> bytes:
+    """A gzip file with the name and time that its header had; else as it is."""
+    data = path.read_bytes()
+    plain_header = data[:4] == b"\x1f\x8b\x08\x00"
+    if path.name not in _ORIGINAL_TIMES or not plain_header:
+        return data
+    time = struct.pack("<I", _ORIGINAL_TIMES[path.name])
+    name = path.name.removesuffix(".gz").encode() + b"\0"
+    return b"\x1f\x8b\x08\x08" + time + data[8:10] + name + data[10:]
