@@ -11,9 +11,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = ml_collections.ConfigDict()
-    # Name in the catalogue: digits, synthetic.
+    # Name in the catalogue: digits, fashion_mnist, synthetic.
     config.data.dataset = "digits"
-    # Where prepared datasets lie. digits and synthetic need none.
+    # Where prepared datasets lie. digits and synthetic need no preparation.
     config.data.data_dir = "~/dresnet_jax_data"
     # Examples of one step, over all devices.
     config.data.batch_size = 128

@@ -1,6 +1,6 @@
 """Measures what learned connections cost beside the plain network, in one run.
 
-    python -m dresnet_jax.benchmark connections --model=dresnet18 --image_size=64
+    python -m dresnet_jax.benchmark connections --image_size=64
 
 Compiles the training step of the model in each form and of the same model without
 connections, and prints the ratios of FLOPs, bytes, temporary memory and time. The
@@ -20,10 +20,10 @@ from dresnet_jax.analysis import connection_costs, reports
 from dresnet_jax.connections import weighted_sum
 from dresnet_jax.errors import pick
 
-_MODEL = flags.DEFINE_string("model", "dresnet18", "Name of the model measured.")
+_MODEL = flags.DEFINE_string("model", None, "Model measured, instead of the config's.")
 _FORMS = flags.DEFINE_list("forms", list(weighted_sum.FORMS), "Forms measured.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the images, pixels.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images of one step.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images, pixels.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images of one step.")
 _RUNS = flags.DEFINE_integer("runs", 15, "Timed steps of each form.", lower_bound=1)
 
 
@@ -31,14 +31,14 @@ def main(subject: str) -> None:
     """Measures, prints."""
     pick("benchmark", subject, {"connections": None})
     config = cli.config()
-    config.model.name = _MODEL.value
-    config.data.image_size = _IMAGE_SIZE.value
-    config.data.batch_size = _BATCH_SIZE.value
+    config.model.name = _MODEL.value or config.model.name
+    config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
+    config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
     rows = connection_costs.measure(config, _FORMS.value, _RUNS.value)
     print(reports.connection_cost_table(rows))
     print(
-        f"{_RUNS.value} interleaved steps of each; batch {_BATCH_SIZE.value}, "
-        f"{_IMAGE_SIZE.value}x{_IMAGE_SIZE.value}, {config.model.dtype}; "
+        f"{_RUNS.value} interleaved steps of each; batch {config.data.batch_size}, "
+        f"{config.data.image_size}x{config.data.image_size}, {config.model.dtype}; "
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, "
         f"{os.cpu_count()} cores; Python {platform.python_version()}"
     )

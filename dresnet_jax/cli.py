@@ -1,10 +1,11 @@
 """What all commands share: flags, help, errors in one line, and JSON at the end."""
 
-import importlib.util
 import json
 import logging as stdlib_logging
 import re
+import runpy
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from dresnet_jax.errors import UserError, unknown
+from dresnet_jax.errors import RunFailedError, UserError, unknown
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -33,7 +34,7 @@ def config() -> ml_collections.ConfigDict:
       UserError: none was chosen.
     """
     if _CONFIG.value is None:
-        raise UserError(f"--config is missing: give one of {_config_files()}.")
+        raise UserError(f"--config is missing: {_config_files()}.")
     return _CONFIG.value
 
 
@@ -85,6 +86,11 @@ def run(
         _fail(f"error: {error}", 2)
     except flags.Error as error:
         _fail(f"error: {' '.join(str(error).split())}", 2)
+    except RunFailedError as error:
+        _fail(f"error: {error}", 1)
+    except OSError as error:
+        # A full disk, a directory without permission: nothing a traceback would mend.
+        _fail(f"error: {error}", 1)
     except KeyboardInterrupt as error:
         _fail(f"interrupted {error}".strip(), 130)
     sys.exit(0)
@@ -140,13 +146,11 @@ def _check_config(argv: list[str]) -> None:
     fields = [m[1] for m in (re.match(r"--?config\.([^=]+)", a) for a in argv) if m]
     if path is None:
         if fields:
-            raise UserError(
-                f"--config.{fields[0]} needs --config: give one of {_config_files()}."
-            )
+            raise UserError(f"--config.{fields[0]} needs --config: {_config_files()}.")
         return
-    file = Path(path.split(":")[0])
-    if not file.is_file():
-        raise UserError(f"Config file '{file}' does not exist: {_config_files()}.")
+    if not Path(path).is_file():
+        raise UserError(f"Config file '{path}' does not exist: {_config_files()}.")
+    file = Path(path)
     # Config files import each other as configs.<name>, from wherever one stands.
     sys.path.append(str(file.resolve().parent.parent))
     tree = _load(file)
@@ -155,12 +159,23 @@ def _check_config(argv: list[str]) -> None:
 
 
 def _load(file: Path) -> ml_collections.ConfigDict:
-    spec = importlib.util.spec_from_file_location("_checked_config", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"Config file '{file}' is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    try:
+        tree = runpy.run_path(str(file))["get_config"]()
+    # A config is code: any error in it is the person's to mend.
+    except Exception as error:
+        lines = [
+            f.lineno
+            for f in traceback.extract_tb(error.__traceback__)
+            if f.filename == str(file)
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"Config file '{file}'{where}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(tree, ml_collections.ConfigDict):
+        raise UserError(f"Config file '{file}': get_config() returns no ConfigDict.")
+    return tree
 
 
 def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
@@ -183,4 +198,6 @@ def _config_files() -> str:
         for path in Path("configs").glob("*.py")
         if path.stem not in ("__init__", "common")
     )
-    return ", ".join(found) or "there is no configs directory here"
+    if not found:
+        return "give the path of a config; there is no directory configs here"
+    return f"give one of {', '.join(found)}"

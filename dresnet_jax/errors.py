@@ -15,6 +15,10 @@ class UserError(ValueError):
     """
 
 
+class RunFailedError(RuntimeError):
+    """A run that cannot go on, by no wrong value; the commands exit with code 1."""
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among the choices: nearest match, then all."""
     choices = sorted(choices)

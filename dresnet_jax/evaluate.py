@@ -35,8 +35,8 @@ def main() -> None:
         "loss": found.loss,
         **reports.per_class(split.labels, found.predictions, parts.dataset.class_names),
     }
-    workdir.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)
     print(reports.evaluation_table(report))
+    workdir.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)
     cli.finish(report)
 
 

@@ -7,12 +7,11 @@ report.json and the pictures curves.png, gates.png and gate_functions.png. The s
 command goes on with an unfinished run from its newest checkpoint.
 """
 
-import sys
-
 from absl import flags
 
 from dresnet_jax import cli
 from dresnet_jax.analysis import plots, reports
+from dresnet_jax.data import sources
 from dresnet_jax.training import experiment, loop, workdir
 
 _OVERWRITE = flags.DEFINE_bool(
@@ -24,11 +23,9 @@ def main() -> None:
     """Trains, draws, prints."""
     config, directory = cli.config(), cli.workdir()
     parts = experiment.build(config)
-    workdir.claim(directory, config, overwrite=_OVERWRITE.value)
-    try:
+    sources.require(parts.dataset, config.data.data_dir)
+    with workdir.claim(directory, config, overwrite=_OVERWRITE.value):
         report = loop.run(parts, directory)
-    except loop.NonFiniteLossError as error:
-        sys.exit(f"error: {error}")
     if report["gates"]:
         print(reports.gate_table(report["gates"]))
     for picture in plots.run_pictures(directory):

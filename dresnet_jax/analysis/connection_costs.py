@@ -11,7 +11,9 @@ import ml_collections
 import numpy as np
 
 from dresnet_jax.analysis import cost
+from dresnet_jax.connections.weighted_sum import FORMS
 from dresnet_jax.data.pipeline import Batch
+from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment
 
 PLAIN = "none"
@@ -58,11 +60,18 @@ def measure(
 
     Returns:
       A row per program, the plain network first.
+
+    Raises:
+      UserError: a value of the config is wrong, or there is nothing to measure.
     """
+    if not forms:
+        raise UserError(f"No form is named: give some of {', '.join(FORMS)}.")
     # All are built, and so checked, before the first is compiled.
     parts = {
         form: experiment.build(_with_form(config, form)) for form in (PLAIN, *forms)
     }
+    if not parts[forms[0]].model.spec.connections.topology.edges:
+        raise UserError(f"{config.model.name} has no connections to measure.")
     programs = {form: _compile(part) for form, part in parts.items()}
     runners = {form: program.run for form, program in programs.items()}
     seconds = cost.interleaved_seconds(runners, runs)

@@ -89,4 +89,9 @@ def build(pattern: str | Iterable[tuple[int, int]], num_blocks: int) -> Topology
     """
     if isinstance(pattern, str):
         return pick("topology", pattern, PATTERNS)(num_blocks)
+    if not isinstance(pattern, list | tuple):
+        raise UserError(
+            f"Topology {pattern!r} must be one of {', '.join(PATTERNS)}, or a list of "
+            "(reader, source) pairs."
+        )
     return from_edges(num_blocks, pattern)

@@ -43,8 +43,8 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
     """
     if not dataset.tfds_splits:
         raise UserError(f"{dataset.name} needs no preparation. {dataset.source}")
-    builder = tfds_builder(dataset, data_dir)
-    if builder.is_prepared():
+    builder, is_prepared = tfds_builder(dataset, data_dir)
+    if is_prepared:
         return builder.data_path
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from dresnet_jax.data.catalog import SPLITS, Dataset
@@ -35,7 +36,8 @@ def load(dataset: Dataset, data_dir: str) -> dict[str, Split]:
       UserError: the dataset is not prepared there, or is another version.
     """
     if dataset.tfds_splits:
-        return _prepared(dataset, data_dir)
+        builder = require(dataset, data_dir)
+        return {name: _read(builder, dataset, name) for name in SPLITS}
     return {"digits": _digits, "synthetic": _synthetic}[dataset.name](dataset)
 
 
@@ -49,23 +51,39 @@ def statistics(dataset: Dataset, data_dir: str) -> tuple[list[float], list[float
     )
 
 
-def tfds_builder(dataset: Dataset, data_dir: str) -> Any:
-    """The TensorFlow Datasets builder of a dataset, for array_record files.
+def tfds_builder(dataset: Dataset, data_dir: str) -> tuple[Any, bool]:
+    """The TensorFlow Datasets builder of a dataset, and whether it is prepared.
 
-    Reading with it needs no TensorFlow.
+    The builder is for array_record files; reading with it needs no TensorFlow.
     """
     # Imported here, since it takes half a second and few datasets need it.
     import tensorflow_datasets as tfds
 
     directory = epath.Path(data_dir).expanduser()
-    return tfds.builder(
-        dataset.name, data_dir=directory, file_format=tfds.core.FileFormat.ARRAY_RECORD
-    )
+    verbosity = logging.get_verbosity()
+    # TFDS warns where nothing is prepared; `require` makes an error of it.
+    logging.set_verbosity(logging.ERROR)
+    try:
+        builder = tfds.builder(
+            dataset.name,
+            data_dir=directory,
+            file_format=tfds.core.FileFormat.ARRAY_RECORD,
+        )
+        return builder, builder.is_prepared()
+    finally:
+        logging.set_verbosity(verbosity)
 
 
-def _prepared(dataset: Dataset, data_dir: str) -> dict[str, Split]:
-    builder = tfds_builder(dataset, data_dir)
-    if not builder.is_prepared():
+def require(dataset: Dataset, data_dir: str) -> Any:
+    """The builder of a dataset that is prepared; None where it needs no preparation.
+
+    Raises:
+      UserError: it is not prepared there, or another version is.
+    """
+    if not dataset.tfds_splits:
+        return None
+    builder, is_prepared = tfds_builder(dataset, data_dir)
+    if not is_prepared:
         here = builder.data_path.parent
         others = [path.name for path in here.iterdir()] if here.exists() else []
         raise UserError(
@@ -74,7 +92,7 @@ def _prepared(dataset: Dataset, data_dir: str) -> dict[str, Split]:
             + f": run python -m dresnet_jax.prepare --dataset={dataset.name} "
             f"--data_dir={data_dir}"
         )
-    return {name: _read(builder, dataset, name) for name in SPLITS}
+    return builder
 
 
 def _read(builder: Any, dataset: Dataset, name: str) -> Split:

@@ -3,14 +3,17 @@
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+import jax
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from dresnet_jax.errors import UserError
+from dresnet_jax.errors import RunFailedError, UserError
 
 Tree = TypeVar("Tree")
 
@@ -45,7 +48,12 @@ class Checkpoints:
         self._checkpointer.close()
 
     def save(self, step: int, state: object) -> None:
-        """Writes a checkpoint; it appears whole or not at all."""
+        """Writes a checkpoint; it appears whole or not at all.
+
+        Raises:
+          RunFailedError: the disk has no room for it.
+        """
+        _require_room(self._directory, state)
         self._checkpointer.save(step, state, force=True)
         checkpoint = self._directory / str(step)
         partial = checkpoint / (_DIGESTS + ".partial")
@@ -97,7 +105,10 @@ def restore(workdir: epath.Path, abstract_state: Tree) -> Restored[Tree] | None:
             logging.warning("Going back to checkpoint %d.", step)
         return Restored(state, step, tuple(damaged))
     if damaged:
-        raise UserError(f"No checkpoint in {_directory(workdir)} can be read.")
+        raise UserError(
+            f"No checkpoint in {_directory(workdir)} can be read: train anew with "
+            "--overwrite, or in another workdir."
+        )
     return None
 
 
@@ -117,6 +128,20 @@ def steps(workdir: epath.Path) -> list[int]:
     directory = _directory(workdir)
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _require_room(directory: epath.Path, state: object) -> None:
+    """Looks before orbax writes, whose threads report a full disk in many voices."""
+    if "://" in os.fspath(directory):
+        return
+    needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise RunFailedError(
+            f"No space left for a checkpoint in {directory}: {needed / 1e6:.1f} MB are "
+            f"needed, {free / 1e6:.1f} MB are free. Earlier checkpoints are kept; the "
+            "same command goes on once there is room."
+        )
 
 
 def _verify(checkpoint: epath.Path) -> None:

@@ -122,6 +122,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       UserError: a value of the config is wrong.
     """
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed = {config.seed} must be between 0 and 2**32 - 1.")
     dataset = catalog.lookup(config.data)
     recipe = pipeline.Recipe(
         batch_size=config.data.batch_size,

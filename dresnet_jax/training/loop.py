@@ -17,6 +17,7 @@ from etils import epath
 
 import dresnet_jax
 from dresnet_jax.data import pipeline, sources
+from dresnet_jax.errors import RunFailedError
 from dresnet_jax.training import checkpointing, optimizer, sharding, workdir
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
@@ -27,8 +28,8 @@ from dresnet_jax.training.steps import StepResult
 Splits = Mapping[str, sources.Split]
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is infinite or not a number; the run cannot go on."""
+class NonFiniteLossError(RunFailedError):
+    """The loss or its gradient is infinite or not a number."""
 
 
 def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
@@ -45,7 +46,6 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
       NonFiniteLossError: names the step; the checkpoints before it stay.
       KeyboardInterrupt: Ctrl-C, after a step that is saved.
     """
-    began = time.monotonic()
     splits = sources.load(experiment.dataset, experiment.config.data.data_dir)
     evaluate = Evaluator(experiment)
     state, start = _restore_or_create(experiment, directory)
@@ -59,10 +59,8 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
         if start < experiment.num_steps:
             trainer = _Trainer(experiment, splits, evaluate, checkpoints, log)
             state = trainer.train(state, start)
-    report = _report(experiment, state, evaluate, splits) | {
-        "workdir": str(directory),
-        "seconds": time.monotonic() - began,
-    }
+    report = {"workdir": str(directory)}
+    report |= _report(experiment, state, evaluate, splits)
     workdir.write_json(directory / "report.json", report)
     return report
 

@@ -11,6 +11,8 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from dresnet_jax.errors import UserError
+
 
 @flax.struct.dataclass
 class Metrics(metrics.Collection):
@@ -38,7 +40,9 @@ class Log:
         """
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= start_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self._path)
         self._file = self._path.open("a")
         self._board = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start_step + 1
@@ -94,7 +98,20 @@ def read(workdir: epath.Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; none where there is no such file.
 
     A last line that was cut off when the run was killed is left out.
+
+    Raises:
+      UserError: another line is damaged.
     """
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    whole = [line for line in lines if line.endswith("\n")]
+    return [_parse(path, number, line) for number, line in enumerate(whole, start=1)]
+
+
+def _parse(path: epath.Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(line)
+        parsed["step"] + 0
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}, line {number}, is damaged: {line!r:.80}") from None
+    return parsed

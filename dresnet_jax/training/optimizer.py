@@ -1,5 +1,6 @@
 """The optimiser of a config, from optax's parts."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,10 @@ def build(
     """
     make = pick("optimizer", config.name, OPTIMIZERS)
     for field in ("learning_rate", "weight_decay", "clip_norm", "gate_multiplier"):
-        if not config[field] >= 0:
-            raise UserError(f"optimizer.{field} = {config[field]} must not be below 0.")
+        if not 0 <= config[field] < math.inf:
+            raise UserError(
+                f"optimizer.{field} = {config[field]} must be a number, not below 0."
+            )
     for field in ("momentum", "b1", "b2", "warmup_fraction"):
         if not 0 <= config[field] < 1:
             raise UserError(f"optimizer.{field} = {config[field]} must be in [0, 1).")

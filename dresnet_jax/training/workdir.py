@@ -1,7 +1,11 @@
 """The run directory: whose run it holds, and the records a program can read."""
 
+import contextlib
+import fcntl
 import json
+import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -12,69 +16,114 @@ from dresnet_jax.errors import UserError
 _CONFIG = "config.json"
 
 
+@contextlib.contextmanager
 def claim(
     workdir: epath.Path, config: ml_collections.ConfigDict, *, overwrite: bool
-) -> None:
-    """Makes a directory ready for a run of a config, new or to be continued.
+) -> Iterator[None]:
+    """Makes a directory ready for a run of a config, and keeps other processes out.
 
     Args:
       workdir: the directory; made if it does not exist.
-      config: of the run.
+      config: of the run, new or to be continued.
       overwrite: whether the run that it holds may be deleted.
 
     Raises:
-      UserError: it is no directory or cannot be written, it holds a run of another
-        config, or it holds something that is no run. Nothing has changed then.
+      UserError: it is no directory or cannot be written, another process trains in it,
+        it holds a run of another config, or it holds something that is no run. What it
+        holds has not changed then.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is a file, not a directory.")
-    holds_run = (workdir / _CONFIG).exists()
-    if workdir.exists() and not holds_run and any(workdir.iterdir()):
-        raise UserError(
-            f"workdir {workdir} is not empty and holds no run: choose another one."
-        )
-    if holds_run and not overwrite:
-        differences = _differences(_read_json(workdir / _CONFIG), _plain(config))
-        if differences:
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(workdir))
+            with tempfile.TemporaryFile(dir=workdir):
+                pass
+            _check(workdir, config, overwrite)
+            if overwrite:
+                for path in workdir.iterdir():
+                    path.rmtree() if path.is_dir() else path.unlink()
+            if not (workdir / _CONFIG).exists():
+                write_json(workdir / _CONFIG, _plain(config))
+        except OSError as error:
             raise UserError(
-                f"workdir {workdir} holds a run of another config: "
-                f"{'; '.join(differences)}. Choose another workdir, or start anew with "
-                "--overwrite."
+                f"workdir {workdir} cannot be written: {error.strerror or error}."
+            ) from error
+        yield
+
+
+def _check(
+    workdir: epath.Path, config: ml_collections.ConfigDict, overwrite: bool
+) -> None:
+    if not (workdir / _CONFIG).exists():
+        if any(workdir.iterdir()):
+            raise UserError(
+                f"workdir {workdir} is not empty and holds no run: choose another one."
             )
-    try:
-        if holds_run and overwrite:
-            workdir.rmtree()
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-        if not (workdir / _CONFIG).exists():
-            write_json(workdir / _CONFIG, _plain(config))
-    except OSError as error:
+        return
+    if overwrite:
+        return
+    differences = _differences(_read_config(workdir), _plain(config))
+    if differences:
         raise UserError(
-            f"workdir {workdir} cannot be written: {error.strerror}."
-        ) from error
+            f"workdir {workdir} holds a run of another config: "
+            f"{'; '.join(differences)}. Choose another workdir, or start anew with "
+            "--overwrite."
+        )
+
+
+@contextlib.contextmanager
+def _locked(workdir: epath.Path) -> Iterator[None]:
+    """Holds a lock on a local directory, which ends with the process at the latest."""
+    path = os.fspath(workdir)
+    if "://" in path:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"workdir {workdir} is in use: another process trains in it."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     """The config of the run in a directory.
 
     Raises:
-      UserError: there is no run.
+      UserError: there is no run, or its config is damaged.
     """
     if not (workdir / _CONFIG).exists():
         raise UserError(f"{workdir} holds no run: there is no {_CONFIG} in it.")
-    return ml_collections.ConfigDict(_read_json(workdir / _CONFIG)).lock()
+    return ml_collections.ConfigDict(_read_config(workdir)).lock()
 
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file that is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def _read_json(path: epath.Path) -> Any:
-    return json.loads(path.read_text())
+def _read_config(workdir: epath.Path) -> dict[str, Any]:
+    path = workdir / _CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: it holds no config.")
+    return config
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

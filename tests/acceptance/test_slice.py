@@ -212,7 +212,9 @@ def _signal_at(process, directory, step, number):
 
 @pytest.mark.slow
 def test_folded_connections_cost_little(tmp_path):
-    code, output, errors = run_command("benchmark", "connections", "--json")
+    code, output, errors = run_command(
+        "benchmark", "connections", "--image_size=64", "--json"
+    )
     assert code == 0, errors
     print("\n" + "\n".join(output.splitlines()[:-1]))
     assert not list(tmp_path.iterdir())
@@ -280,6 +282,10 @@ def _assert_one_clear_line(code, output, errors, message):
         ("evaluate", ["--workdir=configs"], "configs holds no run"),
         ("evaluate", ["--config=configs/digits.py"], "--config is not a flag"),
         ("evaluate", ["--workdir=x", "--split=val"], "train|validation|test"),
+        ("benchmark", ["connections", "--model=cnn18"], "cnn18 has no connections"),
+        ("benchmark", ["connections", "--forms="], "No form is named"),
+        ("prepare", [], "--dataset is missing"),
+        ("prepare", ["--dataset=cifar"], "Unknown dataset 'cifar'"),
         ("benchmark", [], "A word is missing: the subject"),
         ("benchmark", ["conections"], "Did you mean 'connections'?"),
         ("benchmark", ["connections", "--forms=foldd"], "Did you mean 'folded'?"),
@@ -289,7 +295,52 @@ def test_a_wrong_command_line_is_one_clear_line(command, arguments, message):
     _assert_one_clear_line(*run_command(command, *arguments), message)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "plan", "benchmark"])
+BAD_CONFIGS = {
+    "def get_config(:": "SyntaxError: invalid syntax (mine.py, line 1)",
+    "import nothing_of_this_name": "line 1: ModuleNotFoundError",
+    "x = 1": "KeyError: 'get_config'",
+    "def get_config():\n    return 3": "returns no ConfigDict",
+    "from configs import common\n\n\ndef get_config():\n"
+    "    config = common.get_config()\n    config.model.widht = 3": "line 6: ",
+}
+
+
+@pytest.mark.parametrize("text", BAD_CONFIGS)
+def test_a_config_file_with_a_mistake_is_one_clear_line(text, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    result = run_command("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    _assert_one_clear_line(*result, BAD_CONFIGS[text])
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_not_prepared_is_one_clear_line(tmp_path):
+    result = run_command(
+        "train",
+        "--config=configs/fashion_mnist.py",
+        f"--config.data.data_dir={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    command = f"dresnet_jax.prepare --dataset=fashion_mnist --data_dir={tmp_path}"
+    _assert_one_clear_line(*result, command)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_trainings_in_one_workdir_do_not_mix(tmp_path):
+    directory = epath.Path(tmp_path / "run")
+    process = start_command("train", *SMALL, f"--workdir={directory}")
+    while not metrics.read(directory):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    second = run_command("train", *SMALL, f"--workdir={directory}", "--overwrite")
+    _assert_one_clear_line(*second, "is in use: another process trains in it")
+    process.communicate()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "plan", "benchmark", "prepare"]
+)
 def test_every_command_explains_itself(command):
     code, output, errors = run_command(command, "--help")
     assert code == 0

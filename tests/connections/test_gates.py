@@ -18,7 +18,7 @@ def test_inverse_gives_the_weight_of_an_opening(name, opening, sharpness):
     gate = gates.GATES[name]
     weight = gates.starting_weight(gate, opening, sharpness)
     found = gate.function(jnp.asarray([weight]), jnp.asarray([sharpness]))
-    np.testing.assert_allclose(found, [opening], rtol=1e-4)
+    np.testing.assert_allclose(found, [opening], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BOUNDED)

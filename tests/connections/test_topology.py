@@ -49,6 +49,12 @@ def test_an_edge_that_stands_twice_is_refused():
         topology.build([(3, 1), (3, 1)], 8)
 
 
+@pytest.mark.parametrize("pattern", [3, 3.5, None, True])
+def test_a_pattern_that_is_neither_name_nor_list_is_refused(pattern):
+    with pytest.raises(UserError, match="must be one of none, dense, or a list"):
+        topology.build(pattern, 8)
+
+
 def test_an_unknown_pattern_lists_the_known_ones():
     with pytest.raises(UserError, match=r"'dence'. Did you mean 'dense'\? .*none"):
         topology.build("dence", 8)

@@ -1,5 +1,7 @@
 """Checkpoints come back as they were, and damaged ones are never used."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from dresnet_jax.errors import UserError
+from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.training import checkpointing, sharding
 
 
@@ -100,6 +102,17 @@ def test_damage_to_any_file_leads_back_to_the_checkpoint_before(saved, damage, c
 def test_a_checkpoint_without_digests_is_read_by_orbax_alone(saved):
     (saved / "checkpoints" / "30" / "sha256.json").unlink()
     assert checkpointing.restore(saved, abstract()).step == 30
+
+
+def test_a_full_disk_stops_before_anything_is_written(saved, monkeypatch):
+    usage = shutil.disk_usage(saved)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with (
+        checkpointing.Checkpoints(saved, keep=2) as checkpoints,
+        pytest.raises(RunFailedError, match="No space left for a checkpoint"),
+    ):
+        checkpoints.save(40, state(40.0))
+    assert checkpointing.steps(saved) == [30, 20]
 
 
 def test_an_unfinished_checkpoint_is_not_seen(saved):

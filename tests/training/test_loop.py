@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
+from dresnet_jax.errors import UserError
 from dresnet_jax.training import checkpointing, experiment, loop, metrics, workdir
 
 
@@ -19,8 +20,8 @@ def directory(tmp_path):
 
 def train(config, directory):
     parts = experiment.build(config)
-    workdir.claim(directory, config, overwrite=False)
-    return loop.run(parts, directory)
+    with workdir.claim(directory, config, overwrite=False):
+        return loop.run(parts, directory)
 
 
 def test_a_run_leaves_what_it_promises(small_config, directory):
@@ -94,7 +95,6 @@ def test_a_finished_run_only_reports_again(small_config, directory):
     first = train(small_config, directory)
     lines = (directory / "metrics.jsonl").read_bytes()
     second = train(small_config, directory)
-    first.pop("seconds"), second.pop("seconds")
     assert first == second
     assert (directory / "metrics.jsonl").read_bytes() == lines
 
@@ -120,6 +120,21 @@ def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(tmp_path):
     with metrics.Log(directory, start_step=2, num_steps=9) as log:
         log.write(3, {"loss": 0.5})
     assert metrics.read(directory) == [*lines[:2], {"step": 3, "loss": 0.5}]
+
+
+@pytest.mark.parametrize("line", ["garbage", "[]", "{}", '{"step": "x"}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    directory = epath.Path(tmp_path)
+    (directory / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged"):
+        metrics.read(directory)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(small_config, seed):
+    small_config.seed = seed
+    with pytest.raises(UserError, match="must be between 0 and"):
+        experiment.build(small_config)
 
 
 @pytest.mark.parametrize(

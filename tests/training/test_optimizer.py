@@ -92,8 +92,10 @@ def test_the_rate_warms_up_and_falls_to_0():
     ("field", "value", "message"),
     [
         ("name", "adam", "Did you mean 'adamw'"),
-        ("learning_rate", -0.1, "must not be below 0"),
-        ("gate_multiplier", -1.0, "must not be below 0"),
+        ("learning_rate", -0.1, "must be a number, not below 0"),
+        ("learning_rate", float("inf"), "must be a number"),
+        ("learning_rate", float("nan"), "must be a number"),
+        ("gate_multiplier", -1.0, "must be a number, not below 0"),
         ("momentum", 1.0, r"must be in \[0, 1\)"),
         ("warmup_fraction", 1.5, r"must be in \[0, 1\)"),
     ],

@@ -7,31 +7,37 @@ from dresnet_jax.errors import UserError
 from dresnet_jax.training import workdir
 
 
+def claim(directory, config, *, overwrite):
+    """Claims a directory and lets it go again."""
+    with workdir.claim(directory, config, overwrite=overwrite):
+        pass
+
+
 @pytest.fixture
 def directory(tmp_path):
     return epath.Path(tmp_path / "run")
 
 
 def test_a_new_directory_holds_the_config(directory, small_config):
-    workdir.claim(directory, small_config, overwrite=False)
+    claim(directory, small_config, overwrite=False)
     read = workdir.read_config(directory)
     assert read.model.name == small_config.model.name
     assert read.optimizer.learning_rate == small_config.optimizer.learning_rate
 
 
 def test_the_same_config_may_go_on(directory, small_config):
-    workdir.claim(directory, small_config, overwrite=False)
+    claim(directory, small_config, overwrite=False)
     (directory / "kept").write_text("kept")
-    workdir.claim(directory, small_config, overwrite=False)
+    claim(directory, small_config, overwrite=False)
     assert (directory / "kept").exists()
 
 
 def test_another_config_is_refused_and_says_what_differs(directory, small_config):
-    workdir.claim(directory, small_config, overwrite=False)
+    claim(directory, small_config, overwrite=False)
     small_config.model.width = 77
     small_config.model.connections.gate = "gauss"
     with pytest.raises(UserError) as error:
-        workdir.claim(directory, small_config, overwrite=False)
+        claim(directory, small_config, overwrite=False)
     assert "model.width is 4 there and 77 here" in str(error.value)
     assert "model.connections.gate is 'sigmoid' there and 'gauss'" in str(error.value)
     assert "--overwrite" in str(error.value)
@@ -39,10 +45,10 @@ def test_another_config_is_refused_and_says_what_differs(directory, small_config
 
 
 def test_overwrite_deletes_the_old_run(directory, small_config):
-    workdir.claim(directory, small_config, overwrite=False)
+    claim(directory, small_config, overwrite=False)
     (directory / "old").write_text("old")
     small_config.model.width = 77
-    workdir.claim(directory, small_config, overwrite=True)
+    claim(directory, small_config, overwrite=True)
     assert not (directory / "old").exists()
     assert workdir.read_config(directory).model.width == 77
 
@@ -54,22 +60,62 @@ def test_a_directory_of_something_else_is_left_alone(
     directory.mkdir()
     (directory / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds no run"):
-        workdir.claim(directory, small_config, overwrite=overwrite)
+        claim(directory, small_config, overwrite=overwrite)
     assert [path.name for path in directory.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_is_no_directory(directory, small_config):
     directory.write_text("")
     with pytest.raises(UserError, match="is a file"):
-        workdir.claim(directory, small_config, overwrite=False)
+        claim(directory, small_config, overwrite=False)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(directory, small_config):
     directory.write_text("")
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
-        workdir.claim(directory / "below" / "it", small_config, overwrite=False)
+        claim(directory / "below" / "it", small_config, overwrite=False)
 
 
 def test_a_directory_without_a_run_has_no_config(directory):
     with pytest.raises(UserError, match="holds no run"):
         workdir.read_config(directory)
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(directory, small_config):
+    with workdir.claim(directory, small_config, overwrite=False):
+        (directory / "kept").write_text("kept")
+        for overwrite in (True, False):
+            with pytest.raises(UserError, match="another process trains in it"):
+                claim(directory, small_config, overwrite=overwrite)
+    assert (directory / "kept").exists()
+    claim(directory, small_config, overwrite=False)
+
+
+def test_overwrite_keeps_the_directory_itself(directory, small_config, monkeypatch):
+    claim(directory, small_config, overwrite=False)
+    monkeypatch.chdir(directory)
+    claim(epath.Path("."), small_config, overwrite=True)
+    assert (directory / "config.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_a_damaged_config_is_named(directory, small_config, text):
+    claim(directory, small_config, overwrite=False)
+    (directory / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        claim(directory, small_config, overwrite=False)
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        workdir.read_config(directory)
+    claim(directory, small_config, overwrite=True)
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part_of_it(directory, monkeypatch):
+    directory.mkdir()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(directory), "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        workdir.write_json(directory / "report.json", {})
+    assert not list(directory.iterdir())
