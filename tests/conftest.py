@@ -1,5 +1,6 @@
 """Strict settings for all tests, and the commands as a person would run them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,11 @@ def run_command(name, *arguments, devices=1):
     process = start_command(name, *arguments, devices=devices)
     output, errors = process.communicate(timeout=500)
     return process.returncode, output, errors
+
+
+def json_lines(values):
+    """The text of a file with one JSON object a line."""
+    return "".join(json.dumps(value) + "\n" for value in values)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import checkpointing, experiment, loop, metrics, workdir
+from tests.conftest import json_lines
 
 
 @pytest.fixture
@@ -115,8 +116,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(small_config, directory):
 def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(tmp_path):
     directory = epath.Path(tmp_path)
     lines = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (directory / "metrics.jsonl").write_text(text + '{"step": 4, "lo')
+    (directory / "metrics.jsonl").write_text(json_lines(lines) + '{"step": 4, "lo')
     with metrics.Log(directory, start_step=2, num_steps=9) as log:
         log.write(3, {"loss": 0.5})
     assert metrics.read(directory) == [*lines[:2], {"step": 3, "loss": 0.5}]

@@ -1,0 +1,59 @@
+"""Tables and pictures hold the figures they are given."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from etils import epath
+
+from dresnet_jax.analysis import plots, reports
+from dresnet_jax.analysis.connection_costs import Row
+from tests.conftest import json_lines
+
+OPENINGS = {3: {1: 0.25}, 5: {1: 0.5, 3: -1.75}}
+
+
+def test_the_gate_table_has_a_cell_per_edge():
+    head, *rows = reports.gate_table(OPENINGS).splitlines()
+    assert head.split() == ["F(w)", "from", "1", "from", "2", "from", "3"]
+    assert [row.split() for row in rows] == [
+        ["block", "3", "0.250"],
+        ["block", "5", "0.500", "-1.750"],
+    ]
+    assert rows[1].index("-1.750") > head.index("from  2")
+
+
+def test_accuracy_per_class_and_confusion():
+    labels, predictions = np.asarray([0, 0, 1, 1, 1]), np.asarray([0, 1, 1, 1, 0])
+    found = reports.per_class(labels, predictions, ("a", "b", "never"))
+    assert found["confusion"] == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
+    assert found["class_accuracy"] == {"a": 0.5, "b": 2 / 3, "never": None}
+
+
+def test_the_cost_table_shows_each_ratio():
+    row = Row("m", "folded", 8, 1.081, 1.29, 1.24, 1.05, (0.98, 1.1), 0.0125, 1.5)
+    _, text = reports.connection_cost_table([row]).splitlines()
+    for figure in ("folded", "1.081", "1.290", "1.240", "1.050", "0.98..1.10", "12.5"):
+        assert figure in text
+
+
+@pytest.mark.parametrize("gates", [OPENINGS, None], ids=["gates", "no gates"])
+def test_a_run_is_drawn_from_its_metrics(tmp_path, gates):
+    lines = [{"step": s, "train_loss": 1 / s, "train_accuracy": 0.5} for s in (5, 10)]
+    lines += [{"step": 10, "val_loss": 0.2, "val_accuracy": 0.6}]
+    if gates:
+        lines += [{"step": step, "gates": gates} for step in (0, 10)]
+    (tmp_path / "metrics.jsonl").write_text(json_lines(lines))
+    pictures = plots.run_pictures(epath.Path(tmp_path))
+    names = [path.name for path in pictures]
+    expected = ["curves.png", "gates.png", "gate_functions.png"]
+    assert names == [name for name in expected if gates or name != "gates.png"]
+    for path in pictures:
+        assert matplotlib.image.imread(path).std() > 0.01
+
+
+def test_the_gate_map_has_a_value_per_edge_and_the_identitys_whole_range():
+    figure = plots.gate_maps({"3": {"1": 0.5}}, {"3": {"1": -4.0}})
+    start, end = (axis.images[0] for axis in figure.axes[:2])
+    assert np.argwhere(~start.get_array().mask).tolist() == [[2, 0]]
+    assert float(end.get_array()[2, 0]) == -4.0
+    assert start.get_clim() == end.get_clim() == (-4.0, 1.0)
