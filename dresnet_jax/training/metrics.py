@@ -68,9 +68,9 @@ class Log:
         """Moves the progress bar to a step."""
         self._bar.update(step - self._bar.n)
 
-    def write(self, step: int, scalars: Mapping[str, float], **more: Any) -> None:
-        """Writes one line; `more` is what is not a scalar, for `metrics.jsonl` only."""
-        self._file.write(json.dumps({"step": step, **scalars, **more}) + "\n")
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one line, and shows it."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
@@ -103,7 +103,8 @@ def read(workdir: epath.Path) -> list[dict[str, Any]]:
       UserError: another line is damaged.
     """
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     return [_parse(path, number, line) for number, line in enumerate(whole, start=1)]
 

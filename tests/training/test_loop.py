@@ -122,10 +122,10 @@ def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(tmp_path):
     assert metrics.read(directory) == [*lines[:2], {"step": 3, "loss": 0.5}]
 
 
-@pytest.mark.parametrize("line", ["garbage", "[]", "{}", '{"step": "x"}'])
+@pytest.mark.parametrize("line", [b"garbage", b"[]", b"{}", b'{"step": ""}', b"\xff"])
 def test_a_damaged_line_is_named(tmp_path, line):
     directory = epath.Path(tmp_path)
-    (directory / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    (directory / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged"):
         metrics.read(directory)
 
