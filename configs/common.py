@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = ml_collections.ConfigDict()
-    # Name in the catalogue: digits, fashion_mnist, synthetic.
+    # Name in the catalogue: digits, mnist, fashion_mnist, cifar10, cifar100,
+    # svhn_cropped, synthetic.
     config.data.dataset = "digits"
     # Where prepared datasets lie. digits and synthetic need no preparation.
     config.data.data_dir = "~/dresnet_jax_data"

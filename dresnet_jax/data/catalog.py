@@ -157,4 +157,98 @@ _FASHION_MNIST = Dataset(
     ),
 )
 
-DATASETS = {dataset.name: dataset for dataset in (_DIGITS, _FASHION_MNIST)}
+_MNIST = Dataset(
+    name="mnist",
+    image_size=28,
+    channels=1,
+    class_names=tuple("0123456789"),
+    **_carved(train=55_000, validation=5_000, test=10_000),
+    # Of all 60,000 training images, as published.
+    mean=(0.1307,),
+    std=(0.3081,),
+    citation=(
+        "LeCun, Y., Cortes, C. and Burges, C. (2010). MNIST handwritten digit database."
+    ),
+    licence="CC BY-SA 3.0",
+    source="11 MB, by TensorFlow Datasets.",
+)
+
+_CIFAR = (
+    "Krizhevsky, A. (2009). Learning Multiple Layers of Features from Tiny Images. "
+    "Technical report, University of Toronto."
+)
+
+_CIFAR10 = Dataset(
+    name="cifar10",
+    image_size=32,
+    channels=3,
+    class_names=(
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
+    **_carved(train=45_000, validation=5_000, test=10_000),
+    # Of all 50,000 training images, as published.
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    citation=_CIFAR,
+    licence="None stated.",
+    source="162 MB, by TensorFlow Datasets: cifar-10-binary.tar.gz.",
+)
+
+_CIFAR100 = Dataset(
+    name="cifar100",
+    image_size=32,
+    channels=3,
+    class_names=tuple(
+        """
+        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
+        bowl boy bridge bus butterfly camel can castle caterpillar cattle
+        chair chimpanzee clock cloud cockroach couch crab crocodile cup
+        dinosaur dolphin elephant flatfish forest fox girl hamster house
+        kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
+        maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+        otter palm_tree pear pickup_truck pine_tree plain plate poppy
+        porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+        shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
+        sweet_pepper table tank telephone television tiger tractor train trout
+        tulip turtle wardrobe whale willow_tree wolf woman worm
+        """.split()  # noqa: SIM905
+    ),
+    **_carved(train=45_000, validation=5_000, test=10_000),
+    # Of all 50,000 training images, as published.
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+    citation=_CIFAR,
+    licence="None stated.",
+    source="161 MB, by TensorFlow Datasets: cifar-100-binary.tar.gz.",
+)
+
+_SVHN_CROPPED = Dataset(
+    name="svhn_cropped",
+    image_size=32,
+    channels=3,
+    class_names=tuple("0123456789"),
+    **_carved(train=68_257, validation=5_000, test=26_032),
+    # Of all 73,257 training images, as published.
+    mean=(0.4377, 0.4438, 0.4728),
+    std=(0.1980, 0.2010, 0.1970),
+    citation=(
+        "Netzer, Y. et al. (2011). Reading Digits in Natural Images with Unsupervised "
+        "Feature Learning. NIPS Workshop on Deep Learning and Feature Learning."
+    ),
+    licence="For non-commercial use only.",
+    source="1.5 GB, by TensorFlow Datasets: train, test and extra_32x32.mat.",
+)
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (_DIGITS, _MNIST, _FASHION_MNIST, _CIFAR10, _CIFAR100, _SVHN_CROPPED)
+}

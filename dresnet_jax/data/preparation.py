@@ -8,6 +8,7 @@ import importlib.util
 import struct
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -54,7 +55,7 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
 
     with tempfile.TemporaryDirectory() as originals:
         if from_dir is not None:
-            _collect(builder.url_infos, epath.Path(from_dir), epath.Path(originals))
+            _collect(builder.url_infos, Path(from_dir), Path(originals))
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
                 manual_dir=originals if from_dir else None
@@ -63,16 +64,15 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
     return builder.data_path
 
 
-def _collect(
-    registered: Mapping[str, Any], from_dir: epath.Path, originals: epath.Path
-) -> None:
+def _collect(registered: Mapping[str, Any], from_dir: Path, originals: Path) -> None:
     """Puts each archive that TFDS registers, checked, into `originals`."""
     for info in registered.values():
         path = from_dir.expanduser() / info.filename
         if not path.exists():
             names = sorted(info.filename for info in registered.values())
             raise UserError(f"{path} does not exist: wanted are {', '.join(names)}.")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         target = originals / info.filename
         if found == info.checksum:
             target.symlink_to(path.resolve())
@@ -86,7 +86,7 @@ def _collect(
         target.write_bytes(restored)
 
 
-def _with_original_header(path: epath.Path) -> bytes:
+def _with_original_header(path: Path) -> bytes:
     """A gzip file with the name and time that its header had; else as it is."""
     data = path.read_bytes()
     plain_header = data[:4] == b"\x1f\x8b\x08\x00"

@@ -1,0 +1,40 @@
+"""Every config of the repository builds, and says what it is for."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from dresnet_jax.data import catalog
+from dresnet_jax.training import experiment
+from tests.conftest import ROOT
+
+NAMES = sorted(
+    path.stem
+    for path in Path(ROOT, "configs").glob("*.py")
+    if path.stem not in ("__init__", "common")
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_builds_the_run_of_its_dataset(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config()
+    parts = experiment.build(config)
+    assert parts.dataset.name == config.data.dataset == name
+    assert parts.num_steps > 0
+    command = f"python -m dresnet_jax.train --config=configs/{name}.py"
+    assert command in module.__doc__ or "dresnet_jax.plan" in module.__doc__
+    assert config.is_locked
+
+
+def test_every_dataset_has_a_config():
+    assert {*catalog.DATASETS, "synthetic"} == set(NAMES)
+
+
+@pytest.mark.parametrize("dataset", catalog.DATASETS.values(), ids=catalog.DATASETS)
+def test_the_catalogue_is_complete(dataset):
+    assert set(dataset.splits) == set(catalog.SPLITS)
+    assert len(dataset.mean) == len(dataset.std) == dataset.channels
+    assert len(set(dataset.class_names)) == dataset.num_classes
+    assert all((dataset.citation, dataset.licence, dataset.source))
