@@ -28,6 +28,11 @@ def get_config() -> ml_collections.ConfigDict:
     # flip.
     config.data.crop_padding = 0
     config.data.flip = False
+    # Side of a square set to the mean, pixels (cut-out); 0 for none.
+    config.data.cut_out = 0
+    # alpha of mix-up and of cut-mix, 0 for none; with both, a coin picks one a batch.
+    config.data.mix_up = 0.0
+    config.data.cut_mix = 0.0
 
     config.model = ml_collections.ConfigDict()
     # cnn18, resnet18, dresnet18 and the published forms resnet18_seed, dresnet18_seed.

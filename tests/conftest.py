@@ -27,19 +27,12 @@ jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def start_command(name, *arguments, devices=1):
-    """Starts `python -m dresnet_jax.<name>` on a number of fake CPU devices."""
+def start_python(*arguments, devices=1):
+    """Starts Python with some arguments, on a number of fake CPU devices."""
     settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
         # `env`, since a shell's background job ignores Ctrl-C and hands that down.
-        [
-            "env",
-            "--default-signal=INT",
-            sys.executable,
-            "-m",
-            f"dresnet_jax.{name}",
-            *map(str, arguments),
-        ],
+        ["env", "--default-signal=INT", sys.executable, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | CACHE_SETTINGS | settings,
         stdout=subprocess.PIPE,
@@ -48,11 +41,21 @@ def start_command(name, *arguments, devices=1):
     )
 
 
-def run_command(name, *arguments, devices=1):
-    """Runs a command to its end: (exit code, standard output, standard error)."""
-    process = start_command(name, *arguments, devices=devices)
+def run_python(*arguments, devices=1):
+    """Runs Python to its end: (exit code, standard output, standard error)."""
+    process = start_python(*arguments, devices=devices)
     output, errors = process.communicate(timeout=500)
     return process.returncode, output, errors
+
+
+def start_command(name, *arguments, devices=1):
+    """Starts `python -m dresnet_jax.<name>`."""
+    return start_python("-m", f"dresnet_jax.{name}", *arguments, devices=devices)
+
+
+def run_command(name, *arguments, devices=1):
+    """Runs `python -m dresnet_jax.<name>` to its end, as `run_python`."""
+    return run_python("-m", f"dresnet_jax.{name}", *arguments, devices=devices)
 
 
 def json_lines(values):

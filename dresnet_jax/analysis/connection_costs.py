@@ -12,7 +12,7 @@ import numpy as np
 
 from dresnet_jax.analysis import cost
 from dresnet_jax.connections.weighted_sum import FORMS
-from dresnet_jax.data.pipeline import Batch
+from dresnet_jax.data import pipeline
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment
 
@@ -119,10 +119,10 @@ def _compile(parts: experiment.Experiment) -> _Program:
     size, side = parts.recipe.batch_size, parts.dataset.image_size
     random = np.random.RandomState(0)
     shape = (size, side, side, parts.dataset.channels)
-    batch = Batch(
-        images=jnp.asarray(random.standard_normal(shape), jnp.float32),
-        labels=jnp.asarray(random.randint(parts.dataset.num_classes, size=size)),
-        mask=jnp.ones(size, bool),
+    batch = pipeline.make_batch(
+        parts.recipe,
+        jnp.asarray(random.randint(256, size=shape), jnp.uint8),
+        jnp.asarray(random.randint(parts.dataset.num_classes, size=size), jnp.int32),
     )
     start = time.perf_counter()
     compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile()

@@ -1,4 +1,4 @@
-"""Augmentation of a batch on the device, by dm-pix."""
+"""Augmentation of a batch on the device: by dm-pix, and what it does not have."""
 
 import dm_pix
 import jax
@@ -28,3 +28,85 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Flips each of [batch, height, width, channels] left-right with chance 0.5."""
     keys = jax.random.split(key, images.shape[0])
     return jax.vmap(dm_pix.random_flip_left_right)(keys, images)
+
+
+def cut_out(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+    """Sets a square of each image to 0 (DeVries and Taylor 2017).
+
+    Args:
+      key: RNG key.
+      images: [batch, height, width, channels], normalised, so that 0 is the mean.
+      side: of the square, pixels; parts of it may lie outside the image.
+
+    Returns:
+      [batch, height, width, channels].
+    """
+    keys = jax.random.split(key, images.shape[0])
+    size = images.shape[1:3]
+
+    def cut(key: jax.Array, image: jax.Array) -> jax.Array:
+        return jnp.where(_box(key, size, (side, side))[..., None], 0.0, image)
+
+    return jax.vmap(cut)(keys, images)
+
+
+def mix_up(
+    key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each example with another of the batch (Zhang et al. 2018).
+
+    Args:
+      key: RNG key.
+      images: [batch, height, width, channels].
+      targets: probability of each class, [batch, classes].
+      alpha: the weight, one for the batch, is drawn from Beta(alpha, alpha).
+
+    Returns:
+      Images and targets, mixed with the same weight.
+    """
+    order_key, weight_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, images.shape[0])
+    weight = jax.random.beta(weight_key, alpha, alpha)
+    return _mix(weight, images, order), _mix(weight, targets, order)
+
+
+def cut_mix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Pastes a box of another example into each (Yun et al. 2019).
+
+    Args:
+      key: RNG key.
+      images: [batch, height, width, channels].
+      targets: probability of each class, [batch, classes].
+      alpha: the share of the image that stays, before the box is cut off at the
+        border, is drawn from Beta(alpha, alpha); one box for the batch.
+
+    Returns:
+      Images, and targets mixed by the area that was pasted.
+    """
+    order_key, share_key, box_key = jax.random.split(key, 3)
+    order = jax.random.permutation(order_key, images.shape[0])
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+    height, width = images.shape[1:3]
+    box = _box(box_key, (height, width), (side * height, side * width))
+    pasted = jnp.where(box[None, :, :, None], images[order], images)
+    return pasted, _mix(1 - jnp.mean(box), targets, order)
+
+
+def _mix(weight: jax.Array, values: jax.Array, order: jax.Array) -> jax.Array:
+    return weight * values + (1 - weight) * values[order]
+
+
+def _box(
+    key: jax.Array,
+    size: tuple[int, ...],
+    sides: tuple[jax.Array | int, jax.Array | int],
+) -> jax.Array:
+    """A box of the given sides, centred at any pixel: [height, width], bool."""
+    inside = []
+    for axis_key, length, side in zip(jax.random.split(key), size, sides, strict=True):
+        start = jax.random.randint(axis_key, (), 0, length) - jnp.floor_divide(side, 2)
+        positions = jnp.arange(length)
+        inside.append((positions >= start) & (positions < start + side))
+    return inside[0][:, None] & inside[1][None, :]

@@ -24,11 +24,14 @@ class Batch(flax.struct.PyTreeNode):
     Attributes:
       images: [batch, height, width, channels], float32, normalised.
       labels: [batch], int32.
+      targets: probability of each class, [batch, classes], float32; the label alone
+        where examples are not mixed.
       mask: [batch], bool; False where an example only fills the batch.
     """
 
     images: jax.Array
     labels: jax.Array
+    targets: jax.Array
     mask: jax.Array
 
 
@@ -42,6 +45,10 @@ class Recipe:
       std: what they are then divided by, per channel.
       crop_padding: zero pixels added a side before a random crop.
       flip: whether images are flipped left-right at random.
+      cut_out: side of the square set to the mean, pixels; 0 for none.
+      mix_up: alpha of mix-up; 0 for none.
+      cut_mix: alpha of cut-mix; 0 for none. A batch is mixed by one of the two.
+      num_classes: of the dataset.
     """
 
     batch_size: int
@@ -49,6 +56,10 @@ class Recipe:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    cut_out: int
+    mix_up: float
+    cut_mix: float
+    num_classes: int
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Full batches in an epoch; the examples left over come in another one.
@@ -92,14 +103,58 @@ def train_batch(
     steps_per_epoch = recipe.steps_per_epoch(order.shape[0])
     start = (step % steps_per_epoch) * recipe.batch_size
     indices = jax.lax.dynamic_slice(order, (start,), (recipe.batch_size,))
-    crop_key, flip_key = jax.random.split(
-        jax.random.fold_in(derive_key(key, "augment"), step)
+    crop_key, flip_key, cut_key, mix_key = jax.random.split(
+        jax.random.fold_in(derive_key(key, "augment"), step), 4
     )
     pixels = augment.random_crop(crop_key, images[indices], recipe.crop_padding)
     if recipe.flip:
         pixels = augment.random_flip(flip_key, pixels)
-    mask = jnp.ones(recipe.batch_size, bool)
-    return Batch(images=normalise(recipe, pixels), labels=labels[indices], mask=mask)
+    batch = make_batch(recipe, pixels, labels[indices])
+    augmented = batch.images
+    if recipe.cut_out:
+        augmented = augment.cut_out(cut_key, augmented, recipe.cut_out)
+    augmented, targets = _mix(recipe, mix_key, augmented, batch.targets)
+    return batch.replace(images=augmented, targets=targets)
+
+
+def _mix(
+    recipe: Recipe, key: jax.Array, images: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes the batch by mix-up or cut-mix; by a coin where both are asked for."""
+    mixed = [
+        mix(key, images, targets, alpha)
+        for mix, alpha in (
+            (augment.mix_up, recipe.mix_up),
+            (augment.cut_mix, recipe.cut_mix),
+        )
+        if alpha
+    ]
+    if len(mixed) < 2:
+        return mixed[0] if mixed else (images, targets)
+    coin = jax.random.bernoulli(jax.random.fold_in(key, 0))
+    return jax.tree.map(lambda a, b: jnp.where(coin, a, b), *mixed)
+
+
+def make_batch(
+    recipe: Recipe,
+    pixels: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array | None = None,
+) -> Batch:
+    """A batch of [batch, height, width, channels] uint8 images, as they are.
+
+    Args:
+      recipe: how it is normalised.
+      pixels: the images.
+      labels: [batch], int32.
+      mask: [batch], bool; None where every example counts.
+    """
+    return Batch(
+        images=normalise(recipe, pixels),
+        labels=labels,
+        targets=jax.nn.one_hot(labels, recipe.num_classes),
+        mask=jnp.ones(labels.shape, bool) if mask is None else mask,
+    )
 
 
 def eval_batches(recipe: Recipe, split: Split) -> Iterator[tuple[np.ndarray, ...]]:

@@ -39,8 +39,7 @@ class Evaluator:
         def eval_step(
             state: TrainState, pixels: jax.Array, labels: jax.Array, mask: jax.Array
         ) -> tuple[Metrics, jax.Array]:
-            images = pipeline.normalise(recipe, pixels)
-            batch = pipeline.Batch(images=images, labels=labels, mask=mask)
+            batch = pipeline.make_batch(recipe, pixels, labels, mask)
             return steps.eval_step(state, batch)
 
         self._recipe = recipe

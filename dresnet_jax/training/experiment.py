@@ -131,9 +131,16 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         std=dataset.std,
         crop_padding=config.data.crop_padding,
         flip=config.data.flip,
+        cut_out=config.data.cut_out,
+        mix_up=config.data.mix_up,
+        cut_mix=config.data.cut_mix,
+        num_classes=dataset.num_classes,
     )
-    if recipe.crop_padding < 0:
-        raise UserError(f"data.crop_padding = {recipe.crop_padding} is below 0.")
+    for field in ("crop_padding", "cut_out", "mix_up", "cut_mix"):
+        if not 0 <= config.data[field] < math.inf:
+            raise UserError(
+                f"data.{field} = {config.data[field]} must be a number, not below 0."
+            )
     steps_per_epoch = recipe.steps_per_epoch(dataset.splits["train"])
     num_steps = _num_steps(config.train, steps_per_epoch)
     return Experiment(

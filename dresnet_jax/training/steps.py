@@ -63,7 +63,7 @@ def train_step(
                 )
             },
         )
-        losses = cross_entropy(logits, batch.labels, label_smoothing)
+        losses = cross_entropy(logits, batch.targets, label_smoothing)
         return losses.mean(), (losses, logits, updates["batch_stats"])
 
     (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(
@@ -106,7 +106,7 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
         batch.images,
         train=False,
     )
-    losses = cross_entropy(logits, batch.labels, label_smoothing=0.0)
+    losses = cross_entropy(logits, batch.targets, label_smoothing=0.0)
     metrics = Metrics.single_from_model_output(
         loss=losses, logits=logits, labels=batch.labels, mask=batch.mask
     )
@@ -114,9 +114,8 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, label_smoothing: float
+    logits: jax.Array, targets: jax.Array, label_smoothing: float
 ) -> jax.Array:
-    """Cross entropy of [batch, classes] logits and [batch] labels: [batch]."""
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
-    smooth = optax.smooth_labels(one_hot, label_smoothing)
+    """Cross entropy of logits and class probabilities, [batch, classes]: [batch]."""
+    smooth = optax.smooth_labels(targets, label_smoothing)
     return optax.softmax_cross_entropy(logits, smooth)

@@ -19,6 +19,10 @@ def recipe(**fields):
         "std": (0.25,),
         "crop_padding": 1,
         "flip": True,
+        "cut_out": 0,
+        "mix_up": 0.0,
+        "cut_mix": 0.0,
+        "num_classes": EXAMPLES,
     }
     return pipeline.Recipe(**(defaults | fields))
 
@@ -116,3 +120,66 @@ def test_crops_are_windows_of_the_padded_image():
 def test_no_padding_means_no_crop():
     images = jnp.ones((2, 4, 4, 1))
     assert augment.random_crop(jax.random.key(0), images, 0) is images
+
+
+def test_cut_out_sets_a_square_to_0():
+    images = jnp.ones((200, 8, 8, 2))
+    found = np.asarray(augment.cut_out(jax.random.key(0), images, 4))
+    assert set(np.unique(found)) == {0.0, 1.0}
+    np.testing.assert_array_equal(found[..., 0], found[..., 1])
+    for image in found[..., 0]:
+        rows, columns = (np.unique(index) for index in np.nonzero(image == 0))
+        # A whole box, of side 4 unless the border cuts it off.
+        assert (image == 0).sum() == len(rows) * len(columns)
+        assert 2 <= len(rows) <= 4
+        assert 2 <= len(columns) <= 4
+    assert (found == 0).sum(axis=(1, 2, 3)).max() == 2 * 16
+
+
+def examples():
+    """A batch of 6 images, each of one value, and their one-hot targets."""
+    values = jnp.arange(6.0)
+    images = jnp.broadcast_to(values[:, None, None, None], (6, 8, 8, 1))
+    return images, jax.nn.one_hot(jnp.arange(6), 6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mix_up_mixes_images_and_targets_alike(seed):
+    images, targets = augment.mix_up(jax.random.key(seed), *examples(), 1.0)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+    # An image's value is the mean of the labels, weighted by its target.
+    np.testing.assert_allclose(images[:, 3, 5, 0], targets @ jnp.arange(6.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cut_mix_weighs_targets_by_the_pasted_area(seed):
+    images, targets = augment.cut_mix(jax.random.key(seed), *examples(), 1.0)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+    for i, image in enumerate(np.asarray(images[..., 0])):
+        values, counts = np.unique(image, return_counts=True)
+        expected = np.zeros(6)
+        expected[values.astype(int)] = counts / 64
+        np.testing.assert_allclose(targets[i], expected, atol=1e-6)
+        rows, columns = (np.unique(index) for index in np.nonzero(image != i))
+        assert (image != i).sum() == len(rows) * len(columns)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mixes"),
+    [({}, False), ({"mix_up": 1.0}, True), ({"cut_mix": 1.0}, True)],
+)
+def test_mixing_is_off_unless_asked_for(fields, mixes):
+    found = batch(0, 4, **fields)
+    one_hot = jax.nn.one_hot(found.labels, EXAMPLES)
+    assert np.array_equal(found.targets, one_hot) != mixes
+
+
+def test_with_both_a_coin_picks_one():
+    both = [batch(0, step, mix_up=1.0, cut_mix=1.0).targets for step in range(12)]
+    up = [batch(0, step, mix_up=1.0).targets for step in range(12)]
+    cut = [batch(0, step, cut_mix=1.0).targets for step in range(12)]
+    picked = [
+        (np.array_equal(b, u), np.array_equal(b, c))
+        for b, u, c in zip(both, up, cut, strict=True)
+    ]
+    assert set(picked) == {(True, False), (False, True)}

@@ -23,10 +23,10 @@ def train(parts, num_steps, label_smoothing=0.0, log_every_steps=5):
     """The state after some steps on one batch, and every step's result."""
     train_split = sources.load(parts.dataset, "")["train"]
     size = parts.recipe.batch_size
-    batch = pipeline.Batch(
-        images=pipeline.normalise(parts.recipe, jnp.asarray(train_split.images[:size])),
-        labels=jnp.asarray(train_split.labels[:size]),
-        mask=jnp.ones(size, bool),
+    batch = pipeline.make_batch(
+        parts.recipe,
+        jnp.asarray(train_split.images[:size]),
+        jnp.asarray(train_split.labels[:size]),
     )
     step = jax.jit(
         functools.partial(
@@ -77,10 +77,10 @@ def test_without_a_decay_no_average_is_kept(tiny_images_config):
 
 def test_label_smoothing_spreads_the_label():
     logits = jnp.asarray([[2.0, 0.0, -1.0]])
-    labels = jnp.asarray([0])
+    targets = jnp.asarray([[1.0, 0.0, 0.0]])
     log_p = jax.nn.log_softmax(logits)[0]
-    sharp = steps.cross_entropy(logits, labels, 0.0)
-    smooth = steps.cross_entropy(logits, labels, 0.3)
+    sharp = steps.cross_entropy(logits, targets, 0.0)
+    smooth = steps.cross_entropy(logits, targets, 0.3)
     np.testing.assert_allclose(sharp, [-log_p[0]], rtol=1e-6)
     expected = -(0.8 * log_p[0] + 0.1 * log_p[1] + 0.1 * log_p[2])
     np.testing.assert_allclose(smooth, [expected], rtol=1e-6)
@@ -88,11 +88,11 @@ def test_label_smoothing_spreads_the_label():
 
 def test_evaluation_leaves_out_what_fills_the_batch(parts):
     state = parts.create_state()
-    images = jnp.ones((4, 16, 16, 3))
+    pixels = jnp.ones((4, 16, 16, 3), jnp.uint8)
     labels = jnp.asarray([0, 1, 0, 1])
 
     def metrics(mask):
-        batch = pipeline.Batch(images=images, labels=labels, mask=jnp.asarray(mask))
+        batch = pipeline.make_batch(parts.recipe, pixels, labels, jnp.asarray(mask))
         return steps.eval_step(state, batch)[0]
 
     assert metrics([True, True, False, False]).loss.count == 2
