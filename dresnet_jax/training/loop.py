@@ -53,12 +53,13 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
     with (
         checkpointing.Checkpoints(directory, keep) as checkpoints,
         Log(directory, start, experiment.num_steps) as log,
+        _ctrl_c() as stop,
     ):
         if start == 0:
             log.write_gates(0, experiment.gate_openings(state))
         if start < experiment.num_steps:
             trainer = _Trainer(experiment, splits, evaluate, checkpoints, log)
-            state = trainer.train(state, start)
+            state = trainer.train(state, start, stop)
     report = {"workdir": str(directory)}
     report |= _report(experiment, state, evaluate, splits)
     workdir.write_json(directory / "report.json", report)
@@ -95,31 +96,30 @@ class _Trainer:
     checkpoints: checkpointing.Checkpoints
     log: Log
 
-    def train(self, state: TrainState, start: int) -> TrainState:
+    def train(self, state: TrainState, start: int, stop: threading.Event) -> TrainState:
         """Runs the steps after `start`; evaluates, logs and saves on the way."""
         experiment, config = self.experiment, self.experiment.config.train
         images, labels, order = self._data()
         train_step = experiment.compile_train_step()
         late = _LateReport(experiment, self.log, start)
-        with _ctrl_c() as stop:
-            for step in range(start + 1, experiment.num_steps + 1):
-                epoch = (step - 1) // experiment.steps_per_epoch
-                state, result = train_step(state, images, labels, order(epoch))
-                late.add(step, result)
-                is_last = step == experiment.num_steps
-                stops = stop.is_set() and not is_last
-                if is_last or step % experiment.eval_every_steps == 0:
-                    late.flush()
-                    self._validate(state, step)
-                if is_last or stops or step % config.checkpoint_every_steps == 0:
-                    # Only a state whose step was found finite is worth keeping.
-                    late.flush()
-                    self.checkpoints.save(step, state)
-                if stops:
-                    raise KeyboardInterrupt(
-                        f"after step {step}, which is saved: "
-                        "the same command goes on from it"
-                    )
+        for step in range(start + 1, experiment.num_steps + 1):
+            epoch = (step - 1) // experiment.steps_per_epoch
+            state, result = train_step(state, images, labels, order(epoch))
+            late.add(step, result)
+            is_last = step == experiment.num_steps
+            stops = stop.is_set() and not is_last
+            if is_last or step % experiment.eval_every_steps == 0:
+                late.flush()
+                self._validate(state, step)
+            if is_last or stops or step % config.checkpoint_every_steps == 0:
+                # Only a state whose step was found finite is worth keeping.
+                late.flush()
+                self.checkpoints.save(step, state)
+            if stops:
+                raise KeyboardInterrupt(
+                    f"after step {step}, which is saved: "
+                    "the same command goes on from it"
+                )
         return state
 
     def _data(self) -> tuple[jax.Array, jax.Array, Callable[[int], jax.Array]]:

@@ -272,7 +272,7 @@ def _assert_one_clear_line(code, output, errors, message):
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("train", ["--workdir=new"], "--config is missing: give one of configs/digits"),
+        ("train", ["--workdir=new"], "--config is missing: give one of configs/"),
         ("train", ["--config=configs/digits.py"], "--workdir is missing"),
         ("train", ["--config=configs/digit.py"], "configs/digit.py' does not exist"),
         ("train", ["--config.seed=1"], "--config.seed needs --config"),
