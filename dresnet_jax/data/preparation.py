@@ -7,8 +7,7 @@ import hashlib
 import importlib.util
 import struct
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from etils import epath
@@ -40,13 +39,19 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
       Where the dataset now lies.
 
     Raises:
-      UserError: TensorFlow is missing, an archive is missing or is not the original.
+      UserError: TensorFlow is missing, an archive is missing or is not the original,
+        or archives that cannot be fetched are wanted from the network.
     """
     if not dataset.tfds_splits:
         raise UserError(f"{dataset.name} needs no preparation. {dataset.source}")
     builder, is_prepared = tfds_builder(dataset, data_dir)
     if is_prepared:
         return builder.data_path
+    if from_dir is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        raise UserError(
+            f"{dataset.name} cannot be fetched: --from_dir must be the directory of "
+            f"{' and '.join(sorted(_checksums(builder)))}. {dataset.source}"
+        )
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             "Preparation needs TensorFlow: pip install -r requirements-prepare.txt"
@@ -55,7 +60,7 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
 
     with tempfile.TemporaryDirectory() as originals:
         if from_dir is not None:
-            _collect(builder.url_infos, Path(from_dir), Path(originals))
+            _collect(_checksums(builder), Path(from_dir), Path(originals))
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
                 manual_dir=originals if from_dir else None
@@ -64,34 +69,41 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
     return builder.data_path
 
 
-def _collect(registered: Mapping[str, Any], from_dir: Path, originals: Path) -> None:
-    """Puts each archive that TFDS registers, checked, into `originals`."""
-    for info in registered.values():
-        path = from_dir.expanduser() / info.filename
+def _checksums(builder: Any) -> dict[str, str]:
+    """The SHA-256 of each archive that TFDS registers, by its name."""
+    return {
+        info.filename or PurePosixPath(url).name: info.checksum
+        for url, info in builder.url_infos.items()
+    }
+
+
+def _collect(checksums: dict[str, str], from_dir: Path, originals: Path) -> None:
+    """Puts each archive, checked, into `originals`."""
+    for name, checksum in checksums.items():
+        path = from_dir.expanduser() / name
         if not path.exists():
-            names = sorted(info.filename for info in registered.values())
-            raise UserError(f"{path} does not exist: wanted are {', '.join(names)}.")
+            names = ", ".join(sorted(checksums))
+            raise UserError(f"{path} does not exist: wanted are {names}.")
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        target = originals / info.filename
-        if found == info.checksum:
+        target = originals / name
+        if found == checksum:
             target.symlink_to(path.resolve())
             continue
         restored = _with_original_header(path)
-        if hashlib.sha256(restored).hexdigest() != info.checksum:
+        if hashlib.sha256(restored).hexdigest() != checksum:
             raise UserError(
                 f"{path} is not the original archive: its SHA-256 is {found}, "
-                f"registered is {info.checksum}."
+                f"registered is {checksum}."
             )
         target.write_bytes(restored)
 
 
 def _with_original_header(path: Path) -> bytes:
-    """A gzip file with the name and time that its header had; else as it is."""
+    """A gzip file with the name and time that its header had; empty if unknown."""
+    if path.name not in _ORIGINAL_TIMES:
+        return b""
     data = path.read_bytes()
-    plain_header = data[:4] == b"\x1f\x8b\x08\x00"
-    if path.name not in _ORIGINAL_TIMES or not plain_header:
-        return data
     time = struct.pack("<I", _ORIGINAL_TIMES[path.name])
     name = path.name.removesuffix(".gz").encode() + b"\0"
     return b"\x1f\x8b\x08\x08" + time + data[8:10] + name + data[10:]

@@ -2,10 +2,7 @@
 
 import dataclasses
 import gzip
-import hashlib
 import importlib.util
-import io
-import tarfile
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from etils import epath
 
 from dresnet_jax.data import catalog, preparation, sources
 from dresnet_jax.errors import UserError
+from tests.data import archives
 
 ARCHIVES = epath.Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST = catalog.DATASETS["fashion_mnist"]
@@ -94,32 +92,10 @@ def test_data_of_another_version_is_not_used(tmp_path):
         sources.load(FASHION_MNIST, str(tmp_path))
 
 
-def cifar10_archive(directory):
-    """A small archive in the official format; returns its labels and images."""
-    random = np.random.RandomState(0)
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
-    labels = random.randint(10, size=(6, 20)).astype(np.uint8)
-    # [file, example, channel, row, column], as CIFAR stores them.
-    images = random.randint(256, size=(6, 20, 3, 32, 32)).astype(np.uint8)
-    with tarfile.open(directory / "cifar-10-binary.tar.gz", "w:gz") as archive:
-
-        def add(name, data):
-            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-
-        for name, file_labels, file_images in zip(names, labels, images, strict=True):
-            records = [file_labels[:, None], file_images.reshape(20, -1)]
-            add(name, np.concatenate(records, axis=1).tobytes())
-        classes = catalog.DATASETS["cifar10"].class_names
-        add("batches.meta.txt", "\n".join(classes).encode())
-    return labels, images.transpose(0, 1, 3, 4, 2)
-
-
 @needs_tensorflow
 @pytest.mark.slow
 def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
-    labels, images = cifar10_archive(tmp_path)
+    labels, images = archives.cifar10(tmp_path)
     dataset = dataclasses.replace(
         catalog.DATASETS["cifar10"],
         tfds_splits={"train": "train[:90]", "validation": "train[90:]", "test": "test"},
@@ -129,11 +105,7 @@ def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
         preparation.prepare(dataset, data_dir, str(tmp_path))
 
     builder, _ = sources.tfds_builder(dataset, data_dir)
-    ((url, info),) = builder.url_infos.items()
-    archive = tmp_path / info.filename
-    checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
-    own = dataclasses.replace(info, checksum=checksum, size=archive.stat().st_size)
-    monkeypatch.setattr(type(builder), "url_infos", {url: own})
+    archives.register(monkeypatch, builder, tmp_path)
     preparation.prepare(dataset, data_dir, str(tmp_path))
 
     splits = sources.load(dataset, data_dir)
@@ -152,3 +124,62 @@ def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
         np.concatenate([split.labels for split in train]),
         np.concatenate([split.images for split in train]),
     ) == pairs(labels[:5].reshape(-1), images[:5].reshape(-1, 32, 32, 3))
+
+
+IMAGENET = dataclasses.replace(
+    catalog.DATASETS["cifar100"],
+    name="imagenet2012",
+    tfds_splits=dict.fromkeys(catalog.SPLITS, "validation"),
+    source="Register first.",
+)
+
+
+def test_archives_that_cannot_be_fetched_are_named(tmp_path):
+    archive_names = r"ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar\. Register"
+    with pytest.raises(UserError, match=rf"--from_dir must be .* {archive_names}"):
+        preparation.prepare(IMAGENET, str(tmp_path), None)
+
+
+@needs_tensorflow
+def test_imagenets_archives_are_both_wanted_and_the_originals(tmp_path):
+    archives.imagenet2012(tmp_path, ["n01440764"])
+    with pytest.raises(UserError, match=r"train.tar is not the original archive"):
+        preparation.prepare(IMAGENET, str(tmp_path / "data"), str(tmp_path))
+    (tmp_path / "ILSVRC2012_img_train.tar").unlink()
+    with pytest.raises(UserError, match=r"img_train.tar does not exist: wanted are"):
+        preparation.prepare(IMAGENET, str(tmp_path / "data"), str(tmp_path))
+
+
+@needs_tensorflow
+def test_imagenets_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
+    wnids = ["n02119789", "n01440764", "n15075141"]
+    train, held_out = archives.imagenet2012(tmp_path, wnids)
+    data_dir = str(tmp_path / "data")
+    builder, _ = sources.tfds_builder(IMAGENET, data_dir)
+    archives.register(monkeypatch, builder, tmp_path)
+    preparation.prepare(IMAGENET, data_dir, str(tmp_path))
+
+    builder, _ = sources.tfds_builder(IMAGENET, data_dir)
+    wnid = builder.info.features["label"].int2str
+
+    def check(split, files):
+        found = builder.as_data_source(split=split)
+        assert len(found) == len(files)
+        for example in found:
+            data = files[example["file_name"].decode()]
+            np.testing.assert_array_equal(example["image"], archives.decoded(data))
+
+    check("train", train)
+    check("validation", held_out)
+    for example in builder.as_data_source(split="train"):
+        assert example["file_name"].decode().startswith(wnid(example["label"]))
+    # The builder knows the validation images' labels, in the order of their names.
+    labels = {
+        example["file_name"].decode(): wnid(example["label"])
+        for example in builder.as_data_source(split="validation")
+    }
+    assert [labels[name] for name in sorted(labels)] == [
+        "n01751748",
+        "n09193705",
+        "n02105855",
+    ]
