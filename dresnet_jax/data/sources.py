@@ -59,6 +59,8 @@ def tfds_builder(dataset: Dataset, data_dir: str) -> tuple[Any, bool]:
     # Imported here, since it takes half a second and few datasets need it.
     import tensorflow_datasets as tfds
 
+    from dresnet_jax.data import tiny_imagenet  # noqa: F401  It registers itself.
+
     directory = epath.Path(data_dir).expanduser()
     verbosity = logging.get_verbosity()
     # TFDS warns where nothing is prepared; `require` makes an error of it.
