@@ -8,17 +8,11 @@ Not trained by us yet: no time and no accuracy can be given here.
 
 import ml_collections
 
-from configs import common
+from configs import cifar10
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The recipe of Zagoruyko and Komodakis (2016), with a cosine instead of steps."""
-    config = common.get_config()
+    """The recipe of CIFAR-10."""
+    config = cifar10.get_config()
     config.data.dataset = "cifar100"
-    config.data.batch_size = 128
-    config.data.crop_padding = 4
-    config.data.flip = True
-    config.train.num_epochs = 200
-    config.train.log_every_steps = 100
-    config.train.checkpoint_every_steps = 1000
     return config

@@ -12,14 +12,27 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     # Name in the catalogue: digits, mnist, fashion_mnist, cifar10, cifar100,
-    # svhn_cropped, synthetic.
+    # svhn_cropped, tiny_imagenet, imagenet2012, folder, synthetic.
     config.data.dataset = "digits"
     # Where prepared datasets lie. digits and synthetic need no preparation.
     config.data.data_dir = "~/dresnet_jax_data"
     # Examples of one step, over all devices.
     config.data.batch_size = 128
+    # How examples reach the devices: resident (the whole set lies in their memory),
+    # streaming (read from files all along), or auto, which takes resident where the set
+    # has one size of image and fits.
+    config.data.mode = "auto"
+    # Streaming: threads that read, and processes of so many threads that read beside
+    # the one that trains; 0 for none.
+    config.data.num_threads = 8
+    config.data.num_workers = 0
+    # Whether another example stands in for one that cannot be read (evaluation leaves
+    # it out); else it ends the run.
+    config.data.skip_corrupt = False
+    # Examples held out of training for validation; None for the catalogue's number.
+    config.data.validation_examples = config_dict.placeholder(int)
     # Shape, classes and examples per split of `synthetic`; None for real datasets,
-    # which say it themselves.
+    # which say it themselves; imagenet2012 and folder are brought to image_size.
     config.data.image_size = config_dict.placeholder(int)
     config.data.channels = config_dict.placeholder(int)
     config.data.num_classes = config_dict.placeholder(int)
@@ -33,6 +46,12 @@ def get_config() -> ml_collections.ConfigDict:
     # alpha of mix-up and of cut-mix, 0 for none; with both, a coin picks one a batch.
     config.data.mix_up = 0.0
     config.data.cut_mix = 0.0
+    # On the host, by streaming alone: least share of the image that a
+    # random-resized-crop keeps (0.08 is published for ImageNet), 0 for none; layers and
+    # magnitude (0 to 10) of RandAugment, 0 layers for none.
+    config.data.min_crop_area = 0.0
+    config.data.rand_augment_layers = 0
+    config.data.rand_augment_magnitude = 9.0
 
     config.model = ml_collections.ConfigDict()
     # cnn18, resnet18, dresnet18 and the published forms resnet18_seed, dresnet18_seed.
@@ -87,6 +106,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Length of the run: num_steps if given, else num_epochs.
     config.train.num_steps = config_dict.placeholder(int)
     config.train.num_epochs = 30
+    # Steps dispatched together, in one program: more than 1 where the host is slower
+    # than the devices.
+    config.train.steps_per_call = 1
     config.train.label_smoothing = 0.0
     # Decay of the averaged parameters that are then evaluated; 0 for no average.
     config.train.ema_decay = 0.0

@@ -10,7 +10,7 @@ from absl import flags
 
 from dresnet_jax import cli
 from dresnet_jax.analysis import reports
-from dresnet_jax.data import catalog, sources
+from dresnet_jax.data import catalog
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import checkpointing, evaluation, experiment, workdir
 
@@ -24,16 +24,16 @@ def main() -> None:
     restored = checkpointing.restore(directory, parts.create_state(abstract=True))
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint: train it first.")
-    split = sources.load(parts.dataset, parts.config.data.data_dir)[_SPLIT.value]
-    found = evaluation.Evaluator(parts)(restored.state, split)
+    examples = parts.open_splits()[_SPLIT.value]
+    found = evaluation.Evaluator(parts)(restored.state, examples)
     report = {
         "workdir": str(directory),
         "split": _SPLIT.value,
         "step": restored.step,
-        "examples": len(split.labels),
+        "examples": len(found.labels),
         "accuracy": found.accuracy,
         "loss": found.loss,
-        **reports.per_class(split.labels, found.predictions, parts.dataset.class_names),
+        **reports.per_class(found.labels, found.predictions, parts.dataset.class_names),
     }
     print(reports.evaluation_table(report))
     workdir.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)

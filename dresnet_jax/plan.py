@@ -6,6 +6,7 @@ Prints the table of parameters and, of the compiled step, FLOPs and memory as th
 compiler counts them, per device.
 """
 
+import optax
 from absl import flags
 
 from dresnet_jax import cli
@@ -25,7 +26,7 @@ def main() -> None:
     print(reports.parameter_table(params))
     report = {
         "model": config.model.name,
-        "params": reports.count(params),
+        "params": optax.tree.size(params),
         "num_steps": parts.num_steps,
         "batch_size": parts.recipe.batch_size,
     }

@@ -5,14 +5,20 @@
     python -m dresnet_jax.prepare --dataset=fashion_mnist --statistics
 
 The first fetches the original archives, the second takes those that lie in a
-directory; both check them by the checksums that TensorFlow Datasets registers, and need
-TensorFlow (requirements-prepare.txt). Nothing else in this package does.
+directory (for imagenet2012 the only way); both check them by the checksums that
+TensorFlow Datasets registers, and need TensorFlow (requirements-prepare.txt). Nothing
+else in this package does.
+
+    python -m dresnet_jax.prepare --dataset=folder --from_dir=flowers --data_dir=data
+
+takes a person's own images instead: flowers/<class>/<image>, or flowers/train/<class>
+with validation and test beside train.
 """
 
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.data import catalog, preparation, sources
+from dresnet_jax.data import catalog, preparation, sources, views
 from dresnet_jax.errors import UserError, pick
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name in the catalogue.")
@@ -29,18 +35,26 @@ _STATISTICS = flags.DEFINE_bool(
 
 def main() -> None:
     """Prepares or measures, prints."""
+    names = [*catalog.DATASETS, "folder"]
     if _DATASET.value is None:
-        names = ", ".join(sorted(catalog.DATASETS))
-        raise UserError(f"--dataset is missing: give one of {names}.")
-    dataset = pick("dataset", _DATASET.value, catalog.DATASETS)
+        raise UserError(
+            f"--dataset is missing: give one of {', '.join(sorted(names))}."
+        )
+    name = pick("dataset", _DATASET.value, dict(zip(names, names, strict=True)))
+    data_dir, from_dir = _DATA_DIR.value, _FROM_DIR.value
     if _STATISTICS.value:
-        mean, std = sources.statistics(dataset, _DATA_DIR.value)
-        print(f"{dataset.name}: mean {mean}, standard deviation {std}")
-        cli.finish({"dataset": dataset.name, "mean": mean, "std": std})
+        dataset = catalog.named(name, data_dir)
+        view = views.View(dataset.image_size, dataset.channels, dataset.fixed_size)
+        mean, std = sources.statistics(dataset, data_dir, view.evaluate)
+        print(f"{name}: mean {mean}, standard deviation {std}")
+        cli.finish({"dataset": name, "mean": mean, "std": std})
         return
-    path = preparation.prepare(dataset, _DATA_DIR.value, _FROM_DIR.value)
-    print(f"{dataset.name} is prepared in {path}")
-    cli.finish({"dataset": dataset.name, "path": str(path)})
+    if name == "folder":
+        path = preparation.prepare_folder(data_dir, from_dir)
+    else:
+        path = preparation.prepare(catalog.DATASETS[name], data_dir, from_dir)
+    print(f"{name} is prepared in {path}")
+    cli.finish({"dataset": name, "path": str(path)})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from clu import parameter_overview
 from sklearn.metrics import confusion_matrix
@@ -21,11 +20,6 @@ def gate_table(openings: Openings) -> str:
         cells = (f"{row[k]:9.3f}" if k in row else " " * 9 for k in sources)
         lines.append(f"block {block:2d} " + "".join(cells))
     return "\n".join(lines)
-
-
-def count(params: Any) -> int:
-    """How many numbers a tree of arrays, or of their shapes, holds."""
-    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def parameter_table(params: Any) -> str:

@@ -64,10 +64,9 @@ def mix_up(
     Returns:
       Images and targets, mixed with the same weight.
     """
-    order_key, weight_key = jax.random.split(key)
-    order = jax.random.permutation(order_key, images.shape[0])
-    weight = jax.random.beta(weight_key, alpha, alpha)
-    return _mix(weight, images, order), _mix(weight, targets, order)
+    partners, key = _partners(key, images)
+    weight = jax.random.beta(key, alpha, alpha)
+    return _mix(weight, images, partners), _mix(weight, targets, partners)
 
 
 def cut_mix(
@@ -85,17 +84,23 @@ def cut_mix(
     Returns:
       Images, and targets mixed by the area that was pasted.
     """
-    order_key, share_key, box_key = jax.random.split(key, 3)
-    order = jax.random.permutation(order_key, images.shape[0])
+    partners, key = _partners(key, images)
+    share_key, box_key = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
     height, width = images.shape[1:3]
     box = _box(box_key, (height, width), (side * height, side * width))
-    pasted = jnp.where(box[None, :, :, None], images[order], images)
-    return pasted, _mix(1 - jnp.mean(box), targets, order)
+    pasted = jnp.where(box[None, :, :, None], images[partners], images)
+    return pasted, _mix(1 - jnp.mean(box), targets, partners)
 
 
-def _mix(weight: jax.Array, values: jax.Array, order: jax.Array) -> jax.Array:
-    return weight * values + (1 - weight) * values[order]
+def _partners(key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Another example for each of the batch, [batch], and a fresh key."""
+    order_key, key = jax.random.split(key)
+    return jax.random.permutation(order_key, images.shape[0]), key
+
+
+def _mix(weight: jax.Array, values: jax.Array, partners: jax.Array) -> jax.Array:
+    return weight * values + (1 - weight) * values[partners]
 
 
 def _box(

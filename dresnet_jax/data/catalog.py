@@ -1,9 +1,13 @@
 """The catalogue: what each dataset is, and nothing that does anything with it."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import ml_collections
+from etils import epath
 
+from dresnet_jax.data import tiny_imagenet_classes
 from dresnet_jax.errors import UserError, pick
 
 SPLITS = ("train", "validation", "test")
@@ -24,9 +28,9 @@ class Dataset:
       citation: who made it.
       licence: under which it is given.
       source: how it is got.
-      tfds_splits: where TensorFlow Datasets has it under the same name, the part of
-        that each of `SPLITS` is; validation is carved from the end of the training
-        records, whose order TFDS fixes.
+      tfds_splits: where TensorFlow Datasets has it under the same name, the split of
+        that each of `SPLITS` is taken from.
+      fixed_size: whether all images are of `image_size`; others are brought to it.
     """
 
     name: str
@@ -40,36 +44,139 @@ class Dataset:
     licence: str
     source: str
     tfds_splits: dict[str, str] = dataclasses.field(default_factory=dict)
+    fixed_size: bool = True
 
     @property
     def num_classes(self) -> int:
         """How many classes it has."""
         return len(self.class_names)
 
+    @property
+    def is_carved(self) -> bool:
+        """Whether validation is taken from the official training split."""
+        names = self.tfds_splits
+        return not names or names["validation"] == names["train"]
+
+    def tfds_range(self, name: str) -> tuple[str, int, int]:
+        """The records that one of `SPLITS` is: (official split, from, up to).
+
+        Splits that are taken from one official split follow each other in it, in the
+        order of `SPLITS`. TFDS fixes the order of the records, so no part ever changes.
+        """
+        official = self.tfds_splits[name]
+        before = SPLITS[: SPLITS.index(name)]
+        start = sum(self.splits[n] for n in before if self.tfds_splits[n] == official)
+        return official, start, start + self.splits[name]
+
 
 def lookup(config: ml_collections.ConfigDict) -> Dataset:
-    """The dataset that `config.data` names.
+    """The dataset that `config.data` names, with the splits that it asks for.
 
     Raises:
       UserError: the name is unknown, or a field does not fit the dataset.
     """
     if config.dataset == "synthetic":
-        return _synthetic(config)
-    pick("dataset", config.dataset, dict.fromkeys([*DATASETS, "synthetic"]))
-    return _as_it_is(config, DATASETS[config.dataset])
+        dataset = _synthetic(config)
+    else:
+        names = dict.fromkeys([*DATASETS, "folder", "synthetic"])
+        pick("dataset", config.dataset, names)
+        dataset = _resized(config, named(config.dataset, config.data_dir))
+    return _with_validation(dataset, config.validation_examples)
+
+
+def named(name: str, data_dir: str) -> Dataset:
+    """A dataset of `DATASETS`, or the `folder` that is prepared in a directory.
+
+    Raises:
+      UserError: no folder is prepared there.
+    """
+    return _folder(data_dir) if name == "folder" else DATASETS[name]
 
 
 _SHAPE_FIELDS = ("image_size", "channels", "num_classes", "num_examples")
 
 
-def _as_it_is(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
+def _resized(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
+    """The dataset, its images brought to the size asked for where they differ."""
+    free = () if dataset.fixed_size else ("image_size",)
     for field in _SHAPE_FIELDS:
-        if config[field] is not None:
+        if config[field] is not None and field not in free:
             raise UserError(
                 f"data.{field} = {config[field]} cannot be set for {dataset.name}, "
                 "which is what it is; synthetic has any shape."
             )
-    return dataset
+    if dataset.fixed_size or config.image_size is None:
+        return dataset
+    if config.image_size < 1:
+        raise UserError(f"data.image_size = {config.image_size} must be above 0.")
+    return dataclasses.replace(dataset, image_size=config.image_size)
+
+
+def _folder(data_dir: str) -> Dataset:
+    # Imported here, since it takes half a second and few datasets need it.
+    import tensorflow_datasets as tfds
+
+    directory = epath.Path(data_dir).expanduser() / "folder" / "1.0.0"
+    if not (directory / "dataset_info.json").exists():
+        raise UserError(
+            f"folder is not prepared in {data_dir}: run python -m dresnet_jax.prepare "
+            f"--dataset=folder --from_dir=<directory of class/image files> "
+            f"--data_dir={data_dir}"
+        )
+    info = tfds.builder_from_directory(directory).info
+    official = {name: split.num_examples for name, split in info.splits.items()}
+    return Dataset(
+        name="folder",
+        image_size=224,
+        channels=3,
+        class_names=tuple(info.features["label"].names),
+        **_folder_splits(official),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        citation="None: a person's own images.",
+        licence="Theirs.",
+        source="Prepared from a directory of class/image files.",
+        fixed_size=False,
+    )
+
+
+def _folder_splits(official: dict[str, int]) -> dict[str, Any]:
+    """The fields of a folder, whose missing splits are tenths of its training images.
+
+    Where there is validation and no test, validation is the test, as on ImageNet.
+    """
+    tenth = max(1, official["train"] // 10)
+    names = {"train": "train", "validation": "validation", "test": "test"}
+    if "test" not in official:
+        names["test"] = "validation" if "validation" in official else "train"
+    if "validation" not in official or names["test"] == "validation":
+        names["validation"] = "train"
+    splits = {
+        name: tenth if names[name] == "train" else official[names[name]]
+        for name in ("validation", "test")
+    }
+    taken = sum(splits[name] for name in splits if names[name] == "train")
+    return {
+        "splits": {"train": official["train"] - taken, **splits},
+        "tfds_splits": names,
+    }
+
+
+def _with_validation(dataset: Dataset, asked: int | None) -> Dataset:
+    """The dataset with so many validation examples; as it is for None."""
+    if asked is None:
+        return dataset
+    train, validation = dataset.splits["train"], dataset.splits["validation"]
+    available = train + validation - 1 if dataset.is_carved else validation
+    if not 1 <= asked <= available:
+        raise UserError(
+            f"data.validation_examples = {asked} must be between 1 and the "
+            f"{available} that {dataset.name} has."
+        )
+    splits = dataset.splits | {"validation": asked}
+    if dataset.is_carved:
+        splits["train"] = train + validation - asked
+    return dataclasses.replace(dataset, splits=splits)
 
 
 def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
@@ -97,17 +204,19 @@ def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
     )
 
 
-def _carved(train: int, validation: int, test: int) -> dict[str, dict]:
+def _carved(
+    train: int, validation: int, test: int, tfds_test: str = "test"
+) -> dict[str, Any]:
     """The fields of TFDS data whose validation split is the end of its train split."""
     return {
         "splits": {"train": train, "validation": validation, "test": test},
-        "tfds_splits": {
-            "train": f"train[:{train}]",
-            "validation": f"train[{train}:]",
-            "test": "test",
-        },
+        "tfds_splits": {"train": "train", "validation": "train", "test": tfds_test},
     }
 
+
+# Of the training images of ImageNet, as published.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _DIGITS = Dataset(
     name="digits",
@@ -248,7 +357,56 @@ _SVHN_CROPPED = Dataset(
     source="1.5 GB, by TensorFlow Datasets: train, test and extra_32x32.mat.",
 )
 
+_TINY_IMAGENET = Dataset(
+    name="tiny_imagenet",
+    image_size=64,
+    channels=3,
+    class_names=tuple(tiny_imagenet_classes.NAMES.values()),
+    **_carved(train=90_000, validation=10_000, test=10_000, tfds_test="validation"),
+    # Of all 100,000 training images, as published.
+    mean=(0.4802, 0.4481, 0.3975),
+    std=(0.2770, 0.2691, 0.2821),
+    citation=(
+        "Le, Y. and Yang, X. (2015). Tiny ImageNet Visual Recognition Challenge. "
+        "CS 231N, Stanford University."
+    ),
+    licence="For non-commercial research and education only, as ImageNet.",
+    source="248 MB, tiny-imagenet-200.zip, from Stanford University.",
+)
+
+_IMAGENET2012 = Dataset(
+    name="imagenet2012",
+    image_size=224,
+    channels=3,
+    class_names=tuple(
+        line.partition(" ")[2]
+        for line in Path(__file__)
+        .with_name("imagenet2012_classes.txt")
+        .read_text()
+        .splitlines()
+    ),
+    **_carved(train=1_271_167, validation=10_000, test=50_000, tfds_test="validation"),
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+    citation=(
+        "Russakovsky, O. et al. (2015). ImageNet Large Scale Visual Recognition "
+        "Challenge. International Journal of Computer Vision 115."
+    ),
+    licence="For non-commercial research and education only.",
+    source="145 GB: register at https://image-net.org and download both archives.",
+    fixed_size=False,
+)
+
 DATASETS = {
     dataset.name: dataset
-    for dataset in (_DIGITS, _MNIST, _FASHION_MNIST, _CIFAR10, _CIFAR100, _SVHN_CROPPED)
+    for dataset in (
+        _DIGITS,
+        _MNIST,
+        _FASHION_MNIST,
+        _CIFAR10,
+        _CIFAR100,
+        _SVHN_CROPPED,
+        _TINY_IMAGENET,
+        _IMAGENET2012,
+    )
 }

@@ -1,12 +1,11 @@
-"""Batches: a pure function of (seed, step), made inside the jitted program.
+"""Batches: a pure function of (seed, step), augmented inside the jitted program.
 
-The whole set lies on the device as uint8. Nothing but the seed and the step, not the
-number of devices and no restart, decides what a batch holds.
+Nothing but the seed and the step, not the road that the examples took, not the number
+of devices or processes and no restart, decides what a batch holds.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import flax
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dresnet_jax.data import augment
-from dresnet_jax.data.sources import Split
+from dresnet_jax.data.views import View
 from dresnet_jax.errors import UserError
 
 
@@ -49,6 +48,8 @@ class Recipe:
       mix_up: alpha of mix-up; 0 for none.
       cut_mix: alpha of cut-mix; 0 for none. A batch is mixed by one of the two.
       num_classes: of the dataset.
+      view: what is done to each image on the host.
+      skip_corrupt: whether another example stands in for one that cannot be read.
     """
 
     batch_size: int
@@ -60,6 +61,8 @@ class Recipe:
     mix_up: float
     cut_mix: float
     num_classes: int
+    view: View
+    skip_corrupt: bool
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Full batches in an epoch; the examples left over come in another one.
@@ -75,18 +78,47 @@ class Recipe:
         return num_examples // self.batch_size
 
 
-@functools.partial(jax.jit, static_argnames="num_examples")
-def epoch_order(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:
-    """The order of the examples in an epoch: a permutation, [num_examples], int32."""
-    epoch_key = jax.random.fold_in(derive_key(key, "order"), epoch)
-    return jax.random.permutation(epoch_key, num_examples)
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order of the examples in an epoch: a permutation, [num_examples], int32.
+
+    Drawn on the host, since reading from files needs it there too.
+    """
+    # RandomState's stream is frozen, so that no version of NumPy changes a run.
+    order = np.random.RandomState((seed, epoch)).permutation(num_examples)
+    return order.astype(np.int32)
 
 
-def train_batch(
+def take(
     recipe: Recipe,
     images: jax.Array,
     labels: jax.Array,
     order: jax.Array,
+    step: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The examples of one step, out of a whole split on the devices.
+
+    Args:
+      recipe: how batches are made.
+      images: of the split, [examples, height, width, channels], uint8; it may be
+        filled up behind the last example.
+      labels: [examples], int32.
+      order: `epoch_order` of the step's epoch, [examples].
+      step: from 0, int32 scalar.
+
+    Returns:
+      Images and labels of `batch_size` examples.
+    """
+    steps_per_epoch = recipe.steps_per_epoch(order.shape[0])
+    start = (step % steps_per_epoch) * recipe.batch_size
+    indices = jax.lax.dynamic_slice(order, (start,), (recipe.batch_size,))
+    return images[indices], labels[indices]
+
+
+def train_batch(
+    recipe: Recipe,
+    pixels: jax.Array,
+    labels: jax.Array,
     key: jax.Array,
     step: jax.Array,
 ) -> Batch:
@@ -94,22 +126,18 @@ def train_batch(
 
     Args:
       recipe: how it is made.
-      images: the whole split, [examples, height, width, channels], uint8.
-      labels: [examples], int32.
-      order: `epoch_order` of the step's epoch, [examples].
+      pixels: its images, [batch, height, width, channels], uint8.
+      labels: [batch], int32.
       key: of the run.
       step: from 0, int32 scalar.
     """
-    steps_per_epoch = recipe.steps_per_epoch(order.shape[0])
-    start = (step % steps_per_epoch) * recipe.batch_size
-    indices = jax.lax.dynamic_slice(order, (start,), (recipe.batch_size,))
     crop_key, flip_key, cut_key, mix_key = jax.random.split(
         jax.random.fold_in(derive_key(key, "augment"), step), 4
     )
-    pixels = augment.random_crop(crop_key, images[indices], recipe.crop_padding)
+    pixels = augment.random_crop(crop_key, pixels, recipe.crop_padding)
     if recipe.flip:
         pixels = augment.random_flip(flip_key, pixels)
-    batch = make_batch(recipe, pixels, labels[indices])
+    batch = make_batch(recipe, pixels, labels)
     augmented = batch.images
     if recipe.cut_out:
         augmented = augment.cut_out(cut_key, augmented, recipe.cut_out)
@@ -121,18 +149,20 @@ def _mix(
     recipe: Recipe, key: jax.Array, images: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes the batch by mix-up or cut-mix; by a coin where both are asked for."""
-    mixed = [
-        mix(key, images, targets, alpha)
+    mixes = [
+        functools.partial(mix, alpha=alpha)
         for mix, alpha in (
             (augment.mix_up, recipe.mix_up),
             (augment.cut_mix, recipe.cut_mix),
         )
         if alpha
     ]
-    if len(mixed) < 2:
-        return mixed[0] if mixed else (images, targets)
+    if not mixes:
+        return images, targets
+    if len(mixes) == 1:
+        return mixes[0](key, images, targets)
     coin = jax.random.bernoulli(jax.random.fold_in(key, 0))
-    return jax.tree.map(lambda a, b: jnp.where(coin, a, b), *mixed)
+    return jax.lax.cond(coin, *mixes, key, images, targets)
 
 
 def make_batch(
@@ -157,24 +187,6 @@ def make_batch(
     )
 
 
-def eval_batches(recipe: Recipe, split: Split) -> Iterator[tuple[np.ndarray, ...]]:
-    """Every example exactly once, in order.
-
-    Yields:
-      images [batch_size, height, width, channels] uint8, labels [batch_size] int32
-      and mask [batch_size] bool; the last batch is filled up and masked.
-    """
-    size = recipe.batch_size
-    for start in range(0, len(split.labels), size):
-        images, labels = split.images[start:][:size], split.labels[start:][:size]
-        fill = size - len(labels)
-        yield (
-            np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0))),
-            np.pad(labels, (0, fill)),
-            np.arange(size) < len(labels),
-        )
-
-
 def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
     """uint8 [batch, height, width, channels] to float32, by the recipe's mean, std."""
     mean, std = (
@@ -186,5 +198,5 @@ def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
 
 def derive_key(key: jax.Array, purpose: str) -> jax.Array:
     """The run's key for one purpose, so that no two purposes share random numbers."""
-    purposes = ("init", "order", "augment", "dropout")
+    purposes = ("init", "augment", "dropout")
     return jax.random.fold_in(key, purposes.index(purpose))

@@ -44,7 +44,7 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
     """
     if not dataset.tfds_splits:
         raise UserError(f"{dataset.name} needs no preparation. {dataset.source}")
-    builder, is_prepared = tfds_builder(dataset, data_dir)
+    builder, is_prepared = tfds_builder(dataset.name, data_dir)
     if is_prepared:
         return builder.data_path
     if from_dir is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -52,10 +52,7 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
             f"{dataset.name} cannot be fetched: --from_dir must be the directory of "
             f"{' and '.join(sorted(_checksums(builder)))}. {dataset.source}"
         )
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(
-            "Preparation needs TensorFlow: pip install -r requirements-prepare.txt"
-        )
+    _require_tensorflow()
     import tensorflow_datasets as tfds
 
     with tempfile.TemporaryDirectory() as originals:
@@ -67,6 +64,80 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
             )
         )
     return builder.data_path
+
+
+def prepare_folder(data_dir: str, from_dir: str | None) -> epath.Path:
+    """Writes a directory of class/image files as the dataset `folder`.
+
+    Args:
+      data_dir: where prepared datasets lie; it can hold one folder.
+      from_dir: has a directory per class, or those of the splits train, validation (or
+        val) and test, which have them.
+
+    Returns:
+      Where the dataset now lies.
+
+    Raises:
+      UserError: TensorFlow is missing, there are no images, or another folder is
+        prepared there.
+    """
+    prepared = epath.Path(data_dir).expanduser() / "folder" / "1.0.0"
+    if prepared.exists():
+        raise UserError(
+            f"{prepared} exists: delete it, or give another --data_dir, which is "
+            "config.data.data_dir in training."
+        )
+    if from_dir is None:
+        raise UserError("folder needs --from_dir: the directory of class/image files.")
+    _require_tensorflow()
+    import tensorflow_datasets as tfds
+
+    with tempfile.TemporaryDirectory() as root:
+        for name, path in _split_directories(Path(from_dir).expanduser()).items():
+            (Path(root) / name).symlink_to(path.resolve())
+        images = tfds.ImageFolder(root)
+        _check_classes(from_dir, images.info)
+        builder = tfds.dataset_builders.store_as_tfds_dataset(
+            name="folder",
+            version="1.0.0",
+            features=images.info.features,
+            split_datasets={
+                # The files as they are.
+                name: images.as_dataset(
+                    split=name, decoders={"image": tfds.decode.SkipDecoding()}
+                )
+                for name in images.info.splits
+            },
+            data_dir=prepared.parent.parent,
+            file_format="array_record",
+        )
+    return builder.data_path
+
+
+def _split_directories(root: Path) -> dict[str, Path]:
+    """The directory of each split; all of it for training where none is named so."""
+    if not root.is_dir():
+        raise UserError(f"--from_dir={root} is not a directory.")
+    names = {"train": "train", "validation": "validation", "val": "validation"}
+    names["test"] = "test"
+    found = {names[path.name]: path for path in root.iterdir() if path.name in names}
+    return found if "train" in found else {"train": root}
+
+
+def _check_classes(from_dir: str, info: Any) -> None:
+    count = {name: split.num_examples for name, split in info.splits.items()}
+    if min(count.get("train", 0), info.features["label"].num_classes) < 2:
+        raise UserError(
+            f"{from_dir} holds no directories of images, one for each class: there are "
+            f"{info.features['label'].num_classes} classes, {count or 'no images'}."
+        )
+
+
+def _require_tensorflow() -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            "Preparation needs TensorFlow: pip install -r requirements-prepare.txt"
+        )
 
 
 def _checksums(builder: Any) -> dict[str, str]:

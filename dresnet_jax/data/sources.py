@@ -1,30 +1,181 @@
-"""Where a dataset's arrays come from; every split is the same on every machine."""
+"""Where a dataset's examples come from; every split is the same on every machine."""
 
+import bisect
+import concurrent.futures
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
 from etils import epath
 
 from dresnet_jax.data.catalog import SPLITS, Dataset
-from dresnet_jax.errors import UserError
+from dresnet_jax.errors import RunFailedError, UserError
+
+# Records read at once: one by one, the reading costs more than the record.
+_CHUNK = 1000
+
+
+class CorruptRecordError(RunFailedError):
+    """A record of a prepared dataset cannot be read, or is not what it should be."""
+
+
+class Example(NamedTuple):
+    """One example, as it is stored.
+
+    Attributes:
+      image: [height, width, channels] uint8, or the bytes of an encoded image; None
+        where the record cannot be read.
+      label: of its class.
+    """
+
+    image: np.ndarray | bytes | None
+    label: int
+
+
+# From a stored image to its pixels, [height, width, channels], uint8.
+HostImage = Callable[[np.ndarray | bytes], np.ndarray]
+
+
+class Examples(Protocol):
+    """Random access to the examples of one split."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at some places of the split."""
+
+    def where(self, index: int) -> str:
+        """The name of a place of the split, for a person."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """The examples of one split.
+class Arrays:
+    """The examples of a split in memory.
 
     Attributes:
       images: [examples, height, width, channels], uint8.
       labels: [examples], int32.
+      corrupt: the places of records that could not be read; the next example that
+        could stands there in `images` and `labels`.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    corrupt: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at some places of the split."""
+        return [
+            Example(None if i in self.corrupt else self.images[i], int(self.labels[i]))
+            for i in indices
+        ]
+
+    def where(self, index: int) -> str:
+        """The name of a place of the split, for a person."""
+        return f"example {index}"
 
 
-def load(dataset: Dataset, data_dir: str) -> dict[str, Split]:
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The examples of a split in array_record files that TFDS wrote.
+
+    Attributes:
+      dataset: what the dataset is.
+      data_dir: where prepared datasets lie.
+      name: of the split, in `catalog.SPLITS`.
+    """
+
+    dataset: Dataset
+    data_dir: str
+    name: str
+
+    def __len__(self) -> int:
+        return self.dataset.splits[self.name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files stay behind when a worker process gets a copy.
+        return {field: self.__dict__[field] for field in self.__dataclass_fields__}
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at some places of the split."""
+        try:
+            return [_example(found) for found in self._source.__getitems__(indices)]
+        except RuntimeError:
+            # array_record does not say which; one of them is unreadable.
+            return [self._read_alone(index) for index in indices]
+
+    def _read_alone(self, index: int) -> Example:
+        try:
+            return _example(self._source[index])
+        except RuntimeError:
+            return Example(None, 0)
+
+    def where(self, index: int) -> str:
+        """The name of a place of the split: the record and the file it is in."""
+        for part in self._builder.info.splits[self._slice].file_instructions:
+            if index < part.take:
+                break
+            index -= part.take
+        return f"record {part.skip + index} of {part.filename}"
+
+    def check_files(self) -> None:
+        """Opens every file of the split.
+
+        Raises:
+          UserError: a file is missing or not whole; names it.
+        """
+        from array_record.python import array_record_module
+
+        parts = self._builder.info.splits[self._slice].file_instructions
+
+        def check(part: Any) -> None:
+            try:
+                reader = array_record_module.ArrayRecordReader(part.filename)
+                found = reader.num_records() if reader.ok() else 0
+                reader.close()
+            except RuntimeError:
+                found = 0
+            if found != part.examples_in_shard:
+                raise UserError(
+                    f"{part.filename} is truncated or missing: it has {found} of "
+                    f"{part.examples_in_shard} records. Delete "
+                    f"{self._builder.data_path} and prepare {self.dataset.name} again."
+                )
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(check, parts))
+
+    @property
+    def _slice(self) -> str:
+        """The part of the official split, as TFDS writes it."""
+        official, start, stop = self.dataset.tfds_range(self.name)
+        return f"{official}[{start}:{stop}]"
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        return require(self.dataset, self.data_dir)
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        return self._builder.as_data_source(
+            split=self._slice, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+
+
+def _example(found: Mapping[str, Any]) -> Example:
+    return Example(found["image"], int(found["label"]))
+
+
+def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     """All splits of a dataset, by the names in `catalog.SPLITS`.
 
     Args:
@@ -33,25 +184,108 @@ def load(dataset: Dataset, data_dir: str) -> dict[str, Split]:
         preparation.
 
     Raises:
-      UserError: the dataset is not prepared there, or is another version.
+      UserError: the dataset is not prepared there, is another version, or is damaged.
     """
-    if dataset.tfds_splits:
-        builder = require(dataset, data_dir)
-        return {name: _read(builder, dataset, name) for name in SPLITS}
-    return {"digits": _digits, "synthetic": _synthetic}[dataset.name](dataset)
+    if not dataset.tfds_splits:
+        return {"digits": _digits, "synthetic": _synthetic}[dataset.name](dataset)
+    require(dataset, data_dir)
+    splits = {name: Records(dataset, data_dir, name) for name in SPLITS}
+    for records in splits.values():
+        records.check_files()
+    return dict(splits)
 
 
-def statistics(dataset: Dataset, data_dir: str) -> tuple[list[float], list[float]]:
+def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Arrays:
+    """Reads a whole split into memory.
+
+    Args:
+      examples: the split.
+      host_image: makes of each image the pixels that are kept.
+      skip_corrupt: whether others stand in for examples that cannot be read.
+
+    Raises:
+      CorruptRecordError: one cannot be read, and none may stand in for it.
+    """
+    if isinstance(examples, Arrays):
+        return examples
+    found = [
+        pair for chunk in _chunks(examples, host_image, skip_corrupt) for pair in chunk
+    ]
+    readable = [index for index, pair in enumerate(found) if pair is not None]
+    if not readable:
+        raise CorruptRecordError("No example can be read.")
+    corrupt = tuple(index for index, pair in enumerate(found) if pair is None)
+    for index in corrupt:
+        following = bisect.bisect(readable, index) % len(readable)
+        found[index] = found[readable[following]]
+    images, labels = zip(*found, strict=True)
+    return Arrays(np.stack(images), np.asarray(labels, np.int32), corrupt)
+
+
+def _chunks(
+    examples: Examples, host_image: HostImage, skip_corrupt: bool
+) -> Iterator[list[tuple[np.ndarray, int] | None]]:
+    """The pixels and labels of a split in order, some at a time, read by threads.
+
+    None where an example cannot be read.
+    """
+
+    def read(start: int) -> list[tuple[np.ndarray, int] | None]:
+        indices = range(start, min(start + _CHUNK, len(examples)))
+        pairs: list[tuple[np.ndarray, int] | None] = []
+        for index, example in zip(indices, examples.read(indices), strict=True):
+            try:
+                image = pixels(examples, index, example, host_image)
+                pairs.append((image, example.label))
+            except CorruptRecordError:
+                if not skip_corrupt:
+                    raise
+                pairs.append(None)
+        return pairs
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        yield from pool.map(read, range(0, len(examples), _CHUNK))
+
+
+def pixels(
+    examples: Examples, index: int, example: Example, host_image: HostImage
+) -> np.ndarray:
+    """The pixels of an example: [height, width, channels], uint8.
+
+    Args:
+      examples: the split that it is of.
+      index: its place there.
+      example: what was read there.
+      host_image: makes pixels of its image.
+
+    Raises:
+      CorruptRecordError: it cannot be read; names the record.
+    """
+    if example.image is None:
+        raise CorruptRecordError(f"{examples.where(index)} cannot be read.")
+    try:
+        return host_image(example.image)
+    except (OSError, ValueError) as error:
+        raise CorruptRecordError(f"{examples.where(index)}: {error}") from error
+
+
+def statistics(
+    dataset: Dataset, data_dir: str, host_image: HostImage
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the training pixels, in [0, 1], per channel."""
-    pixels = load(dataset, data_dir)["train"].images.astype(np.float64) / 255
-    axes = (0, 1, 2)
-    return (
-        [round(value, 4) for value in pixels.mean(axis=axes).tolist()],
-        [round(value, 4) for value in pixels.std(axis=axes).tolist()],
-    )
+    train = open_splits(dataset, data_dir)["train"]
+    count, total, squares = 0, np.zeros(dataset.channels), np.zeros(dataset.channels)
+    for chunk in _chunks(train, host_image, skip_corrupt=False):
+        values = np.stack([pair[0] for pair in chunk if pair]).astype(np.float64) / 255
+        count += values[..., 0].size
+        total += values.sum(axis=(0, 1, 2))
+        squares += (values**2).sum(axis=(0, 1, 2))
+    mean = total / count
+    std = np.sqrt(squares / count - mean**2)
+    return [round(x, 4) for x in mean.tolist()], [round(x, 4) for x in std.tolist()]
 
 
-def tfds_builder(dataset: Dataset, data_dir: str) -> tuple[Any, bool]:
+def tfds_builder(name: str, data_dir: str) -> tuple[Any, bool]:
     """The TensorFlow Datasets builder of a dataset, and whether it is prepared.
 
     The builder is for array_record files; reading with it needs no TensorFlow.
@@ -67,9 +301,7 @@ def tfds_builder(dataset: Dataset, data_dir: str) -> tuple[Any, bool]:
     logging.set_verbosity(logging.ERROR)
     try:
         builder = tfds.builder(
-            dataset.name,
-            data_dir=directory,
-            file_format=tfds.core.FileFormat.ARRAY_RECORD,
+            name, data_dir=directory, file_format=tfds.core.FileFormat.ARRAY_RECORD
         )
         return builder, builder.is_prepared()
     finally:
@@ -80,11 +312,12 @@ def require(dataset: Dataset, data_dir: str) -> Any:
     """The builder of a dataset that is prepared; None where it needs no preparation.
 
     Raises:
-      UserError: it is not prepared there, or another version is.
+      UserError: it is not prepared there, another version is, or what is prepared is
+        not what the catalogue says.
     """
     if not dataset.tfds_splits:
         return None
-    builder, is_prepared = tfds_builder(dataset, data_dir)
+    builder, is_prepared = tfds_builder(dataset.name, data_dir)
     if not is_prepared:
         here = builder.data_path.parent
         others = [path.name for path in here.iterdir()] if here.exists() else []
@@ -94,22 +327,35 @@ def require(dataset: Dataset, data_dir: str) -> Any:
             + f": run python -m dresnet_jax.prepare --dataset={dataset.name} "
             f"--data_dir={data_dir}"
         )
+    _check_content(dataset, builder.info, str(builder.data_path))
     return builder
 
 
-def _read(builder: Any, dataset: Dataset, name: str) -> Split:
-    source = builder.as_data_source(split=dataset.tfds_splits[name])
-    images, labels = [], []
-    # A thousand at a time: one by one, each reads a whole chunk of the file.
-    for start in range(0, len(source), 1000):
-        keys = range(start, min(start + 1000, len(source)))
-        for example in source.__getitems__(keys):
-            images.append(example["image"])
-            labels.append(example["label"])
-    return Split(np.stack(images), np.asarray(labels, np.int32))
+def _check_content(dataset: Dataset, info: Any, path: str) -> None:
+    """Compares what is prepared with what the model is built for."""
+    classes = info.features["label"].num_classes
+    if classes != dataset.num_classes:
+        raise UserError(
+            f"{path} has {classes} classes; the model is built for "
+            f"{dataset.num_classes}."
+        )
+    shape = (dataset.image_size, dataset.image_size, dataset.channels)
+    if dataset.fixed_size and info.features["image"].shape != shape:
+        raise UserError(
+            f"{path} has images of shape {info.features['image'].shape}; the model is "
+            f"built for {shape}."
+        )
+    for name in SPLITS:
+        official, _, stop = dataset.tfds_range(name)
+        found = info.splits[official].num_examples
+        if found < stop:
+            raise UserError(
+                f"{path} has {found} {official} examples; {name} asks for them up to "
+                f"the {stop}th."
+            )
 
 
-def _digits(dataset: Dataset) -> dict[str, Split]:
+def _digits(dataset: Dataset) -> dict[str, Examples]:
     # Imported here, since it takes a second and only this dataset needs it.
     from sklearn.datasets import load_digits
 
@@ -122,12 +368,12 @@ def _digits(dataset: Dataset) -> dict[str, Split]:
     ends = np.cumsum([dataset.splits[name] for name in SPLITS])
     parts = np.split(order, ends[:-1])
     return {
-        name: Split(images[part], labels[part])
+        name: Arrays(images[part], labels[part])
         for name, part in zip(SPLITS, parts, strict=True)
     }
 
 
-def _synthetic(dataset: Dataset) -> dict[str, Split]:
+def _synthetic(dataset: Dataset) -> dict[str, Examples]:
     """A pattern of 4x4 random patches per class, under noise of the same strength."""
     random = np.random.RandomState(0)
     size, channels = dataset.image_size, dataset.channels
@@ -135,11 +381,11 @@ def _synthetic(dataset: Dataset) -> dict[str, Split]:
     cells = np.arange(size) * 4 // size
     patterns = coarse[:, cells][:, :, cells].astype(np.float32)
 
-    def split(examples: int) -> Split:
+    def split(examples: int) -> Arrays:
         labels = random.randint(dataset.num_classes, size=examples).astype(np.int32)
         images = patterns[labels]
         images += random.standard_normal(images.shape).astype(np.float32)
         pixels = np.clip(127.5 + 45 * images, 0, 255).astype(np.uint8)
-        return Split(pixels, labels)
+        return Arrays(pixels, labels)
 
     return {name: split(dataset.splits[name]) for name in SPLITS}

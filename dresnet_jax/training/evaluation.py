@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from dresnet_jax.data import pipeline
-from dresnet_jax.data.sources import Split
+from dresnet_jax.data.sources import Examples
+from dresnet_jax.data.streaming import EvalBatches
 from dresnet_jax.training import sharding, steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.metrics import Metrics
@@ -20,11 +21,13 @@ class Evaluation:
     Attributes:
       loss: mean cross entropy, nats.
       accuracy: share of the examples whose class was predicted.
-      predictions: the predicted class of each example, [examples], int.
+      labels: the class of each example that was read, [examples], int.
+      predictions: the class that was predicted for it, [examples], int.
     """
 
     loss: float
     accuracy: float
+    labels: np.ndarray
     predictions: np.ndarray
 
 
@@ -33,33 +36,43 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment) -> None:
         """Only remembers the experiment."""
-        recipe = experiment.recipe
-        place = sharding.split_batch(experiment.mesh)
+        recipe, mesh = experiment.recipe, experiment.mesh
 
         def eval_step(
             state: TrainState, pixels: jax.Array, labels: jax.Array, mask: jax.Array
-        ) -> tuple[Metrics, jax.Array]:
+        ) -> tuple[Metrics, tuple[jax.Array, ...]]:
             batch = pipeline.make_batch(recipe, pixels, labels, mask)
-            return steps.eval_step(state, batch)
+            metrics, logits = steps.eval_step(state, batch)
+            return metrics, (labels, logits.argmax(axis=-1), mask)
 
-        self._recipe = recipe
-        self._place = place
-        self._eval_step = jax.jit(
-            eval_step, out_shardings=sharding.replicated(experiment.mesh)
-        )
+        self._experiment = experiment
+        self._rows = sharding.local_rows(mesh, recipe.batch_size)
+        self._place = sharding.split_batch(mesh)
+        self._eval_step = jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, state: TrainState, split: Split) -> Evaluation:
-        """Evaluates the state on every example of the split."""
-        total, predictions = Metrics.empty(), []
-        for arrays in pipeline.eval_batches(self._recipe, split):
-            metrics, logits = self._eval_step(
-                state, *jax.device_put(arrays, self._place)
+    def __call__(self, state: TrainState, examples: Examples) -> Evaluation:
+        """Evaluates the state on every example of a split.
+
+        Raises:
+          CorruptRecordError: one cannot be read, and must not be left out.
+        """
+        batches = EvalBatches(examples, self._experiment.recipe, self._rows)
+        total, found = Metrics.empty(), []
+        for batch in self._experiment.road.read(batches):
+            arrays = (
+                sharding.put_rows(array, self._place, batch_axis=0)
+                for array in (batch.images, batch.labels, batch.mask)
             )
-            total = total.merge(jax.device_get(metrics))
-            predictions.append(np.asarray(logits).argmax(axis=-1)[arrays[2]])
+            metrics, (labels, predictions, mask) = jax.device_get(
+                self._eval_step(state, *arrays)
+            )
+            total = total.merge(metrics)
+            found.append((labels[mask], predictions[mask]))
         values = total.compute()
+        labels, predictions = map(np.concatenate, zip(*found, strict=True))
         return Evaluation(
             loss=float(values["loss"]),
             accuracy=float(values["accuracy"]),
-            predictions=np.concatenate(predictions),
+            labels=labels,
+            predictions=predictions,
         )

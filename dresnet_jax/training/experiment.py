@@ -11,11 +11,14 @@ import optax
 from jax.sharding import Mesh
 
 from dresnet_jax.connections import module as connections
-from dresnet_jax.data import catalog, pipeline
+from dresnet_jax.data import catalog, pipeline, sources, views
+from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
-from dresnet_jax.training import optimizer, sharding, state, steps
+from dresnet_jax.training import optimizer, roads, sharding, steps
+from dresnet_jax.training import state as train_state
+from dresnet_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Experiment:
       model: the network.
       optimizer: the optax transformation.
       mesh: the devices.
+      road: how examples reach them.
       num_steps: the run's length.
       steps_per_epoch: full batches in an epoch.
     """
@@ -39,6 +43,7 @@ class Experiment:
     model: Backbone
     optimizer: optax.GradientTransformation
     mesh: Mesh
+    road: roads.Road
     num_steps: int
     steps_per_epoch: int
 
@@ -47,10 +52,20 @@ class Experiment:
         """Steps between two evaluations on the validation split."""
         return self.config.train.eval_every_epochs * self.steps_per_epoch
 
-    def create_state(self, *, abstract: bool = False) -> state.TrainState:
+    def open_splits(self) -> roads.Splits:
+        """The examples of every split, as the road reads them.
+
+        Raises:
+          UserError: the dataset is not prepared, or is damaged.
+          CorruptRecordError: an example cannot be read, and the road reads them all.
+        """
+        data_dir = self.config.data.data_dir
+        return self.road.open(sources.open_splits(self.dataset, data_dir))
+
+    def create_state(self, *, abstract: bool = False) -> TrainState:
         """A fresh state, or its shapes, dtypes and shardings."""
         dataset = self.dataset
-        return state.create(
+        return train_state.create(
             self.model,
             self.optimizer,
             seed=self.config.seed,
@@ -71,45 +86,57 @@ class Experiment:
             log_every_steps=train.log_every_steps,
         )
 
-    def compile_train_step(self) -> jax.stages.Compiled:
-        """The program of a step, compiled once: (state, images, labels, order).
+    def compile_train_step(self, num_steps: int = 1) -> jax.stages.Compiled:
+        """The program of some steps, compiled once: (state, *data of the road).
 
-        Takes the state, which it consumes, the whole training split as uint8 images
-        and int32 labels, and the epoch's order. Returns the next state and a
-        `steps.StepResult`.
+        Consumes the state. Returns the next one, and a `steps.StepResult` with a
+        leading axis of steps.
         """
-        step = self.step
+        step, road = self.step, self.road
         over_devices = sharding.split_batch(self.mesh)
 
         def train_step(
-            state: state.TrainState,
-            images: jax.Array,
-            labels: jax.Array,
-            order: jax.Array,
-        ) -> tuple[state.TrainState, steps.StepResult]:
-            batch = pipeline.train_batch(
-                self.recipe, images, labels, order, state.key, state.step
-            )
-            return step(state, jax.lax.with_sharding_constraint(batch, over_devices))
+            state: TrainState, *data: jax.Array
+        ) -> tuple[TrainState, steps.StepResult]:
+            def one(
+                current: TrainState, i: jax.Array
+            ) -> tuple[TrainState, steps.StepResult]:
+                batch = road.batch(data, current.key, current.step, i)
+                batch = jax.lax.with_sharding_constraint(batch, over_devices)
+                return step(current, batch)
 
-        dataset = self.dataset
-        examples = dataset.splits["train"]
-        side = dataset.image_size
-        split = (
-            jax.ShapeDtypeStruct((examples, side, side, dataset.channels), jnp.uint8),
-            jax.ShapeDtypeStruct((examples,), jnp.int32),
-            jax.ShapeDtypeStruct((examples,), jnp.int32),
-        )
-        place = sharding.replicated(self.mesh)
+            return jax.lax.scan(one, state, jnp.arange(num_steps))
+
         abstract = self.create_state(abstract=True)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        place = sharding.replicated(self.mesh)
         return (
             jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, place))
-            .lower(abstract, *sharding.abstract(split, place))
+            .lower(abstract, *road.abstract(num_steps))
             .compile()
         )
 
-    def gate_openings(self, current: state.TrainState) -> connections.Openings:
+    def calls(self, start: int) -> list[Call]:
+        """The steps after `start`, by how many are dispatched together.
+
+        No call goes past the end of an epoch, a checkpoint or the end of the run; the
+        steps left over before one are dispatched one by one.
+        """
+        train = self.config.train
+        calls = []
+        while start < self.num_steps:
+            stop = min(
+                self.num_steps,
+                _next_multiple(start, self.steps_per_epoch),
+                _next_multiple(start, train.checkpoint_every_steps),
+            )
+            for steps_per_call in (train.steps_per_call, 1):
+                while start + steps_per_call <= stop:
+                    calls.append(Call(start, steps_per_call))
+                    start += steps_per_call
+        return calls
+
+    def gate_openings(self, current: TrainState) -> connections.Openings:
         """F(w) of every edge, as evaluated: {reader: {source: opening}}."""
         spec = self.model.spec
         parameters = current.eval_params.get("connections", {})
@@ -135,12 +162,18 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         mix_up=config.data.mix_up,
         cut_mix=config.data.cut_mix,
         num_classes=dataset.num_classes,
+        view=views.View(
+            size=dataset.image_size,
+            channels=dataset.channels,
+            fixed_size=dataset.fixed_size,
+            min_crop_area=config.data.min_crop_area,
+            rand_augment_layers=config.data.rand_augment_layers,
+            rand_augment_magnitude=config.data.rand_augment_magnitude,
+        ),
+        skip_corrupt=config.data.skip_corrupt,
     )
-    for field in ("crop_padding", "cut_out", "mix_up", "cut_mix"):
-        if not 0 <= config.data[field] < math.inf:
-            raise UserError(
-                f"data.{field} = {config.data[field]} must be a number, not below 0."
-            )
+    _check_data(config.data)
+    mesh = sharding.make_mesh(recipe.batch_size)
     steps_per_epoch = recipe.steps_per_epoch(dataset.splits["train"])
     num_steps = _num_steps(config.train, steps_per_epoch)
     return Experiment(
@@ -149,10 +182,37 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         recipe=recipe,
         model=zoo.build(config.model, dataset.image_size, dataset.num_classes),
         optimizer=optimizer.build(config.optimizer, num_steps),
-        mesh=sharding.make_mesh(recipe.batch_size),
+        mesh=mesh,
+        road=roads.choose(config.data, dataset, recipe, mesh),
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def _next_multiple(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _check_data(data: ml_collections.ConfigDict) -> None:
+    """Checks the fields of `config.data` that are numbers."""
+    limits = {
+        "crop_padding": (0, math.inf),
+        "cut_out": (0, math.inf),
+        "mix_up": (0, math.inf),
+        "cut_mix": (0, math.inf),
+        "min_crop_area": (0, 1),
+        "rand_augment_layers": (0, math.inf),
+        "rand_augment_magnitude": (0, 10),
+        "num_threads": (1, math.inf),
+        "num_workers": (0, math.inf),
+    }
+    for field, (low, high) in limits.items():
+        value = data[field]
+        if not low <= value <= high or value == math.inf:
+            most = "" if high == math.inf else f" and not above {high}"
+            raise UserError(
+                f"data.{field} = {value} must be a number, not below {low}{most}."
+            )
 
 
 def _num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
@@ -162,6 +222,7 @@ def _num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
         "checkpoint_every_steps",
         "eval_every_epochs",
         "keep_checkpoints",
+        "steps_per_call",
     ):
         if train[field] < 1:
             raise UserError(f"train.{field} = {train[field]} must be above 0.")

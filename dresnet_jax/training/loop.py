@@ -8,24 +8,24 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
 import dresnet_jax
-from dresnet_jax.data import pipeline, sources
+from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import RunFailedError
-from dresnet_jax.training import checkpointing, optimizer, sharding, workdir
+from dresnet_jax.training import checkpointing, optimizer, workdir
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.metrics import Log
+from dresnet_jax.training.metrics import Log, Metrics
+from dresnet_jax.training.roads import Splits
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
-
-Splits = Mapping[str, sources.Split]
 
 
 class NonFiniteLossError(RunFailedError):
@@ -46,7 +46,8 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
       NonFiniteLossError: names the step; the checkpoints before it stay.
       KeyboardInterrupt: Ctrl-C, after a step that is saved.
     """
-    splits = sources.load(experiment.dataset, experiment.config.data.data_dir)
+    print(f"data: {experiment.road.description}", flush=True)
+    splits = experiment.open_splits()
     evaluate = Evaluator(experiment)
     state, start = _restore_or_create(experiment, directory)
     keep = experiment.config.train.keep_checkpoints
@@ -76,7 +77,8 @@ def _report(
         "dataset": experiment.dataset.name,
         "seed": experiment.config.seed,
         "steps": experiment.num_steps,
-        "params": sum(x.size for x in jax.tree.leaves(state.params)),
+        "data": experiment.road.description,
+        "params": optax.tree.size(state.params),
         "val_loss": validation.loss,
         "val_accuracy": validation.accuracy,
         "test_loss": test.loss,
@@ -99,20 +101,24 @@ class _Trainer:
     def train(self, state: TrainState, start: int, stop: threading.Event) -> TrainState:
         """Runs the steps after `start`; evaluates, logs and saves on the way."""
         experiment, config = self.experiment, self.experiment.config.train
-        images, labels, order = self._data()
-        train_step = experiment.compile_train_step()
+        compiled = functools.cache(experiment.compile_train_step)
+        calls = experiment.calls(start)
+        data = experiment.road.data(self.splits["train"], experiment.config.seed, calls)
         late = _LateReport(experiment, self.log, start)
-        for step in range(start + 1, experiment.num_steps + 1):
-            epoch = (step - 1) // experiment.steps_per_epoch
-            state, result = train_step(state, images, labels, order(epoch))
-            late.add(step, result)
+        for call in calls:
+            step = call.start + call.steps
+            train_step = compiled(call.steps)
+            with late.waiting():
+                arrays, skipped = next(data)
+            state, result = train_step(state, *arrays)
+            late.add(call, result, skipped)
             is_last = step == experiment.num_steps
             stops = stop.is_set() and not is_last
             if is_last or step % experiment.eval_every_steps == 0:
                 late.flush()
                 self._validate(state, step)
             if is_last or stops or step % config.checkpoint_every_steps == 0:
-                # Only a state whose step was found finite is worth keeping.
+                # Only a state whose steps were found finite is worth keeping.
                 late.flush()
                 self.checkpoints.save(step, state)
             if stops:
@@ -121,20 +127,6 @@ class _Trainer:
                     "the same command goes on from it"
                 )
         return state
-
-    def _data(self) -> tuple[jax.Array, jax.Array, Callable[[int], jax.Array]]:
-        """The training images and labels on the devices, and each epoch's order."""
-        replicated = sharding.replicated(self.experiment.mesh)
-        train = self.splits["train"]
-        images, labels = jax.device_put((train.images, train.labels), replicated)
-        key = jax.random.key(self.experiment.config.seed)
-
-        @functools.lru_cache(maxsize=1)
-        def order(epoch: int) -> jax.Array:
-            permutation = pipeline.epoch_order(key, epoch, len(train.labels))
-            return jax.device_put(permutation, replicated)
-
-        return images, labels, order
 
     def _validate(self, state: TrainState, step: int) -> None:
         validation = self.evaluate(state, self.splits["validation"])
@@ -167,7 +159,7 @@ def _ctrl_c() -> Iterator[threading.Event]:
 
 
 class _LateReport:
-    """Looks at a step's result when the next one is under way, so as not to stop it."""
+    """Looks at a call's result when the next is under way, so as not to stop it."""
 
     def __init__(self, experiment: Experiment, log: Log, start: int) -> None:
         config = experiment.config
@@ -176,35 +168,48 @@ class _LateReport:
         self._last_step = experiment.num_steps
         self._batch_size = experiment.recipe.batch_size
         self._log = log
-        self._pending: tuple[int, StepResult] | None = None
+        self._pending: tuple[Call, StepResult] | None = None
         self._logged = (start, time.monotonic())
+        self._waited = 0.0
+        self._skipped = 0
 
-    def add(self, step: int, result: StepResult) -> None:
-        """Takes the result of a step just dispatched; reports the one before it."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as time that the loop waited for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def add(self, call: Call, result: StepResult, skipped: int) -> None:
+        """Takes the result of a call just dispatched; reports the one before it."""
         self.flush()
-        self._pending = (step, result)
+        self._pending = (call, result)
+        self._skipped += skipped
 
     def flush(self) -> None:
-        """Waits for the step last taken and reports it."""
+        """Waits for the call last taken and reports its steps."""
         if self._pending is None:
             return
-        (step, result), self._pending = self._pending, None
-        loss, grad_norm = jax.device_get((result.loss, result.grad_norm))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise NonFiniteLossError(
-                f"At step {step} the loss is {loss} and the norm of its gradient "
-                f"{grad_norm}. Training stopped; earlier checkpoints are kept. A lower "
-                "optimizer.learning_rate or optimizer.clip_norm may help."
-            )
-        if step % self._every == 0 or step == self._last_step:
-            self._write(step, result)
-        self._log.advance(step)
+        (call, result), self._pending = self._pending, None
+        losses, grad_norms = jax.device_get((result.loss, result.grad_norm))
+        for i, (loss, grad_norm) in enumerate(zip(losses, grad_norms, strict=True)):
+            step = call.start + i + 1
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise NonFiniteLossError(
+                    f"At step {step} the loss is {loss} and the norm of its gradient "
+                    f"{grad_norm}. Training stopped; earlier checkpoints are kept. A "
+                    "lower optimizer.learning_rate or optimizer.clip_norm may help."
+                )
+            if step % self._every == 0 or step == self._last_step:
+                self._write(step, jax.tree.map(lambda x, i=i: x[i], result.running))
+            self._log.advance(step)
 
-    def _write(self, step: int, result: StepResult) -> None:
-        means = jax.device_get(result.running).compute()
+    def _write(self, step: int, running: Metrics) -> None:
+        means = jax.device_get(running).compute()
         now = time.monotonic()
         before, then = self._logged
         self._logged = (step, now)
+        waited, self._waited = self._waited, 0.0
         self._log.write(
             step,
             {
@@ -212,7 +217,9 @@ class _LateReport:
                 "train_accuracy": float(means["accuracy"]),
                 "learning_rate": float(self._schedule(step - 1)),
                 "images_per_second": (step - before) * self._batch_size / (now - then),
-            },
+                "data_wait": waited / (now - then),
+            }
+            | ({"skipped_records": self._skipped} if self._skipped else {}),
         )
 
 

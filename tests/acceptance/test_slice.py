@@ -40,9 +40,10 @@ def final_state(directory):
 
 
 def timeless_lines(directory):
-    """The lines of metrics.jsonl, without the one figure that is a time."""
+    """The lines of metrics.jsonl, without the figures that are times."""
+    times = ("images_per_second", "data_wait")
     return [
-        {name: value for name, value in line.items() if name != "images_per_second"}
+        {name: value for name, value in line.items() if name not in times}
         for line in metrics.read(epath.Path(directory))
     ]
 

@@ -2,15 +2,37 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import tarfile
 import zipfile
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from dresnet_jax.data import catalog
+from dresnet_jax.data import catalog, sources, views
 from dresnet_jax.data.tiny_imagenet_classes import NAMES
+
+needs_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None,
+    reason="requirements-prepare.txt is not installed",
+)
+
+
+def small(name, train, validation, test):
+    """A dataset of the catalogue with so many examples."""
+    splits = {"train": train, "validation": validation, "test": test}
+    return dataclasses.replace(catalog.DATASETS[name], splits=splits)
+
+
+def loaded(dataset, data_dir):
+    """The arrays of every split."""
+    view = views.View(dataset.image_size, dataset.channels, dataset.fixed_size)
+    return {
+        name: sources.load(examples, view.evaluate, skip_corrupt=False)
+        for name, examples in sources.open_splits(dataset, data_dir).items()
+    }
 
 
 def register(monkeypatch, builder, directory):

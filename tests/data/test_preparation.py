@@ -1,6 +1,5 @@
 """Real archives become a prepared dataset; anything else is refused."""
 
-import dataclasses
 import gzip
 import importlib.util
 
@@ -8,19 +7,16 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dresnet_jax.data import catalog, preparation, sources
+from dresnet_jax.data import catalog, preparation, sources, views
 from dresnet_jax.errors import UserError
 from tests.data import archives
+from tests.data.archives import needs_tensorflow
 
 ARCHIVES = epath.Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST = catalog.DATASETS["fashion_mnist"]
 
 needs_archives = pytest.mark.skipif(
     not ARCHIVES.exists(), reason="Debian's package dataset-fashion-mnist is missing"
-)
-needs_tensorflow = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None,
-    reason="requirements-prepare.txt is not installed",
 )
 
 
@@ -36,7 +32,7 @@ def prepared(tmp_path_factory):
 @needs_tensorflow
 @pytest.mark.slow
 def test_real_archives_become_the_images_they_hold(prepared):
-    splits = sources.load(FASHION_MNIST, prepared)
+    splits = archives.loaded(FASHION_MNIST, prepared)
     counts = {name: len(split.labels) for name, split in splits.items()}
     assert counts == FASHION_MNIST.splits
     with gzip.open(ARCHIVES / "t10k-images-idx3-ubyte.gz") as file:
@@ -45,7 +41,8 @@ def test_real_archives_become_the_images_they_hold(prepared):
     found = sorted(image.tobytes() for image in splits["test"].images)
     assert found == sorted(image.tobytes() for image in images)
 
-    mean, std = sources.statistics(FASHION_MNIST, prepared)
+    view = views.View(28, 1, fixed_size=True)
+    mean, std = sources.statistics(FASHION_MNIST, prepared, view.evaluate)
     assert (tuple(mean), tuple(std)) == (FASHION_MNIST.mean, FASHION_MNIST.std)
 
     again = preparation.prepare(FASHION_MNIST, prepared, from_dir=None)
@@ -60,7 +57,7 @@ def test_an_archive_that_is_not_the_original_names_both_sums(tmp_path):
     with pytest.raises(UserError, match=r"its SHA-256 is \w{64}, registered is \w{64}"):
         preparation.prepare(FASHION_MNIST, str(tmp_path / "data"), str(tmp_path))
     with pytest.raises(UserError, match="is not prepared"):
-        sources.load(FASHION_MNIST, str(tmp_path / "data"))
+        sources.open_splits(FASHION_MNIST, str(tmp_path / "data"))
 
 
 @needs_tensorflow
@@ -83,32 +80,29 @@ def test_a_dataset_that_needs_no_preparation_says_so(tmp_path):
 def test_a_dataset_that_is_not_prepared_says_how_to(tmp_path):
     command = "python -m dresnet_jax.prepare --dataset=fashion_mnist --data_dir="
     with pytest.raises(UserError, match=command):
-        sources.load(FASHION_MNIST, str(tmp_path))
+        sources.open_splits(FASHION_MNIST, str(tmp_path))
 
 
 def test_data_of_another_version_is_not_used(tmp_path):
     (tmp_path / "fashion_mnist" / "1.0.0").mkdir(parents=True)
     with pytest.raises(UserError, match=r"fashion_mnist 3.0.1 is not .* holds 1.0.0"):
-        sources.load(FASHION_MNIST, str(tmp_path))
+        sources.open_splits(FASHION_MNIST, str(tmp_path))
 
 
 @needs_tensorflow
 @pytest.mark.slow
 def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     labels, images = archives.cifar10(tmp_path)
-    dataset = dataclasses.replace(
-        catalog.DATASETS["cifar10"],
-        tfds_splits={"train": "train[:90]", "validation": "train[90:]", "test": "test"},
-    )
+    dataset = archives.small("cifar10", train=90, validation=10, test=20)
     data_dir = str(tmp_path / "data")
     with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz is not the original"):
         preparation.prepare(dataset, data_dir, str(tmp_path))
 
-    builder, _ = sources.tfds_builder(dataset, data_dir)
+    builder, _ = sources.tfds_builder(dataset.name, data_dir)
     archives.register(monkeypatch, builder, tmp_path)
     preparation.prepare(dataset, data_dir, str(tmp_path))
 
-    splits = sources.load(dataset, data_dir)
+    splits = archives.loaded(dataset, data_dir)
     assert [len(splits[name].labels) for name in catalog.SPLITS] == [90, 10, 20]
 
     def pairs(found_labels, found_images):
@@ -126,16 +120,13 @@ def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     ) == pairs(labels[:5].reshape(-1), images[:5].reshape(-1, 32, 32, 3))
 
 
-IMAGENET = dataclasses.replace(
-    catalog.DATASETS["cifar100"],
-    name="imagenet2012",
-    tfds_splits=dict.fromkeys(catalog.SPLITS, "validation"),
-    source="Register first.",
-)
+IMAGENET = archives.small("imagenet2012", train=5, validation=1, test=3)
 
 
 def test_archives_that_cannot_be_fetched_are_named(tmp_path):
-    archive_names = r"ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar\. Register"
+    archive_names = (
+        r"ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar\. 145 GB: register"
+    )
     with pytest.raises(UserError, match=rf"--from_dir must be .* {archive_names}"):
         preparation.prepare(IMAGENET, str(tmp_path), None)
 
@@ -155,11 +146,11 @@ def test_imagenets_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     wnids = ["n02119789", "n01440764", "n15075141"]
     train, held_out = archives.imagenet2012(tmp_path, wnids)
     data_dir = str(tmp_path / "data")
-    builder, _ = sources.tfds_builder(IMAGENET, data_dir)
+    builder, _ = sources.tfds_builder(IMAGENET.name, data_dir)
     archives.register(monkeypatch, builder, tmp_path)
     preparation.prepare(IMAGENET, data_dir, str(tmp_path))
 
-    builder, _ = sources.tfds_builder(IMAGENET, data_dir)
+    builder, _ = sources.tfds_builder(IMAGENET.name, data_dir)
     wnid = builder.info.features["label"].int2str
 
     def check(split, files):

@@ -18,7 +18,7 @@ def dataset(request):
 
 
 def test_splits_have_the_shape_the_catalogue_gives(dataset):
-    splits = sources.load(dataset, "")
+    splits = sources.open_splits(dataset, "")
     for name, examples in dataset.splits.items():
         side = dataset.image_size
         images, labels = splits[name].images, splits[name].labels
@@ -31,13 +31,13 @@ def test_splits_have_the_shape_the_catalogue_gives(dataset):
 
 def test_digits_statistics_are_those_of_the_catalogue():
     dataset = DIGITS
-    pixels = sources.load(dataset, "")["train"].images / 255
+    pixels = sources.open_splits(dataset, "")["train"].images / 255
     np.testing.assert_allclose(pixels.mean(), dataset.mean[0], atol=5e-5)
     np.testing.assert_allclose(pixels.std(), dataset.std[0], atol=5e-5)
 
 
 def test_digits_splits_hold_each_example_once():
-    splits = sources.load(DIGITS, "")
+    splits = sources.open_splits(DIGITS, "")
     assert sum(len(split.labels) for split in splits.values()) == 1797
     images = np.concatenate([split.images for split in splits.values()])
     # All 1,797 images differ.
@@ -45,14 +45,14 @@ def test_digits_splits_hold_each_example_once():
 
 
 def test_digits_splits_are_the_same_for_ever():
-    labels = sources.load(DIGITS, "")["test"].labels
+    labels = sources.open_splits(DIGITS, "")["test"].labels
     digest = hashlib.sha256(labels.tobytes()).hexdigest()
     assert digest.startswith("2173da2326065563")
 
 
 def test_synthetic_classes_differ_more_than_their_noise():
     dataset = catalog.lookup(synthetic.get_config().data)
-    train, test = (sources.load(dataset, "")[name] for name in ("train", "test"))
+    train, test = (sources.open_splits(dataset, "")[name] for name in ("train", "test"))
     means = np.stack([train.images[train.labels == c].mean(axis=0) for c in range(10)])
     distances = ((test.images[:, None] - means) ** 2).mean(axis=(2, 3, 4))
     assert (distances.argmin(axis=1) == test.labels).mean() > 0.9

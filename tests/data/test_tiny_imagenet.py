@@ -1,7 +1,5 @@
 """Tiny ImageNet's archive becomes the images and labels it holds."""
 
-import dataclasses
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,34 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dresnet_jax.data import catalog, preparation, sources
+from dresnet_jax.data import preparation, sources
 from dresnet_jax.data.tiny_imagenet_classes import NAMES
 from dresnet_jax.errors import UserError
 from tests.data import archives
+from tests.data.archives import needs_tensorflow
 
 WNIDS = "tiny-imagenet-200/wnids.txt"
 ANNOTATIONS = "tiny-imagenet-200/val/val_annotations.txt"
 FILES = archives.tiny_imagenet_files(per_class=2)
-DATASET = dataclasses.replace(
-    catalog.DATASETS["cifar100"],
-    name="tiny_imagenet",
-    tfds_splits={
-        "train": "train[:350]",
-        "validation": "train[350:]",
-        "test": "validation",
-    },
-)
-
-needs_tensorflow = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None,
-    reason="requirements-prepare.txt is not installed",
-)
+DATASET = archives.small("tiny_imagenet", train=350, validation=50, test=200)
 
 
 def write(directory, files, monkeypatch):
     """An archive of these files, registered as the one that is wanted."""
     archives.tiny_imagenet(directory, files)
-    builder, _ = sources.tfds_builder(DATASET, str(directory / "data"))
+    builder, _ = sources.tfds_builder(DATASET.name, str(directory / "data"))
     archives.register(monkeypatch, builder, directory)
 
 
@@ -52,7 +38,7 @@ def prepared(tmp_path_factory):
 
 def examples(prepared, split):
     """The examples of a split by their file name."""
-    builder, _ = sources.tfds_builder(DATASET, prepared)
+    builder, _ = sources.tfds_builder(DATASET.name, prepared)
     source = builder.as_data_source(split=split)
     return {example["file_name"].decode(): example for example in source}
 
@@ -89,7 +75,7 @@ def test_validation_images_have_the_class_of_their_annotation(prepared):
 
 @needs_tensorflow
 def test_labels_are_the_sorted_classes(prepared):
-    builder, _ = sources.tfds_builder(DATASET, prepared)
+    builder, _ = sources.tfds_builder(DATASET.name, prepared)
     names = builder.info.features["label"].names
     assert names == sorted(FILES[WNIDS].decode().split())
     assert names != FILES[WNIDS].decode().split()
@@ -99,9 +85,9 @@ def test_labels_are_the_sorted_classes(prepared):
 def test_reading_needs_no_tensorflow(prepared):
     program = f"""
 import sys
-from dresnet_jax.data import sources
+from tests.data import archives
 from tests.data.test_tiny_imagenet import DATASET
-splits = sources.load(DATASET, {prepared!r})
+splits = archives.loaded(DATASET, {prepared!r})
 print([splits[name].images.shape for name in ("train", "validation", "test")])
 print("tensorflow" in sys.modules)
 """
@@ -150,7 +136,7 @@ def test_another_archive_is_refused(tmp_path, monkeypatch, changes, message):
 @needs_tensorflow
 def test_what_is_no_zip_is_refused(tmp_path, monkeypatch):
     (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"no zip")
-    builder, _ = sources.tfds_builder(DATASET, str(tmp_path / "data"))
+    builder, _ = sources.tfds_builder(DATASET.name, str(tmp_path / "data"))
     archives.register(monkeypatch, builder, tmp_path)
     with pytest.raises(UserError, match=r"200.zip cannot be read: File is not a zip"):
         preparation.prepare(DATASET, str(tmp_path / "data"), str(tmp_path))

@@ -21,7 +21,7 @@ def parts(tiny_images_config):
 
 def train(parts, num_steps, label_smoothing=0.0, log_every_steps=5):
     """The state after some steps on one batch, and every step's result."""
-    train_split = sources.load(parts.dataset, "")["train"]
+    train_split = sources.open_splits(parts.dataset, "")["train"]
     size = parts.recipe.batch_size
     batch = pipeline.make_batch(
         parts.recipe,

@@ -1,0 +1,262 @@
+"""The two roads of examples to the devices: resident in their memory, or streaming."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from dresnet_jax.data import catalog, pipeline, sources, streaming
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.training import sharding
+
+Splits = Mapping[str, sources.Examples]
+
+# Of a device's memory, what a resident set may take; the rest is the model's.
+_RESIDENT_SHARE = 0.5
+_MIB = 2**20
+
+
+class CallData(NamedTuple):
+    """What one call of the compiled program reads.
+
+    Attributes:
+      arrays: on the devices.
+      skipped: corrupt records that others stand in for.
+    """
+
+    arrays: tuple[jax.Array, ...]
+    skipped: int
+
+
+class Road(Protocol):
+    """How examples reach the devices."""
+
+    @property
+    def description(self) -> str:
+        """One line on the road and why it was taken."""
+
+    def abstract(self, steps: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes, dtypes and shardings of the data of a call of so many steps."""
+
+    def batch(
+        self, data: tuple[jax.Array, ...], key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """The batch of the i-th step of a call, inside the compiled program."""
+
+    def open(self, splits: Splits) -> Splits:
+        """The splits as this road reads them."""
+
+    def data(
+        self, examples: sources.Examples, seed: int, calls: Sequence[Call]
+    ) -> Iterator[CallData]:
+        """The data of each call of a run."""
+
+    def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
+        """The batches of an evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """The whole training split lies in device memory, as uint8.
+
+    Attributes:
+      recipe: how batches are made.
+      mesh: the devices.
+      num_examples: of the training split.
+      sharded: whether each device holds a part; else each holds the whole.
+      reason: why this road was taken.
+    """
+
+    recipe: pipeline.Recipe
+    mesh: Mesh
+    num_examples: int
+    sharded: bool
+    reason: str
+
+    @property
+    def description(self) -> str:
+        """One line on the road and why it was taken."""
+        parts = f"in {self.mesh.size} parts" if self.sharded else "whole on each device"
+        return f"resident, {parts}: {self.reason}"
+
+    def abstract(self, steps: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Images, labels and the epoch's order: the same however many steps."""
+        del steps
+        view = self.recipe.view
+        images = (self._filled_up, view.size, view.size, view.channels)
+        place, everywhere = self._place, sharding.replicated(self.mesh)
+        return (
+            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
+            jax.ShapeDtypeStruct(images[:1], jnp.int32, sharding=place),
+            jax.ShapeDtypeStruct((self.num_examples,), jnp.int32, sharding=everywhere),
+        )
+
+    def batch(
+        self, data: tuple[jax.Array, ...], key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """The batch of a step; which of a call it is does not matter here."""
+        del i
+        images, labels, order = data
+        pixels, labels = pipeline.take(self.recipe, images, labels, order, step)
+        return pipeline.train_batch(self.recipe, pixels, labels, key, step)
+
+    def open(self, splits: Splits) -> Splits:
+        """The splits in the host's memory."""
+        view, skip_corrupt = self.recipe.view, self.recipe.skip_corrupt
+        return {
+            name: sources.load(examples, view.evaluate, skip_corrupt=skip_corrupt)
+            for name, examples in splits.items()
+        }
+
+    def data(
+        self, examples: sources.Examples, seed: int, calls: Sequence[Call]
+    ) -> Iterator[CallData]:
+        """The same images and labels for each call, and its epoch's order."""
+        assert isinstance(examples, sources.Arrays), "of another road's `open`"
+        more = self._filled_up - len(examples)
+        images = np.pad(examples.images, ((0, more), (0, 0), (0, 0), (0, 0)))
+        labels = np.pad(examples.labels, (0, more))
+        split = sharding.put(images, self._place), sharding.put(labels, self._place)
+        skipped = len(examples.corrupt)
+        steps_per_epoch = self.recipe.steps_per_epoch(len(examples))
+        by_epoch = itertools.groupby(calls, lambda call: call.start // steps_per_epoch)
+        for epoch, group in by_epoch:
+            order = pipeline.epoch_order(seed, epoch, len(examples))
+            arrays = (*split, sharding.put(order, sharding.replicated(self.mesh)))
+            for _ in group:
+                yield CallData(arrays, skipped)
+                skipped = 0
+
+    def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
+        """The batches, which are in memory already."""
+        return (batches[i] for i in range(len(batches)))
+
+    @property
+    def _filled_up(self) -> int:
+        parts = self.mesh.size if self.sharded else 1
+        return -(-self.num_examples // parts) * parts
+
+    @property
+    def _place(self) -> jax.sharding.NamedSharding:
+        if self.sharded:
+            return sharding.split_batch(self.mesh)
+        return sharding.replicated(self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Streaming:
+    """Batches are read from files, decoded on the host and sent ahead of their use.
+
+    Attributes:
+      recipe: how batches are made.
+      mesh: the devices.
+      threads: that read, in every process that reads.
+      workers: processes that read, beside each that trains; 0 for none.
+      reason: why this road was taken.
+    """
+
+    recipe: pipeline.Recipe
+    mesh: Mesh
+    threads: int
+    workers: int
+    reason: str
+
+    @property
+    def description(self) -> str:
+        """One line on the road and why it was taken."""
+        readers = f"{self.workers} processes of " if self.workers else ""
+        return f"streaming, {readers}{self.threads} threads: {self.reason}"
+
+    def abstract(self, steps: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Images and labels, [steps, batch, ...]."""
+        view = self.recipe.view
+        rows = (steps, self.recipe.batch_size)
+        images = (*rows, view.size, view.size, view.channels)
+        place = sharding.split_batch(self.mesh, axis=1)
+        return (
+            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
+            jax.ShapeDtypeStruct(rows, jnp.int32, sharding=place),
+        )
+
+    def batch(
+        self, data: tuple[jax.Array, ...], key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """The batch of the i-th step of a call, inside the compiled program."""
+        pixels, labels = (array[i] for array in data)
+        return pipeline.train_batch(self.recipe, pixels, labels, key, step)
+
+    def open(self, splits: Splits) -> Splits:
+        """The splits as they are."""
+        return splits
+
+    def data(
+        self, examples: sources.Examples, seed: int, calls: Sequence[Call]
+    ) -> Iterator[CallData]:
+        """The images and labels of each call's steps."""
+        rows = sharding.local_rows(self.mesh, self.recipe.batch_size)
+        place = sharding.split_batch(self.mesh, axis=1)
+
+        def to_devices(batch: streaming.HostBatch) -> CallData:
+            arrays = (
+                sharding.put_rows(array, place, batch_axis=1)
+                for array in (batch.images, batch.labels)
+            )
+            return CallData(tuple(arrays), int(batch.skipped.sum()))
+
+        batches = streaming.TrainBatches(examples, self.recipe, seed, rows, calls)
+        return streaming.read_ahead(batches, self.threads, self.workers, to_devices)
+
+    def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
+        """The batches, read ahead."""
+        return streaming.read_ahead(batches, self.threads, self.workers)
+
+
+def choose(
+    config: ml_collections.ConfigDict,
+    dataset: catalog.Dataset,
+    recipe: pipeline.Recipe,
+    mesh: Mesh,
+) -> Road:
+    """The road that `config.data.mode` names; for `auto`, by size and memory.
+
+    Raises:
+      UserError: the mode is unknown, or resident is asked for and not possible.
+    """
+    pick("data.mode", config.mode, dict.fromkeys(("auto", "resident", "streaming")))
+    needed = dataset.splits["train"] * recipe.view.size**2 * recipe.view.channels
+    room = int(_RESIDENT_SHARE * sharding.device_bytes())
+    size = f"{needed / _MIB:,.1f} MiB of images"
+    obstacle = None
+    if not dataset.fixed_size:
+        obstacle = f"the images of {dataset.name} differ in size"
+    elif recipe.view.augments:
+        obstacle = "min_crop_area and rand_augment_layers work on the host"
+    elif needed > room * mesh.size:
+        obstacle = (
+            f"{size} are more than half the memory of {mesh.size} devices, "
+            f"{room * mesh.size / _MIB:,.0f} MiB"
+        )
+    if config.mode == "resident" and obstacle:
+        raise UserError(f"data.mode = resident is not possible: {obstacle}.")
+    if config.mode == "streaming" or obstacle:
+        return Streaming(
+            recipe,
+            mesh,
+            config.num_threads,
+            config.num_workers,
+            reason=obstacle or "as the config says",
+        )
+    return Resident(
+        recipe,
+        mesh,
+        dataset.splits["train"],
+        sharded=needed > room,
+        reason=f"{size}, of at most {room / _MIB:,.0f} MiB a device",
+    )
