@@ -7,6 +7,7 @@ import numpy as np
 from clu import parameter_overview
 from sklearn.metrics import confusion_matrix
 
+from dresnet_jax.analysis import input_speed
 from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.analysis.cost import Cost
 from dresnet_jax.connections.module import Openings
@@ -57,6 +58,20 @@ def connection_cost_table(rows: Sequence[Row]) -> str:
         )
         lines.append(
             f"{'connections: ' + row.form:24s}" + "".join(f"{c:>13s}" for c in cells)
+        )
+    return "\n".join(lines)
+
+
+def input_speed_table(rows: Sequence[input_speed.Row]) -> str:
+    """Images per second: a row for each part of each road."""
+    lines = [
+        f"{'images per second':24s}{'median':>10s}{'(range)':>18s}{'waiting':>10s}"
+    ]
+    for row in rows:
+        low, high = row.images_per_second_range
+        lines.append(
+            f"{row.road + ', ' + row.what:24s}{row.images_per_second:10,.0f}"
+            f"{f'{low:,.0f}..{high:,.0f}':>18s}{row.data_wait:10.2%}"
         )
     return "\n".join(lines)
 

@@ -44,7 +44,7 @@ class Recipe:
       std: what they are then divided by, per channel.
       crop_padding: zero pixels added a side before a random crop.
       flip: whether images are flipped left-right at random.
-      cut_out: side of the square set to the mean, pixels; 0 for none.
+      cut_out: side of the square set to the mean, in whole pixel values; 0 for none.
       mix_up: alpha of mix-up; 0 for none.
       cut_mix: alpha of cut-mix; 0 for none. A batch is mixed by one of the two.
       num_classes: of the dataset.
@@ -137,12 +137,12 @@ def train_batch(
     pixels = augment.random_crop(crop_key, pixels, recipe.crop_padding)
     if recipe.flip:
         pixels = augment.random_flip(flip_key, pixels)
-    batch = make_batch(recipe, pixels, labels)
-    augmented = batch.images
     if recipe.cut_out:
-        augmented = augment.cut_out(cut_key, augmented, recipe.cut_out)
-    augmented, targets = _mix(recipe, mix_key, augmented, batch.targets)
-    return batch.replace(images=augmented, targets=targets)
+        fill = [round(255 * mean) for mean in recipe.mean]
+        pixels = augment.cut_out(cut_key, pixels, recipe.cut_out, fill)
+    plain = make_batch(recipe, pixels, labels)
+    mixed, targets = _mix(recipe, mix_key, pixels.astype(jnp.float32), plain.targets)
+    return plain.replace(images=normalise(recipe, mixed), targets=targets)
 
 
 def _mix(
@@ -188,12 +188,16 @@ def make_batch(
 
 
 def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
-    """uint8 [batch, height, width, channels] to float32, by the recipe's mean, std."""
-    mean, std = (
+    """[batch, height, width, channels], 0 to 255, by the recipe's mean and std."""
+    mean, scale = (
         jnp.asarray(value, jnp.float32)[None, None, None, :]
-        for value in (recipe.mean, recipe.std)
+        for value in (
+            [255 * mean for mean in recipe.mean],
+            [1 / (255 * std) for std in recipe.std],
+        )
     )
-    return (pixels.astype(jnp.float32) / 255 - mean) / std
+    # In this order no compiler can join the two to one operation that rounds once.
+    return (pixels.astype(jnp.float32) - mean) * scale
 
 
 def derive_key(key: jax.Array, purpose: str) -> jax.Array:

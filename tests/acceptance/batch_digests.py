@@ -1,45 +1,77 @@
-"""Prints the SHA-256 of each batch of a run from a step on: `batch_digests.py STEP`."""
+"""Prints the SHA-256 of each global batch of a run, from a step on, on both roads.
 
+python -m tests.acceptance.batch_digests --data_dir=DIR --start=37
+
+With `--processes` and `--process` it is one of several processes, on one machine.
+"""
+
+import dataclasses
 import hashlib
-import sys
 
 import jax
 import numpy as np
+from absl import app, flags
+from jax.experimental import multihost_utils
 
-from configs import digits
-from dresnet_jax.data import pipeline, sources
+from configs import fashion_mnist
 from dresnet_jax.training import experiment, sharding
 
 STEPS = 200
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Of Fashion-MNIST.", required=True)
+_START = flags.DEFINE_integer("start", 0, "The first step.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many there are.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.")
+_PORT = flags.DEFINE_integer("port", 0, "Of the first process.")
 
 
-def main(start):
-    config = digits.get_config()
-    config.data.flip = True
+def main(_):
+    if _PROCESSES.value > 1:
+        jax.distributed.initialize(
+            f"localhost:{_PORT.value}", _PROCESSES.value, _PROCESS.value
+        )
+    config = fashion_mnist.get_config()
+    config.data.data_dir = _DATA_DIR.value
     config.data.cut_out = 3
     config.data.mix_up = 0.4
     config.data.cut_mix = 1.0
+    config.train.num_steps = STEPS
+    config.train.steps_per_call = 3
+    config.data.mode = "resident"
     parts = experiment.build(config)
-    train = sources.load(parts.dataset, config.data.data_dir)["train"]
-    replicated = sharding.replicated(parts.mesh)
-    key = jax.random.key(config.seed)
+    roads = {
+        "resident": parts.road,
+        "sharded": dataclasses.replace(parts.road, sharded=True),
+    }
+    config.data.mode = "streaming"
+    roads["streaming"] = experiment.build(config).road
+    for name, road in roads.items():
+        for step, digest in digests(parts, road):
+            if jax.process_index() == 0:
+                print(name, step, digest, flush=True)
+
+
+def digests(parts, road):
+    """The number and the digest of each step's batch."""
+    key = jax.random.key(parts.config.seed)
+    over_devices = sharding.split_batch(parts.mesh)
 
     @jax.jit
-    def make(images, labels, order, step):
-        batch = pipeline.train_batch(parts.recipe, images, labels, order, key, step)
-        over_devices = sharding.split_batch(parts.mesh)
+    def make(data, step, i):
+        batch = road.batch(data, key, step, i)
         return jax.lax.with_sharding_constraint(batch, over_devices)
 
-    images, labels = jax.device_put((train.images, train.labels), replicated)
-    for step in range(start, STEPS):
-        epoch = step // parts.steps_per_epoch
-        order = pipeline.epoch_order(key, epoch, len(train.labels))
-        batch = make(images, labels, jax.device_put(order, replicated), step)
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(batch):
-            digest.update(np.asarray(leaf).tobytes())
-        print(step, digest.hexdigest())
+    splits = dataclasses.replace(parts, road=road).open_splits()
+    calls = parts.calls(_START.value)
+    data = road.data(splits["train"], parts.config.seed, calls)
+    for call, (arrays, _) in zip(calls, data, strict=True):
+        for i in range(call.steps):
+            batch = make(arrays, call.start + i, i)
+            leaves = multihost_utils.process_allgather(
+                jax.tree.leaves(batch), tiled=True
+            )
+            digest = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves))
+            yield call.start + i, digest.hexdigest()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    app.run(main)

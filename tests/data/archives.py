@@ -52,10 +52,28 @@ def smooth_image(random, height, width, *, gray=False):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def textured_image(random, height, width, *, gray=False):
+    """Noise with the spectrum of photographs, 1/f: as many bytes as theirs."""
+    frequencies = np.hypot(
+        np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
+    )
+    frequencies[0, 0] = 1 / max(height, width)
+
+    def noise(power):
+        phases = np.exp(2j * np.pi * random.uniform(size=frequencies.shape))
+        plane = np.fft.irfft2(phases / frequencies**power, (height, width))
+        return plane / plane.std()
+
+    light = noise(1.1)
+    if not gray:
+        light = np.stack([light + 0.4 * noise(1.4) for _ in range(3)], axis=-1)
+    return Image.fromarray(np.clip(110 + 45 * light, 0, 255).astype(np.uint8))
+
+
 def encoded(image, image_format="JPEG"):
     """The bytes of an image's file."""
     buffer = io.BytesIO()
-    image.save(buffer, format=image_format)
+    image.save(buffer, format=image_format, quality=92)
     return buffer.getvalue()
 
 
@@ -135,7 +153,7 @@ def tiny_imagenet(directory, files):
     return path
 
 
-def imagenet2012(directory, wnids, per_class=2, validation=3):
+def imagenet2012(directory, wnids, per_class=2, validation=3, make_image=smooth_image):
     """Writes ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
 
     Their images are of 300 to 500 pixels a side; the first of each split is gray.
@@ -145,6 +163,7 @@ def imagenet2012(directory, wnids, per_class=2, validation=3):
       wnids: the classes that are in the training archive.
       per_class: training images of each.
       validation: images in the validation archive, whose labels it does not hold.
+      make_image: makes one, as `smooth_image` does.
 
     Returns:
       The bytes of the training images and of the validation images, by file name.
@@ -154,7 +173,7 @@ def imagenet2012(directory, wnids, per_class=2, validation=3):
     def jpegs(names):
         return {
             name: encoded(
-                smooth_image(random, *random.randint(300, 501, size=2), gray=index == 0)
+                make_image(random, *random.randint(300, 501, size=2), gray=index == 0)
             )
             for index, name in enumerate(names)
         }

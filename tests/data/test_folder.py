@@ -77,11 +77,11 @@ def test_it_is_trained_on_by_its_config(tmp_path):
 
 
 @needs_tensorflow
-def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_preparation_leaves_nothing(tmp_path):
     archives.image_folder(tmp_path / "images", CLASSES)
     (tmp_path / "images" / "cat" / "0.jpeg").unlink()
     (tmp_path / "images" / "cat" / "0.jpeg").symlink_to("nowhere")
-    with pytest.raises(Exception, match="nowhere|0.jpeg|No such file"):
+    with pytest.raises(Exception, match=r"No such file"):
         prepare(tmp_path)
     with pytest.raises(UserError, match="folder is not prepared"):
         catalog.named("folder", str(tmp_path / "data"))

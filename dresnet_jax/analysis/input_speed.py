@@ -1,0 +1,150 @@
+"""How fast the input is beside the training step, on each road, in one run."""
+
+import copy
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import pick
+from dresnet_jax.training import experiment, sharding
+from dresnet_jax.training.roads import CallData
+
+ROADS = ("resident", "streaming")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Images per second of one road.
+
+    Attributes:
+      road: in `ROADS`.
+      what: `pipeline` (batches alone, augmented, on the devices), `step` (training on
+        the data of one call again and again) or `both`, as in training.
+      images_per_second: median over the rounds.
+      images_per_second_range: the least and the largest of them.
+      data_wait: share of the time that was spent waiting for data; median over the
+        rounds.
+    """
+
+    road: str
+    what: str
+    images_per_second: float
+    images_per_second_range: tuple[float, float]
+    data_wait: float
+
+
+def measure(
+    config: ml_collections.ConfigDict, roads: Sequence[str], runs: int, steps: int
+) -> list[Row]:
+    """Times the pipeline alone, the step alone and both, in turn.
+
+    Args:
+      config: of a run.
+      roads: some of `ROADS`.
+      runs: timed rounds, each of every measurement in turn.
+      steps: training steps of each measurement of a round.
+
+    Returns:
+      Three rows per road.
+
+    Raises:
+      UserError: a value of the config is wrong, or a road is not possible with it.
+    """
+    config = copy.deepcopy(config)
+    measurements: dict[tuple[str, str], _Measurement] = {}
+    for road in roads:
+        config.data.mode = pick("road", road, dict(zip(ROADS, ROADS, strict=True)))
+        parts = experiment.build(copy.deepcopy(config))
+        for what, measurement in _measurements(parts, steps).items():
+            measurements[road, what] = measurement
+    found: dict[tuple[str, str], list[tuple[float, float]]]
+    found = {key: [] for key in measurements}
+    for _ in range(runs):
+        for key, measurement in measurements.items():
+            found[key].append(measurement())
+    rows = []
+    for (road, what), times in found.items():
+        seconds, waited = np.asarray(times).T
+        speeds = steps * config.data.batch_size / seconds
+        rows.append(
+            Row(
+                road=road,
+                what=what,
+                images_per_second=float(np.median(speeds)),
+                images_per_second_range=(float(speeds.min()), float(speeds.max())),
+                data_wait=float(np.median(waited / seconds)),
+            )
+        )
+    return rows
+
+
+# Runs some steps, and returns the seconds that they took and that data were waited for.
+_Measurement = Callable[[], tuple[float, float]]
+
+
+def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measurement]:
+    per_call = parts.config.train.steps_per_call
+    train_step = parts.compile_train_step(per_call)
+    make_batches = _compile_batches(parts, per_call)
+    examples = parts.open_splits()["train"]
+    # So many calls first that all that was read ahead of them is used up.
+    before = 2 * parts.config.data.num_threads
+    calls = [Call(i * per_call, per_call) for i in range(before + steps // per_call)]
+    state = parts.create_state()
+
+    def train(arrays: tuple[jax.Array, ...]) -> jax.Array:
+        nonlocal state
+        state, result = train_step(state, *arrays)
+        return result.loss
+
+    def make(arrays: tuple[jax.Array, ...]) -> jax.Array:
+        return make_batches(arrays, state.key, state.step)
+
+    def read() -> Iterator[CallData]:
+        return parts.road.data(examples, parts.config.seed, calls)
+
+    same = next(read())
+
+    def timed(
+        data: Iterator[CallData], use: Callable[[tuple[jax.Array, ...]], jax.Array]
+    ) -> tuple[float, float]:
+        for _ in calls[:before]:
+            jax.block_until_ready(use(next(data).arrays))
+        start, waited = time.perf_counter(), 0.0
+        for _ in calls[before:]:
+            asked = time.perf_counter()
+            arrays = next(data).arrays
+            waited += time.perf_counter() - asked
+            last = use(arrays)
+        jax.block_until_ready(last)
+        return time.perf_counter() - start, waited
+
+    return {
+        "pipeline": lambda: timed(read(), make),
+        "step": lambda: timed(itertools.repeat(same), train),
+        "both": lambda: timed(read(), train),
+    }
+
+
+def _compile_batches(
+    parts: experiment.Experiment, num_steps: int
+) -> Callable[..., jax.Array]:
+    """A program that makes the batches of a call and returns a number of them all."""
+    over_devices = sharding.split_batch(parts.mesh)
+
+    def make(data: tuple[jax.Array, ...], key: jax.Array, step: jax.Array) -> jax.Array:
+        def one(step: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            batch = parts.road.batch(data, key, step, i)
+            batch = jax.lax.with_sharding_constraint(batch, over_devices)
+            return step + 1, batch.images.sum() + batch.targets.sum()
+
+        return jax.lax.scan(one, step, jnp.arange(num_steps))[1]
+
+    return jax.jit(make)
