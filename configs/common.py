@@ -106,8 +106,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Length of the run: num_steps if given, else num_epochs.
     config.train.num_steps = config_dict.placeholder(int)
     config.train.num_epochs = 30
-    # Steps dispatched together, in one program: more than 1 where the host is slower
-    # than the devices.
+    # Steps dispatched together, by a loop in the program: more than 1 where the host is
+    # slower than the devices. On a CPU, where convolutions in a loop are slow, 1.
     config.train.steps_per_call = 1
     config.train.label_smoothing = 0.0
     # Decay of the averaged parameters that are then evaluated; 0 for no average.

@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.crop_padding = 2
     config.data.flip = True
     config.model.width = 16
-    config.train.num_epochs = 15
+    config.train.num_epochs = 12
     config.train.log_every_steps = 100
     config.train.checkpoint_every_steps = 400
     return config

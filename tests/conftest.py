@@ -1,5 +1,6 @@
 """Strict settings for all tests, and the commands as a person would run them."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from configs import digits, synthetic
 
 ROOT = Path(__file__).parent.parent
+FASHION_MNIST_ARCHIVES = Path("/usr/share/datasets/fashion-mnist")
 
 # Arrays of different ranks do not mix unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -61,6 +63,24 @@ def run_command(name, *arguments, devices=1):
 def json_lines(values):
     """The text of a file with one JSON object a line."""
     return "".join(json.dumps(value) + "\n" for value in values)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(tmp_path_factory):
+    """The data directory of Fashion-MNIST, prepared by TFDS's own builder."""
+    if not FASHION_MNIST_ARCHIVES.exists():
+        pytest.skip("Debian's package dataset-fashion-mnist is missing")
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("requirements-prepare.txt is not installed")
+    directory = tmp_path_factory.mktemp("data")
+    code, _, errors = run_command(
+        "prepare",
+        "--dataset=fashion_mnist",
+        f"--data_dir={directory}",
+        f"--from_dir={FASHION_MNIST_ARCHIVES}",
+    )
+    assert code == 0, errors
+    return str(directory)
 
 
 @pytest.fixture

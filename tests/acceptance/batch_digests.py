@@ -14,6 +14,7 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 
 from configs import fashion_mnist
+from dresnet_jax.data import sources
 from dresnet_jax.training import experiment, sharding
 
 STEPS = 200
@@ -44,13 +45,17 @@ def main(_):
     }
     config.data.mode = "streaming"
     roads["streaming"] = experiment.build(config).road
+    stored = {"train": sources.open_splits(parts.dataset, _DATA_DIR.value)["train"]}
+    # The resident road's form holds the images of both its kinds.
+    in_memory = parts.road.open(stored)
     for name, road in roads.items():
-        for step, digest in digests(parts, road):
+        train = (stored if name == "streaming" else in_memory)["train"]
+        for step, digest in digests(parts, road, train):
             if jax.process_index() == 0:
                 print(name, step, digest, flush=True)
 
 
-def digests(parts, road):
+def digests(parts, road, train):
     """The number and the digest of each step's batch."""
     key = jax.random.key(parts.config.seed)
     over_devices = sharding.split_batch(parts.mesh)
@@ -60,9 +65,8 @@ def digests(parts, road):
         batch = road.batch(data, key, step, i)
         return jax.lax.with_sharding_constraint(batch, over_devices)
 
-    splits = dataclasses.replace(parts, road=road).open_splits()
     calls = parts.calls(_START.value)
-    data = road.data(splits["train"], parts.config.seed, calls)
+    data = road.data(train, parts.config.seed, calls)
     for call, (arrays, _) in zip(calls, data, strict=True):
         for i in range(call.steps):
             batch = make(arrays, call.start + i, i)

@@ -1,34 +1,132 @@
-"""Data: no restart and no number of devices changes a single batch."""
+"""Data: no road, restart, device or process changes a batch, and none is waited for."""
 
-from tests.conftest import run_python
+import importlib.util
+import json
+import socket
+
+import pytest
+from etils import epath
+
+from dresnet_jax.training import metrics
+from tests.conftest import run_command, run_python, start_python
+
+STEPS = 200
+ROADS = ("resident", "sharded", "streaming")
+MODULE = "tests.acceptance.batch_digests"
 
 
-def digests(start, devices):
-    code, output, errors = run_python(
-        "-m", "tests.acceptance.batch_digests", str(start), devices=devices
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def digests(data_dir, devices, processes, start):
+    """The digest of each step's batch: {road: {step: digest}}."""
+    port = free_port()
+    running = [
+        start_python(
+            "-m",
+            MODULE,
+            f"--data_dir={data_dir}",
+            f"--start={start}",
+            f"--processes={processes}",
+            f"--process={process}",
+            f"--port={port}",
+            devices=devices,
+        )
+        for process in range(processes)
+    ]
+    results = [process.communicate(timeout=500) for process in running]
+    for process, (_, errors) in zip(running, results, strict=True):
+        assert process.returncode == 0, errors
+    found = {road: {} for road in ROADS}
+    for line in results[0][0].splitlines():
+        if line.startswith(ROADS):
+            road, step, digest = line.split()
+            found[road][int(step)] = digest
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(fashion_mnist):
+    """The batches of one process with one device, on the resident road."""
+    found = digests(fashion_mnist, devices=1, processes=1, start=0)
+    assert found["streaming"] == found["sharded"] == found["resident"]
+    assert len(set(found["resident"].values())) == STEPS
+    return found["resident"]
+
+
+@pytest.mark.parametrize("start", [0, 37])
+@pytest.mark.parametrize(
+    ("processes", "devices"),
+    [
+        (1, 8),
+        (2, 8),
+        *(
+            pytest.param(processes, devices, marks=pytest.mark.slow)
+            for processes, devices in ((1, 1), (2, 1), (4, 1), (4, 8))
+        ),
+    ],
+)
+def test_batches_are_the_same_bits_on_both_roads(
+    fashion_mnist, unbroken, processes, devices, start
+):
+    expected = {step: digest for step, digest in unbroken.items() if step >= start}
+    found = digests(fashion_mnist, devices, processes, start)
+    assert found == dict.fromkeys(ROADS, expected)
+    print(
+        f"\n{len(expected)} batches of {processes} processes with {devices} devices "
+        f"each, from step {start} on, are those of one, on the roads {', '.join(ROADS)}"
+    )
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("resident", 0.01), ("streaming", 0.05)])
+def test_data_are_not_waited_for(fashion_mnist, tmp_path, mode, limit):
+    code, _, errors = run_command(
+        "train",
+        "--config=configs/fashion_mnist.py",
+        f"--config.data.data_dir={fashion_mnist}",
+        f"--config.data.mode={mode}",
+        "--config.train.num_steps=60",
+        "--config.train.log_every_steps=20",
+        f"--workdir={tmp_path / 'run'}",
     )
     assert code == 0, errors
-    return dict(line.split() for line in output.splitlines())
+    lines = metrics.read(epath.Path(tmp_path / "run"))
+    waits = [line["data_wait"] for line in lines if "data_wait" in line]
+    print(f"\n{mode}: waited {', '.join(f'{wait:.3%}' for wait in waits)} of the time")
+    assert len(waits) == 3
+    assert max(waits) < limit
 
 
-def test_batches_are_the_same_bits_on_any_devices_and_after_a_restart():
-    unbroken = digests(0, devices=1)
-    assert len(set(unbroken.values())) == 200
-    assert digests(0, devices=8) == unbroken
-    restarted = digests(37, devices=8)
-    assert restarted == {s: d for s, d in unbroken.items() if int(s) >= 37}
-    print("\n200 batches are equal bit for bit on 1 and 8 devices, and from step 37 on")
-
-
-def test_training_loads_no_tensorflow():
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_training_loads_no_tensorflow(fashion_mnist, tmp_path, mode):
     code, output, errors = run_python(
         "-c",
-        "import sys; import dresnet_jax.train, dresnet_jax.evaluate; "
-        "from configs import digits; from dresnet_jax.data import catalog, sources; "
-        "sources.load(catalog.DATASETS['digits'], ''); "
-        "sources.tfds_builder(catalog.DATASETS['fashion_mnist'], '/nowhere'); "
-        "print([name for name in sys.modules if name.split('.')[0] == 'tensorflow'])",
+        "import atexit, runpy, sys; atexit.register(lambda: print([name for name in "
+        "sys.modules if name.split('.')[0] in ('tensorflow', 'tf_keras')])); "
+        "runpy.run_module('dresnet_jax.train', run_name='__main__', alter_sys=True)",
+        "--config=configs/fashion_mnist.py",
+        f"--config.data.data_dir={fashion_mnist}",
+        f"--config.data.mode={mode}",
+        "--config.model.width=2",
+        "--config.train.num_steps=2",
+        f"--workdir={tmp_path / 'run'}",
     )
     assert code == 0, errors
-    assert output.strip() == "[]"
-    print("\nTensorFlow modules loaded: none")
+    assert output.splitlines()[-1] == "[]"
+    print(f"\nTensorFlow modules loaded by a {mode} training: none")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None,
+    reason="requirements-prepare.txt is not installed",
+)
+def test_streaming_photographs_is_as_fast_as_tf_data():
+    code, output, errors = run_python("-m", "tests.acceptance.tfdata_comparison")
+    assert code == 0, errors
+    *lines, result = output.splitlines()[-5:]
+    print("\n" + "\n".join(lines))
+    assert json.loads(result)["tf.data"] >= 0.9

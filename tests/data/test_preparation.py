@@ -5,14 +5,13 @@ import importlib.util
 
 import numpy as np
 import pytest
-from etils import epath
 
 from dresnet_jax.data import catalog, preparation, sources, views
 from dresnet_jax.errors import UserError
+from tests.conftest import FASHION_MNIST_ARCHIVES as ARCHIVES
 from tests.data import archives
 from tests.data.archives import needs_tensorflow
 
-ARCHIVES = epath.Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST = catalog.DATASETS["fashion_mnist"]
 
 needs_archives = pytest.mark.skipif(
@@ -20,20 +19,10 @@ needs_archives = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """The data directory of Fashion-MNIST, prepared by TFDS's own builder."""
-    directory = str(tmp_path_factory.mktemp("data"))
-    preparation.prepare(FASHION_MNIST, directory, str(ARCHIVES))
-    return directory
-
-
-@needs_archives
-@needs_tensorflow
 @pytest.mark.slow
-def test_real_archives_become_the_images_they_hold(prepared):
-    splits = archives.loaded(FASHION_MNIST, prepared)
-    counts = {name: len(split.labels) for name, split in splits.items()}
+def test_real_archives_become_the_images_they_hold(fashion_mnist):
+    splits = archives.loaded(FASHION_MNIST, fashion_mnist)
+    counts = {name: len(split) for name, split in splits.items()}
     assert counts == FASHION_MNIST.splits
     with gzip.open(ARCHIVES / "t10k-images-idx3-ubyte.gz") as file:
         images = np.frombuffer(file.read()[16:], np.uint8).reshape(10_000, 28, 28)
@@ -42,11 +31,11 @@ def test_real_archives_become_the_images_they_hold(prepared):
     assert found == sorted(image.tobytes() for image in images)
 
     view = views.View(28, 1, fixed_size=True)
-    mean, std = sources.statistics(FASHION_MNIST, prepared, view.evaluate)
+    mean, std = sources.statistics(FASHION_MNIST, fashion_mnist, view.evaluate)
     assert (tuple(mean), tuple(std)) == (FASHION_MNIST.mean, FASHION_MNIST.std)
 
-    again = preparation.prepare(FASHION_MNIST, prepared, from_dir=None)
-    assert str(again).startswith(prepared)
+    again = preparation.prepare(FASHION_MNIST, fashion_mnist, from_dir=None)
+    assert str(again).startswith(fashion_mnist)
 
 
 @needs_archives
