@@ -1,0 +1,132 @@
+"""The road is chosen by size and memory; steps are dispatched as the config says."""
+
+import pytest
+
+from configs import digits, synthetic
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import experiment, roads, sharding
+from tests.conftest import run_python
+
+# Of digits: 1,257 images of 64 bytes.
+SIZE = 1257 * 64
+
+
+@pytest.fixture
+def config():
+    return digits.get_config()
+
+
+def choose(config, monkeypatch, memory):
+    monkeypatch.setattr(sharding, "device_bytes", lambda: memory)
+    return experiment.build(config).road
+
+
+def test_auto_takes_resident_where_it_fits(config, monkeypatch):
+    road = choose(config, monkeypatch, memory=2 * SIZE)
+    assert isinstance(road, roads.Resident)
+    assert not road.sharded
+    assert road.description.startswith("resident, whole on each device: 0.1 MiB")
+
+
+def test_auto_falls_to_streaming_where_memory_is_too_small(config, monkeypatch):
+    road = choose(config, monkeypatch, memory=2 * SIZE - 2)
+    assert isinstance(road, roads.Streaming)
+    assert "more than half the memory of 1 devices" in road.description
+
+
+def test_resident_is_refused_where_memory_is_too_small(config, monkeypatch):
+    config.data.mode = "resident"
+    with pytest.raises(UserError, match=r"resident is not possible: 0.1 MiB of images"):
+        choose(config, monkeypatch, memory=2 * SIZE - 2)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"min_crop_area": 0.3}, {"rand_augment_layers": 2}], ids=str
+)
+def test_what_is_done_on_the_host_needs_streaming(config, fields):
+    config.data.update(fields)
+    assert isinstance(experiment.build(config).road, roads.Streaming)
+    config.data.mode = "resident"
+    with pytest.raises(UserError, match="rand_augment_layers work on the host"):
+        experiment.build(config)
+
+
+def test_an_unknown_mode_is_refused(config):
+    config.data.mode = "residnet"
+    with pytest.raises(UserError, match="Did you mean 'resident'"):
+        experiment.build(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "limit"),
+    [
+        ("min_crop_area", 1.5, "not below 0 and not above 1"),
+        ("rand_augment_magnitude", 11.0, "not below 0 and not above 10"),
+        ("num_threads", 0, "not below 1"),
+        ("num_workers", -1, "not below 0"),
+        ("mix_up", float("nan"), "not below 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(config, field, value, limit):
+    config.data[field] = value
+    with pytest.raises(UserError, match=f"data.{field} = .* must be a number, {limit}"):
+        experiment.build(config)
+
+
+@pytest.mark.parametrize("asked", [0, 1437])
+def test_more_validation_examples_than_there_are_are_refused(config, asked):
+    config.data.validation_examples = asked
+    with pytest.raises(UserError, match="between 1 and the 1436 that digits has"):
+        experiment.build(config)
+
+
+def test_validation_examples_are_taken_from_training(config):
+    config.data.validation_examples = 437
+    parts = experiment.build(config)
+    sizes = {name: len(split) for name, split in parts.open_splits().items()}
+    assert sizes == {"train": 1000, "validation": 437, "test": 360}
+
+
+def test_calls_end_at_epochs_checkpoints_and_the_last_step():
+    config = synthetic.get_config()
+    config.data.num_examples = 10 * config.data.batch_size
+    config.train.num_steps = 23
+    config.train.steps_per_call = 4
+    config.train.checkpoint_every_steps = 15
+    calls = experiment.build(config).calls(start=1)
+    assert calls == [
+        *(Call(1, 4), Call(5, 4), Call(9, 1)),
+        *(Call(10, 4), Call(14, 1)),
+        *(Call(15, 4), Call(19, 1)),
+        *(Call(20, 1), Call(21, 1), Call(22, 1)),
+    ]
+
+
+def test_a_resident_set_in_parts_stays_in_parts():
+    """The program moves the batch between devices, and never the set."""
+    program = """
+import dataclasses, re
+from configs import digits
+from dresnet_jax.training import experiment
+config = digits.get_config()
+config.model.width = 4
+config.model.blocks_per_stage = (1, 1)
+parts = experiment.build(config)
+parts = dataclasses.replace(parts, road=dataclasses.replace(parts.road, sharded=True))
+text = parts.compile_train_step().as_text()
+print(max(int(n) for n in re.findall(r"u8\\[(\\d+),8,8,1\\]", text)))
+"""
+    code, output, errors = run_python("-c", program, devices=8)
+    assert code == 0, errors
+    # An eighth of 1,257 examples, filled up; the batch has 64.
+    assert int(output) == 158
+
+
+def test_the_rows_of_one_process_are_all_rows():
+    mesh = sharding.make_mesh(8)
+    assert sharding.local_rows(mesh, 8).tolist() == list(range(8))
+
+
+def test_memory_of_a_device_is_known():
+    assert sharding.device_bytes() > 2**30
