@@ -28,6 +28,9 @@ def main() -> None:
     """Reads, augments, draws."""
     if not _OUT.value or not _OUT.value.endswith(".png"):
         raise UserError(f"--out={_OUT.value} must be the name of a .png file.")
+    path = epath.Path(_OUT.value).expanduser()
+    if not path.parent.is_dir():
+        raise UserError(f"--out={_OUT.value}: there is no directory {path.parent}.")
     parts = experiment.build(cli.config())
     seed, count = parts.config.seed, _IMAGES.value
     recipe = dataclasses.replace(parts.recipe, batch_size=count)
@@ -46,7 +49,7 @@ def main() -> None:
     )
     pixels = np.asarray(batch.images) * recipe.std + recipe.mean
     figure = plots.before_and_after(np.stack(stored) / 255, pixels.clip(0, 1))
-    plots.save(figure, epath.Path(_OUT.value).expanduser())
+    plots.save(figure, path)
     print(f"picture: {_OUT.value}")
     cli.finish({"picture": _OUT.value, "images": count})
 

@@ -7,7 +7,7 @@ road; each process reads only its own rows of a batch.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -172,7 +172,7 @@ def read_ahead(
     threads: int,
     workers: int,
     to_devices: Callable[[HostBatch], Any] | None = None,
-) -> Iterator[Any]:
+) -> Any:
     """Reads batches in order, ahead of their use.
 
     Args:
@@ -180,6 +180,9 @@ def read_ahead(
       threads: that read, each a batch, in every process that reads.
       workers: processes that read; 0 for this one alone.
       to_devices: what is done with each batch ahead of its use, in a thread.
+
+    Returns:
+      Grain's iterator, which can be closed.
     """
     # Imported here, since it takes half a second and only this road needs it.
     import grain

@@ -105,27 +105,28 @@ class _Trainer:
         calls = experiment.calls(start)
         data = experiment.road.data(self.splits["train"], experiment.config.seed, calls)
         late = _LateReport(experiment, self.log, start)
-        for call in calls:
-            step = call.start + call.steps
-            train_step = compiled(call.steps)
-            with late.waiting():
-                arrays, skipped = next(data)
-            state, result = train_step(state, *arrays)
-            late.add(call, result, skipped)
-            is_last = step == experiment.num_steps
-            stops = stop.is_set() and not is_last
-            if is_last or step % experiment.eval_every_steps == 0:
-                late.flush()
-                self._validate(state, step)
-            if is_last or stops or step % config.checkpoint_every_steps == 0:
-                # Only a state whose steps were found finite is worth keeping.
-                late.flush()
-                self.checkpoints.save(step, state)
-            if stops:
-                raise KeyboardInterrupt(
-                    f"after step {step}, which is saved: "
-                    "the same command goes on from it"
-                )
+        with contextlib.closing(data):
+            for call in calls:
+                step = call.start + call.steps
+                train_step = compiled(call.steps)
+                with late.waiting():
+                    arrays, skipped = next(data)
+                state, result = train_step(state, *arrays)
+                late.add(call, result, skipped)
+                is_last = step == experiment.num_steps
+                stops = stop.is_set() and not is_last
+                if is_last or step % experiment.eval_every_steps == 0:
+                    late.flush()
+                    self._validate(state, step)
+                if is_last or stops or step % config.checkpoint_every_steps == 0:
+                    # Only a state whose steps were found finite is worth keeping.
+                    late.flush()
+                    self.checkpoints.save(step, state)
+                if stops:
+                    raise KeyboardInterrupt(
+                        f"after step {step}, which is saved: "
+                        "the same command goes on from it"
+                    )
         return state
 
     def _validate(self, state: TrainState, step: int) -> None:

@@ -1,8 +1,9 @@
 """The two roads of examples to the devices: resident in their memory, or streaming."""
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -55,7 +56,7 @@ class Road(Protocol):
 
     def data(
         self, examples: sources.Examples, seed: int, calls: Sequence[Call]
-    ) -> Iterator[CallData]:
+    ) -> Generator[CallData]:
         """The data of each call of a run."""
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
@@ -117,7 +118,7 @@ class Resident:
 
     def data(
         self, examples: sources.Examples, seed: int, calls: Sequence[Call]
-    ) -> Iterator[CallData]:
+    ) -> Generator[CallData]:
         """The same images and labels for each call, and its epoch's order."""
         assert isinstance(examples, sources.Arrays), "of another road's `open`"
         more = self._filled_up - len(examples)
@@ -198,7 +199,7 @@ class Streaming:
 
     def data(
         self, examples: sources.Examples, seed: int, calls: Sequence[Call]
-    ) -> Iterator[CallData]:
+    ) -> Generator[CallData]:
         """The images and labels of each call's steps."""
         rows = sharding.local_rows(self.mesh, self.recipe.batch_size)
         place = sharding.split_batch(self.mesh, axis=1)
@@ -211,7 +212,10 @@ class Streaming:
             return CallData(tuple(arrays), int(batch.skipped.sum()))
 
         batches = streaming.TrainBatches(examples, self.recipe, seed, rows, calls)
-        return streaming.read_ahead(batches, self.threads, self.workers, to_devices)
+        ahead = streaming.read_ahead(batches, self.threads, self.workers, to_devices)
+        # Ends the readers where the run ends early.
+        with contextlib.closing(ahead):
+            yield from ahead
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
         """The batches, read ahead."""

@@ -1,0 +1,246 @@
+"""A person's mistakes: one clear line each, and nothing lost."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from etils import epath
+
+from dresnet_jax.training import checkpointing, metrics
+from tests.acceptance.small_run import SMALL, final_state, last_json, signal_at
+from tests.conftest import run_command, start_command
+
+BAD_VALUES = {
+    "model.name=dresnet81": "Did you mean 'dresnet18'? Choices: cnn18",
+    "model.connections.gate=sigmoit": "Did you mean 'sigmoid'? Choices: gauss",
+    "data.dataset=digit": "Did you mean 'digits'?",
+    "optimizer.name=adam": "Did you mean 'adamw'?",
+    "model.nmae=resnet18": "Unknown field of config.model 'nmae'. Did you mean 'name'?",
+    "modle.name=resnet18": "Unknown field of config 'modle'. Did you mean 'model'?",
+    "model=resnet18": "config.model is a group",
+    "seed=many": "invalid literal",
+    "data.batch_size=60": "not divisible by the 8 devices; the nearest that is: 64",
+    "data.batch_size=2000": "between 1 and the 1257 training examples",
+    "model.stem=imagenet": "8x8 are too small for the strides",
+    "model.connections.topology=((2, 5),)": "reader 2, source 5",
+    "model.connections.topology=((3, 3),)": "reader 3, source 3",
+    "model.connections.topology=dens": "Did you mean 'dense'?",
+    "model.connections.opening=1.0": "outside (0, 1)",
+    "model.connections.opening=0": "outside (0, 1)",
+    "model.connections.sharpness=0": "k = 0.0 must be a number above 0",
+    "train.num_steps=0": "must have at least one step",
+    "train.steps_per_call=0": "steps_per_call = 0 must be above 0",
+    "data.mode=residnet": "Did you mean 'resident'? Choices: auto",
+    "data.min_crop_area=2": "must be a number, not below 0 and not above 1",
+    "data.validation_examples=5000": "between 1 and the 1436 that digits has",
+}
+
+
+@pytest.mark.parametrize("override", BAD_VALUES)
+def test_a_wrong_value_is_one_clear_line(override, tmp_path):
+    directory = tmp_path / "run"
+    code, output, errors = run_command(
+        "train",
+        "--config=configs/digits.py",
+        f"--workdir={directory}",
+        f"--config.{override}",
+        devices=8,
+    )
+    _assert_one_clear_line(code, output, errors, BAD_VALUES[override])
+    assert not directory.exists()
+
+
+def _assert_one_clear_line(code, output, errors, message):
+    assert code == 2
+    assert output == ""
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+    print(f"\n{errors.strip()}")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train", ["--workdir=new"], "--config is missing: give one of configs/"),
+        ("train", ["--config=configs/digits.py"], "--workdir is missing"),
+        ("train", ["--config=configs/digit.py"], "configs/digit.py' does not exist"),
+        ("train", ["--config.seed=1"], "--config.seed needs --config"),
+        ("train", ["--workdri=x"], "Unknown command line flag 'workdri'"),
+        ("train", ["digits"], "'digits' is not understood"),
+        ("evaluate", [], "--workdir is missing"),
+        ("evaluate", ["--workdir=configs"], "configs holds no run"),
+        ("evaluate", ["--config=configs/digits.py"], "--config is not a flag"),
+        ("evaluate", ["--workdir=x", "--split=val"], "train|validation|test"),
+        ("benchmark", ["connections", "--model=cnn18"], "cnn18 has no connections"),
+        ("benchmark", ["connections", "--forms="], "No form is named"),
+        ("prepare", [], "--dataset is missing"),
+        ("prepare", ["--dataset=cifar"], "Unknown dataset 'cifar'"),
+        ("prepare", ["--dataset=folder"], "folder needs --from_dir"),
+        ("prepare", ["--dataset=imagenet2012"], "--from_dir must be the directory of"),
+        (
+            "train",
+            ["--config=configs/folder.py", "--workdir=x", "--config.data.data_dir=y"],
+            "folder is not prepared in y: run python -m dresnet_jax.prepare",
+        ),
+        (
+            "plan",
+            [
+                "--config=configs/synthetic.py",
+                "--config.data.num_examples=1000000000",
+                "--config.data.mode=resident",
+            ],
+            "data.mode = resident is not possible: 2,929,687.5 MiB of images",
+        ),
+        ("preview", ["--config=configs/digits.py"], "--out=None must be the name of"),
+        (
+            "preview",
+            ["--config=configs/digits.py", "--out=nowhere/x.png"],
+            "there is no directory nowhere",
+        ),
+        ("benchmark", ["input", "--roads=stream"], "Did you mean 'streaming'?"),
+        ("benchmark", [], "A word is missing: the subject"),
+        ("benchmark", ["conections"], "Did you mean 'connections'?"),
+        ("benchmark", ["connections", "--forms=foldd"], "Did you mean 'folded'?"),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_line(command, arguments, message):
+    _assert_one_clear_line(*run_command(command, *arguments), message)
+
+
+BAD_CONFIGS = {
+    "def get_config(:": "SyntaxError: invalid syntax (mine.py, line 1)",
+    "import nothing_of_this_name": "line 1: ModuleNotFoundError",
+    "x = 1": "KeyError: 'get_config'",
+    "def get_config():\n    return 3": "returns no ConfigDict",
+    "from configs import common\n\n\ndef get_config():\n"
+    "    config = common.get_config()\n    config.model.widht = 3": "line 6: ",
+}
+
+
+@pytest.mark.parametrize("text", BAD_CONFIGS)
+def test_a_config_file_with_a_mistake_is_one_clear_line(text, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    result = run_command("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    _assert_one_clear_line(*result, BAD_CONFIGS[text])
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_not_prepared_is_one_clear_line(tmp_path):
+    result = run_command(
+        "train",
+        "--config=configs/fashion_mnist.py",
+        f"--config.data.data_dir={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    command = f"dresnet_jax.prepare --dataset=fashion_mnist --data_dir={tmp_path}"
+    _assert_one_clear_line(*result, command)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_trainings_in_one_workdir_do_not_mix(tmp_path):
+    directory = epath.Path(tmp_path / "run")
+    process = start_command("train", *SMALL, f"--workdir={directory}")
+    while not metrics.read(directory):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    second = run_command("train", *SMALL, f"--workdir={directory}", "--overwrite")
+    _assert_one_clear_line(*second, "is in use: another process trains in it")
+    process.communicate()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "plan", "benchmark", "prepare"]
+)
+def test_every_command_explains_itself(command):
+    code, output, errors = run_command(command, "--help")
+    assert code == 0
+    assert f"python -m dresnet_jax.{command}" in output
+    assert "--json:" in output
+    assert errors == ""
+
+
+def test_a_workdir_of_another_run_is_not_touched(tmp_path):
+    code, *_ = run_command("train", *SMALL, f"--workdir={tmp_path / 'run'}")
+    assert code == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    result = run_command(
+        "train", *SMALL, f"--workdir={tmp_path / 'run'}", "--config.model.width=9"
+    )
+    _assert_one_clear_line(*result, "model.width is 8 there and 9 here")
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    code, output, errors = run_command(
+        "train",
+        *SMALL,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.name=cnn18",
+        "--overwrite",
+        "--json",
+    )
+    assert code == 0, errors
+    assert last_json(output)["gates"] == {}
+    assert not (tmp_path / "run" / "gates.png").exists()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "run"
+    result = run_command("train", *SMALL, f"--workdir={path}")
+    _assert_one_clear_line(*result, "cannot be written: Not a directory")
+
+
+def test_damaged_checkpoints_and_none_at_all(tmp_path):
+    directory = epath.Path(tmp_path / "run")
+    code, *_ = run_command("train", *SMALL, f"--workdir={directory}")
+    assert code == 0
+    expected = final_state(directory)
+    for path in checkpointing._files(directory / "checkpoints" / "40"):
+        path.write_bytes(path.read_bytes()[:-10])
+    code, output, errors = run_command("evaluate", f"--workdir={directory}", "--json")
+    assert code == 0
+    assert "Checkpoint 40 cannot be read" in errors
+    assert "Going back to checkpoint 36" in errors
+    assert "Traceback" not in errors
+    assert last_json(output)["step"] == 36
+    print(f"\n{errors.strip()}")
+
+    code, output, errors = run_command("train", *SMALL, f"--workdir={directory}")
+    assert code == 0, errors
+    assert "Going on from the checkpoint of step 36." in output
+    assert (directory / "damaged" / "40").exists()
+    for a, b in zip(expected, final_state(directory), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    (directory / "checkpoints").rmtree()
+    result = run_command("evaluate", f"--workdir={directory}")
+    _assert_one_clear_line(*result, "holds no checkpoint: train it first")
+
+
+def test_a_loss_that_is_not_finite_fails_the_run(tmp_path):
+    code, _, errors = run_command(
+        "train",
+        *SMALL,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.optimizer.learning_rate=1e30",
+    )
+    assert code == 1
+    assert errors.startswith("error: At step ")
+    assert errors.count("\n") == 1
+    print(f"\n{errors.strip()}")
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_ctrl_c_saves_and_says_how_to_go_on(step, tmp_path):
+    directory = epath.Path(tmp_path / "run")
+    process = start_command("train", *SMALL, f"--workdir={directory}")
+    errors = signal_at(process, directory, step, signal.SIGINT)
+    assert process.returncode == 130
+    assert errors.startswith("interrupted after step ")
+    assert errors.count("\n") == 1
+    saved = int(errors.split()[3].rstrip(","))
+    assert checkpointing.steps(directory)[0] == saved
+    print(f"\n{errors.strip()}")
