@@ -107,6 +107,16 @@ def test_plan_without_compiling(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_preview_draws_what_a_config_does(tmp_path):
+    path = tmp_path / "preview.png"
+    code, output, errors = run_command(
+        "preview", "--config=configs/digits.py", "--images=4", f"--out={path}"
+    )
+    assert code == 0, errors
+    assert output == f"picture: {path}\n"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("name", test_weighted_sum.FAST_FORMS)
 def test_forms_agree_with_the_reference(name):
     worst = 0.0

@@ -52,6 +52,15 @@ def smooth_image(random, height, width, *, gray=False):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+# Paler than they could be, so that there is contrast to gain.
+PHOTO, GREY = (
+    smooth_image(np.random.RandomState(0), 300, 400, gray=gray).point(
+        lambda x: 40 + x // 2
+    )
+    for gray in (False, True)
+)
+
+
 def textured_image(random, height, width, *, gray=False):
     """Noise with the spectrum of photographs, 1/f: as many bytes as theirs."""
     frequencies = np.hypot(

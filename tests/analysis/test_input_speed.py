@@ -1,0 +1,25 @@
+"""The input is timed alone, beside the step, and together with it."""
+
+import pytest
+
+from dresnet_jax.analysis import input_speed, reports
+from dresnet_jax.errors import UserError
+
+
+def test_each_road_has_three_rows(small_config):
+    rows = input_speed.measure(small_config, input_speed.ROADS, runs=2, steps=3)
+    parts = ("pipeline", "step", "both")
+    expected = [(road, part) for road in input_speed.ROADS for part in parts]
+    assert [(row.road, row.what) for row in rows] == expected
+    for row in rows:
+        low, high = row.images_per_second_range
+        assert 0 < low <= row.images_per_second <= high
+        assert 0 <= row.data_wait < 1
+    table = reports.input_speed_table(rows).splitlines()
+    assert len(table) == 7
+    assert table[3].startswith("resident, both ")
+
+
+def test_a_road_that_is_none_is_refused(small_config):
+    with pytest.raises(UserError, match="Did you mean 'resident'"):
+        input_speed.measure(small_config, ["residant"], runs=1, steps=1)
