@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     # has one size of image and fits.
     config.data.mode = "auto"
     # Streaming: threads that read, and processes of so many threads that read beside
-    # the one that trains; 0 for none.
+    # the one that trains; 0 for none. Each thread holds the batches of one call.
     config.data.num_threads = 8
     config.data.num_workers = 0
     # Whether another example stands in for one that cannot be read (evaluation leaves

@@ -13,7 +13,7 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As for ImageNet, with less of each crop left out and fewer images a step."""
+    """Crops, flips and learning rate for fewer images than ImageNet's."""
     config = common.get_config()
     config.data.dataset = "folder"
     config.data.image_size = 224

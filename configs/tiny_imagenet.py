@@ -12,7 +12,10 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """He et al. (2015) on ImageNet, with the crops of small images and a cosine."""
+    """After He et al. (2015) on ImageNet, with the crops of small images.
+
+    A cosine, label smoothing and clipping are added.
+    """
     config = common.get_config()
     config.data.dataset = "tiny_imagenet"
     config.data.batch_size = 256

@@ -47,34 +47,42 @@ def main(subject: str) -> None:
     config.model.name = _MODEL.value or config.model.name
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
-    text, rows = measure(config)
-    print(text)
-    print(
+    table, settings, rows = measure(config)
+    machine = (
         f"jax {jax.__version__} on {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; "
         f"Python {platform.python_version()}"
     )
-    rows = [dataclasses.asdict(row) for row in rows]
-    cli.finish({"target": jax.default_backend(), "rows": rows})
+    print(table, settings, machine, sep="\n")
+    cli.finish(
+        {
+            "target": jax.default_backend(),
+            "settings": settings,
+            "machine": machine,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+    )
 
 
-def _connections(config: ml_collections.ConfigDict) -> tuple[str, Sequence[Any]]:
+def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     rows = connection_costs.measure(config, _FORMS.value, _RUNS.value)
     side, dtype = config.data.image_size, config.model.dtype
     return (
-        f"{reports.connection_cost_table(rows)}\n{_RUNS.value} interleaved steps of "
-        f"each; batch {config.data.batch_size}, {side}x{side}, {dtype}",
+        reports.connection_cost_table(rows),
+        f"{_RUNS.value} interleaved steps of each; batch {config.data.batch_size}, "
+        f"{side}x{side}, {dtype}",
         rows,
     )
 
 
-def _input(config: ml_collections.ConfigDict) -> tuple[str, Sequence[Any]]:
+def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     rows = input_speed.measure(config, _ROADS.value, _RUNS.value, _STEPS.value)
     data = config.data
     return (
-        f"{reports.input_speed_table(rows)}\n{_RUNS.value} interleaved rounds of "
-        f"{_STEPS.value} steps; {data.dataset}, batch {data.batch_size}; streaming by "
-        f"{data.num_threads} threads and {data.num_workers} further processes",
+        reports.input_speed_table(rows),
+        f"{_RUNS.value} interleaved rounds of {_STEPS.value} steps; {data.dataset}, "
+        f"batch {data.batch_size}; streaming by {data.num_threads} threads and "
+        f"{data.num_workers} further processes",
         rows,
     )
 
@@ -83,15 +91,8 @@ if __name__ == "__main__":
     cli.run(
         main,
         uses=(
-            "model",
-            "forms",
-            "roads",
-            "image_size",
-            "batch_size",
-            "runs",
-            "steps",
-            "config",
-            "json",
+            *("model", "forms", "roads", "image_size", "batch_size", "runs", "steps"),
+            *("config", "json"),
         ),
         words=("subject",),
         default_config="configs/synthetic.py",

@@ -31,6 +31,7 @@ def main() -> None:
         "split": _SPLIT.value,
         "step": restored.step,
         "examples": len(found.labels),
+        "skipped_records": found.skipped,
         "accuracy": found.accuracy,
         "loss": found.loss,
         **reports.per_class(found.labels, found.predictions, parts.dataset.class_names),

@@ -5,7 +5,6 @@
 The images are the first of a run with this config, augmented as in its first step.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -32,13 +31,13 @@ def main() -> None:
     if not path.parent.is_dir():
         raise UserError(f"--out={_OUT.value}: there is no directory {path.parent}.")
     parts = experiment.build(cli.config())
-    seed, count = parts.config.seed, _IMAGES.value
-    recipe = dataclasses.replace(parts.recipe, batch_size=count)
+    seed, recipe = parts.config.seed, parts.recipe
     examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]
-    order = pipeline.epoch_order(seed, 0, len(examples))[:count].tolist()
-    found = examples.read(order)
+    # The whole first batch, since mixing takes partners from all of it.
+    order = pipeline.epoch_order(seed, 0, len(examples))[: recipe.batch_size].tolist()
     stored: list[np.ndarray] = []
     seen: list[np.ndarray] = []
+    found = examples.read(order)
     for row, (index, example) in enumerate(zip(order, found, strict=True)):
         train = functools.partial(recipe.view.train, seed=(seed, 0, row))
         for images, view in ((stored, recipe.view.evaluate), (seen, train)):
@@ -47,8 +46,9 @@ def main() -> None:
     batch = jax.jit(pipeline.train_batch, static_argnums=0)(
         recipe, jnp.asarray(np.stack(seen)), labels, jax.random.key(seed), 0
     )
-    pixels = np.asarray(batch.images) * recipe.std + recipe.mean
-    figure = plots.before_and_after(np.stack(stored) / 255, pixels.clip(0, 1))
+    count = min(_IMAGES.value, len(order))
+    pixels = np.asarray(batch.images[:count]) * recipe.std + recipe.mean
+    figure = plots.before_and_after(np.stack(stored[:count]) / 255, pixels.clip(0, 1))
     plots.save(figure, path)
     print(f"picture: {_OUT.value}")
     cli.finish({"picture": _OUT.value, "images": count})

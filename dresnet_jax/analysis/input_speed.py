@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from dresnet_jax.data.streaming import Call
-from dresnet_jax.errors import pick
+from dresnet_jax.errors import UserError, pick
 from dresnet_jax.training import experiment, sharding
 from dresnet_jax.training.roads import CallData
 
@@ -49,7 +49,7 @@ def measure(
       config: of a run.
       roads: some of `ROADS`.
       runs: timed rounds, each of every measurement in turn.
-      steps: training steps of each measurement of a round.
+      steps: training steps of each measurement of a round, at least.
 
     Returns:
       Three rows per road.
@@ -57,6 +57,8 @@ def measure(
     Raises:
       UserError: a value of the config is wrong, or a road is not possible with it.
     """
+    if not roads:
+        raise UserError(f"No road is named: give some of {', '.join(ROADS)}.")
     config = copy.deepcopy(config)
     measurements: dict[tuple[str, str], _Measurement] = {}
     for road in roads:
@@ -72,7 +74,8 @@ def measure(
     rows = []
     for (road, what), times in found.items():
         seconds, waited = np.asarray(times).T
-        speeds = steps * config.data.batch_size / seconds
+        per_call = config.train.steps_per_call
+        speeds = _calls(config, steps) * per_call * config.data.batch_size / seconds
         rows.append(
             Row(
                 road=road,
@@ -95,8 +98,10 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
     make_batches = _compile_batches(parts, per_call)
     examples = parts.open_splits()["train"]
     # So many calls first that all that was read ahead of them is used up.
-    before = 2 * parts.config.data.num_threads
-    calls = [Call(i * per_call, per_call) for i in range(before + steps // per_call)]
+    data = parts.config.data
+    before = 2 * data.num_threads * max(1, data.num_workers)
+    count = before + _calls(parts.config, steps)
+    calls = [Call(i * per_call, per_call) for i in range(count)]
     state = parts.create_state()
 
     def train(arrays: tuple[jax.Array, ...]) -> jax.Array:
@@ -113,14 +118,14 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
     same = next(read())
 
     def timed(
-        data: Iterator[CallData], use: Callable[[tuple[jax.Array, ...]], jax.Array]
+        source: Iterator[CallData], use: Callable[[tuple[jax.Array, ...]], jax.Array]
     ) -> tuple[float, float]:
         for _ in calls[:before]:
-            jax.block_until_ready(use(next(data).arrays))
+            jax.block_until_ready(use(next(source).arrays))
         start, waited = time.perf_counter(), 0.0
         for _ in calls[before:]:
             asked = time.perf_counter()
-            arrays = next(data).arrays
+            arrays = next(source).arrays
             waited += time.perf_counter() - asked
             last = use(arrays)
         jax.block_until_ready(last)
@@ -131,6 +136,11 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
         "step": lambda: timed(itertools.repeat(same), train),
         "both": lambda: timed(read(), train),
     }
+
+
+def _calls(config: ml_collections.ConfigDict, steps: int) -> int:
+    """The calls that make so many steps, or a few more."""
+    return -(-steps // config.train.steps_per_call)
 
 
 def _compile_batches(

@@ -1,4 +1,4 @@
-"""Images to pixels, by OpenCV: the fastest decoder that takes every format here."""
+"""Images to pixels, by OpenCV, which takes every format here."""
 
 import io
 
@@ -26,8 +26,11 @@ def shape(image: np.ndarray | bytes) -> tuple[int, int]:
     """
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
-    with Image.open(io.BytesIO(image)) as opened:
-        return opened.height, opened.width
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.height, opened.width
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from error
 
 
 def decode(image: np.ndarray | bytes, channels: int) -> np.ndarray:
@@ -44,7 +47,10 @@ def decode(image: np.ndarray | bytes, channels: int) -> np.ndarray:
         return image
     # As it is stored: a size must not depend on what a camera noted beside it.
     flags = _MODES[channels] | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
+    except cv2.error:
+        pixels = None
     if pixels is None:
         raise OSError("the image is damaged, or of an unknown format")
     return pixels.reshape(*pixels.shape[:2], channels)

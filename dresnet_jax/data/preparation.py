@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from dresnet_jax.data import catalog
 from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.data.sources import tfds_builder
 from dresnet_jax.errors import UserError
@@ -81,7 +82,7 @@ def prepare_folder(data_dir: str, from_dir: str | None) -> epath.Path:
       UserError: TensorFlow is missing, there are no images, or another folder is
         prepared there.
     """
-    prepared = epath.Path(data_dir).expanduser() / "folder" / "1.0.0"
+    prepared = catalog.folder_path(data_dir)
     if prepared.exists():
         raise UserError(
             f"{prepared} exists: delete it, or give another --data_dir, which is "
@@ -98,8 +99,8 @@ def prepare_folder(data_dir: str, from_dir: str | None) -> epath.Path:
         images = tfds.ImageFolder(root)
         _check_classes(from_dir, images.info)
         builder = tfds.dataset_builders.store_as_tfds_dataset(
-            name="folder",
-            version="1.0.0",
+            name=prepared.parent.name,
+            version=prepared.name,
             features=images.info.features,
             split_datasets={
                 # The files as they are.
@@ -120,7 +121,13 @@ def _split_directories(root: Path) -> dict[str, Path]:
         raise UserError(f"--from_dir={root} is not a directory.")
     names = {"train": "train", "validation": "validation", "val": "validation"}
     names["test"] = "test"
-    found = {names[path.name]: path for path in root.iterdir() if path.name in names}
+    found: dict[str, Path] = {}
+    for path in root.iterdir():
+        if path.name not in names:
+            continue
+        if names[path.name] in found:
+            raise UserError(f"{root} has both val and validation: keep one of them.")
+        found[names[path.name]] = path
     return found if "train" in found else {"train": root}
 
 

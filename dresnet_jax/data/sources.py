@@ -1,9 +1,11 @@
 """Where a dataset's examples come from; every split is the same on every machine."""
 
 import bisect
+import collections
 import concurrent.futures
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -243,8 +245,15 @@ def _chunks(
                 pairs.append(None)
         return pairs
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        yield from pool.map(read, range(0, len(examples), _CHUNK))
+    readers = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(readers) as pool:
+        ahead: collections.deque = collections.deque()
+        for start in range(0, len(examples), _CHUNK):
+            ahead.append(pool.submit(read, start))
+            if len(ahead) > readers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def pixels(
@@ -274,14 +283,15 @@ def statistics(
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the training pixels, in [0, 1], per channel."""
     train = open_splits(dataset, data_dir)["train"]
-    count, total, squares = 0, np.zeros(dataset.channels), np.zeros(dataset.channels)
+    counts = np.zeros((dataset.channels, 256), np.int64)
     for chunk in _chunks(train, host_image, skip_corrupt=False):
-        values = np.stack([pair[0] for pair in chunk if pair]).astype(np.float64) / 255
-        count += values[..., 0].size
-        total += values.sum(axis=(0, 1, 2))
-        squares += (values**2).sum(axis=(0, 1, 2))
-    mean = total / count
-    std = np.sqrt(squares / count - mean**2)
+        for image in (pair[0] for pair in chunk if pair):
+            for channel in range(dataset.channels):
+                values = image[..., channel].ravel()
+                counts[channel] += np.bincount(values, minlength=256)
+    shares, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    std = np.sqrt(shares @ values**2 - mean**2)
     return [round(x, 4) for x in mean.tolist()], [round(x, 4) for x in std.tolist()]
 
 

@@ -7,6 +7,7 @@ road; each process reads only its own rows of a batch.
 import dataclasses
 import functools
 import math
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -167,6 +168,11 @@ class EvalBatches:
         return HostBatch(images, labels, mask, skipped)
 
 
+def _leave_ctrl_c(*_: int) -> None:
+    """Ctrl-C, which a terminal sends to all, is for the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def read_ahead(
     batches: Batches,
     threads: int,
@@ -194,7 +200,9 @@ def read_ahead(
         if not flags.FLAGS.is_parsed():
             # Grain's processes read its flags, also where no command line is parsed.
             flags.FLAGS.mark_as_parsed()
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        data = data.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c
+        )
     if to_devices:
         data = grain.experimental.ThreadPrefetchIterDataset(
             data.map(to_devices), prefetch_buffer_size=_ON_DEVICES

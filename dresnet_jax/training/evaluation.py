@@ -21,12 +21,14 @@ class Evaluation:
     Attributes:
       loss: mean cross entropy, nats.
       accuracy: share of the examples whose class was predicted.
+      skipped: corrupt records that were left out.
       labels: the class of each example that was read, [examples], int.
       predictions: the class that was predicted for it, [examples], int.
     """
 
     loss: float
     accuracy: float
+    skipped: int
     labels: np.ndarray
     predictions: np.ndarray
 
@@ -73,6 +75,7 @@ class Evaluator:
         return Evaluation(
             loss=float(values["loss"]),
             accuracy=float(values["accuracy"]),
+            skipped=len(examples) - len(labels),
             labels=labels,
             predictions=predictions,
         )

@@ -176,7 +176,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         ),
         skip_corrupt=config.data.skip_corrupt,
     )
-    _check_data(config.data)
+    _check_data(config.data, dataset)
     mesh = sharding.make_mesh(recipe.batch_size)
     steps_per_epoch = recipe.steps_per_epoch(dataset.splits["train"])
     num_steps = _num_steps(config.train, steps_per_epoch)
@@ -197,8 +197,13 @@ def _next_multiple(step: int, every: int) -> int:
     return (step // every + 1) * every
 
 
-def _check_data(data: ml_collections.ConfigDict) -> None:
-    """Checks the fields of `config.data` that are numbers."""
+def _check_data(data: ml_collections.ConfigDict, dataset: catalog.Dataset) -> None:
+    """Checks the fields of `config.data` that say how batches are made and read."""
+    if data.rand_augment_layers and dataset.channels not in (1, 3):
+        raise UserError(
+            f"data.rand_augment_layers = {data.rand_augment_layers} needs images of 1 "
+            f"or 3 channels; {dataset.name} has {dataset.channels}."
+        )
     limits = {
         "crop_padding": (0, math.inf),
         "cut_out": (0, math.inf),
@@ -230,6 +235,11 @@ def _num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
     ):
         if train[field] < 1:
             raise UserError(f"train.{field} = {train[field]} must be above 0.")
+    if train.steps_per_call > train.log_every_steps:
+        raise UserError(
+            f"train.steps_per_call = {train.steps_per_call} must not be above "
+            f"train.log_every_steps = {train.log_every_steps}."
+        )
     for field in ("label_smoothing", "ema_decay"):
         if not 0 <= train[field] < 1:
             raise UserError(f"train.{field} = {train[field]} must be in [0, 1).")

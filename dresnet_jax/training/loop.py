@@ -83,6 +83,7 @@ def _report(
         "val_accuracy": validation.accuracy,
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
+        "skipped_records": {"validation": validation.skipped, "test": test.skipped},
         "gates": experiment.gate_openings(state),
         "versions": _versions(),
     }
@@ -171,6 +172,7 @@ class _LateReport:
         self._log = log
         self._pending: tuple[Call, StepResult] | None = None
         self._logged = (start, time.monotonic())
+        self._rates: dict[str, float] = {}
         self._waited = 0.0
         self._skipped = 0
 
@@ -202,24 +204,29 @@ class _LateReport:
                     "lower optimizer.learning_rate or optimizer.clip_norm may help."
                 )
             if step % self._every == 0 or step == self._last_step:
-                self._write(step, jax.tree.map(lambda x, i=i: x[i], result.running))
+                running = jax.tree.map(lambda x, i=i: x[i], result.running)
+                self._write(step, running, call.start + call.steps)
             self._log.advance(step)
 
-    def _write(self, step: int, running: Metrics) -> None:
+    def _write(self, step: int, running: Metrics, done: int) -> None:
+        """Writes the line of a step, of a call after which `done` steps are done."""
         means = jax.device_get(running).compute()
-        now = time.monotonic()
         before, then = self._logged
-        self._logged = (step, now)
-        waited, self._waited = self._waited, 0.0
+        if done > before:
+            now = time.monotonic()
+            self._rates = {
+                "images_per_second": (done - before) * self._batch_size / (now - then),
+                "data_wait": self._waited / (now - then),
+            }
+            self._logged, self._waited = (done, now), 0.0
         self._log.write(
             step,
             {
                 "train_loss": float(means["loss"]),
                 "train_accuracy": float(means["accuracy"]),
                 "learning_rate": float(self._schedule(step - 1)),
-                "images_per_second": (step - before) * self._batch_size / (now - then),
-                "data_wait": waited / (now - then),
             }
+            | self._rates
             | ({"skipped_records": self._skipped} if self._skipped else {}),
         )
 

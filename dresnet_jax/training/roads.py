@@ -19,8 +19,9 @@ from dresnet_jax.training import sharding
 
 Splits = Mapping[str, sources.Examples]
 
-# Of a device's memory, what a resident set may take; the rest is the model's.
-_RESIDENT_SHARE = 0.5
+# Of a device's memory, what a resident set may take. The rest is the model's; on a CPU
+# the host's own copies, while it reads, are in it too.
+_RESIDENT_SHARE = 0.25
 _MIB = 2**20
 
 
@@ -121,10 +122,10 @@ class Resident:
     ) -> Generator[CallData]:
         """The same images and labels for each call, and its epoch's order."""
         assert isinstance(examples, sources.Arrays), "of another road's `open`"
-        more = self._filled_up - len(examples)
-        images = np.pad(examples.images, ((0, more), (0, 0), (0, 0), (0, 0)))
-        labels = np.pad(examples.labels, (0, more))
-        split = sharding.put(images, self._place), sharding.put(labels, self._place)
+        split = tuple(
+            sharding.put(self._fill_up(array), self._place)
+            for array in (examples.images, examples.labels)
+        )
         skipped = len(examples.corrupt)
         steps_per_epoch = self.recipe.steps_per_epoch(len(examples))
         by_epoch = itertools.groupby(calls, lambda call: call.start // steps_per_epoch)
@@ -143,6 +144,12 @@ class Resident:
     def _filled_up(self) -> int:
         parts = self.mesh.size if self.sharded else 1
         return -(-self.num_examples // parts) * parts
+
+    def _fill_up(self, array: np.ndarray) -> np.ndarray:
+        more = self._filled_up - len(array)
+        if not more:
+            return array
+        return np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)))
 
     @property
     def _place(self) -> jax.sharding.NamedSharding:
@@ -244,7 +251,7 @@ def choose(
         obstacle = "min_crop_area and rand_augment_layers work on the host"
     elif needed > room * mesh.size:
         obstacle = (
-            f"{size} are more than half the memory of {mesh.size} devices, "
+            f"{size} are more than a quarter of the memory of {mesh.size} devices, "
             f"{room * mesh.size / _MIB:,.0f} MiB"
         )
     if config.mode == "resident" and obstacle:

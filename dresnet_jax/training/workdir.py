@@ -14,6 +14,9 @@ from etils import epath
 from dresnet_jax.errors import UserError
 
 _CONFIG = "config.json"
+# Fields that decide where batches come from and how fast, but not what is in them: a
+# run may go on with others.
+_FREE = {"data.mode", "data.data_dir", "data.num_threads", "data.num_workers"}
 
 
 @contextlib.contextmanager
@@ -44,8 +47,7 @@ def claim(
             if overwrite:
                 for path in workdir.iterdir():
                     path.rmtree() if path.is_dir() else path.unlink()
-            if not (workdir / _CONFIG).exists():
-                write_json(workdir / _CONFIG, _plain(config))
+            write_json(workdir / _CONFIG, _plain(config))
         except OSError as error:
             raise UserError(
                 f"workdir {workdir} cannot be written: {error.strerror or error}."
@@ -135,7 +137,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     flat_there, flat_here = _flatten(there), _flatten(here)
     return [
         f"{field} is {flat_there.get(field)!r} there and {flat_here.get(field)!r} here"
-        for field in sorted(flat_there.keys() | flat_here.keys())
+        for field in sorted((flat_there.keys() | flat_here.keys()) - _FREE)
         if flat_there.get(field) != flat_here.get(field)
     ]
 

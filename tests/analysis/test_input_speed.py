@@ -20,6 +20,17 @@ def test_each_road_has_three_rows(small_config):
     assert table[3].startswith("resident, both ")
 
 
+def test_steps_are_whole_calls(small_config):
+    small_config.train.steps_per_call = 4
+    (row, *_) = input_speed.measure(small_config, ["resident"], runs=1, steps=1)
+    assert row.images_per_second > 0
+
+
+def test_no_road_is_refused(small_config):
+    with pytest.raises(UserError, match="No road is named"):
+        input_speed.measure(small_config, [], runs=1, steps=1)
+
+
 def test_a_road_that_is_none_is_refused(small_config):
     with pytest.raises(UserError, match="Did you mean 'resident'"):
         input_speed.measure(small_config, ["residant"], runs=1, steps=1)

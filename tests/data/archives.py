@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from dresnet_jax.data import catalog, sources, views
@@ -119,6 +120,27 @@ def cifar10(directory):
     files = {f"cifar-10-batches-bin/{name}": data for name, data in files.items()}
     _tar(directory / "cifar-10-binary.tar.gz", files, "w:gz")
     return labels, images.transpose(0, 1, 3, 4, 2)
+
+
+def svhn_cropped(directory):
+    """Writes train, test and extra_32x32.mat of 20, 10 and 5 images.
+
+    Returns:
+      The labels and images of each file, [examples, height, width, channels].
+    """
+    random = np.random.RandomState(0)
+    found = {}
+    for name, examples in (("train", 20), ("test", 10), ("extra", 5)):
+        labels = random.randint(10, size=examples).astype(np.uint8)
+        images = random.randint(256, size=(examples, 32, 32, 3)).astype(np.uint8)
+        # The example is the last axis there, and the digit 0 is the class 10.
+        stored = {
+            "X": images.transpose(1, 2, 3, 0),
+            "y": np.where(labels == 0, 10, labels)[:, None],
+        }
+        scipy.io.savemat(directory / f"{name}_32x32.mat", stored)
+        found[name] = labels, images
+    return found
 
 
 def tiny_imagenet_files(per_class=1):

@@ -94,6 +94,10 @@ def test_what_holds_no_classes_is_refused(tmp_path):
         prepare(tmp_path)
     with pytest.raises(UserError, match="is not a directory"):
         prepare(tmp_path, root="nothing")
+    for name in ("train", "val", "validation"):
+        (tmp_path / "images" / name).mkdir()
+    with pytest.raises(UserError, match="both val and validation"):
+        prepare(tmp_path)
     with pytest.raises(UserError, match="needs --from_dir"):
         preparation.prepare_folder(str(tmp_path), None)
 

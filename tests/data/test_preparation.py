@@ -78,8 +78,14 @@ def test_data_of_another_version_is_not_used(tmp_path):
         sources.open_splits(FASHION_MNIST, str(tmp_path))
 
 
+def pairs(found_labels, found_images):
+    return sorted(
+        (int(label), image.tobytes())
+        for label, image in zip(found_labels, found_images, strict=True)
+    )
+
+
 @needs_tensorflow
-@pytest.mark.slow
 def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     labels, images = archives.cifar10(tmp_path)
     dataset = archives.small("cifar10", train=90, validation=10, test=20)
@@ -94,12 +100,6 @@ def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     splits = archives.loaded(dataset, data_dir)
     assert [len(splits[name].labels) for name in catalog.SPLITS] == [90, 10, 20]
 
-    def pairs(found_labels, found_images):
-        return sorted(
-            (int(label), image.tobytes())
-            for label, image in zip(found_labels, found_images, strict=True)
-        )
-
     test = splits["test"]
     assert pairs(test.labels, test.images) == pairs(labels[5], images[5])
     train = [splits["train"], splits["validation"]]
@@ -107,6 +107,23 @@ def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
         np.concatenate([split.labels for split in train]),
         np.concatenate([split.images for split in train]),
     ) == pairs(labels[:5].reshape(-1), images[:5].reshape(-1, 32, 32, 3))
+
+
+@needs_tensorflow
+def test_svhns_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
+    stored = archives.svhn_cropped(tmp_path)
+    dataset = archives.small("svhn_cropped", train=15, validation=5, test=10)
+    data_dir = str(tmp_path / "data")
+    builder, _ = sources.tfds_builder(dataset.name, data_dir)
+    archives.register(monkeypatch, builder, tmp_path)
+    preparation.prepare(dataset, data_dir, str(tmp_path))
+    splits = archives.loaded(dataset, data_dir)
+    assert pairs(splits["test"].labels, splits["test"].images) == pairs(*stored["test"])
+    train = [splits["train"], splits["validation"]]
+    assert pairs(
+        np.concatenate([split.labels for split in train]),
+        np.concatenate([split.images for split in train]),
+    ) == pairs(*stored["train"])
 
 
 IMAGENET = archives.small("imagenet2012", train=5, validation=1, test=3)

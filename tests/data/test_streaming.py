@@ -37,9 +37,17 @@ def test_a_call_holds_the_examples_of_its_steps_in_the_epochs_order():
     assert batches[0].mask.all()
 
 
-def test_processes_read_the_rows_of_one_batch():
-    whole = train_batches()[1]
-    parts = [train_batches(rows=rows)[1] for rows in (ROWS[:2], ROWS[2:])]
+@pytest.mark.parametrize("min_crop_area", [0.0, 0.2])
+def test_processes_read_the_rows_of_one_batch(min_crop_area):
+    view = dataclasses.replace(recipe().view, min_crop_area=min_crop_area)
+    random = np.random.RandomState(0)
+    examples = dataclasses.replace(
+        split(), images=random.randint(256, size=(EXAMPLES, 4, 4, 1)).astype(np.uint8)
+    )
+    whole, *parts = (
+        train_batches(examples, rows=rows, view=view)[1]
+        for rows in (ROWS, ROWS[:2], ROWS[2:])
+    )
     for name in ("images", "labels"):
         found = np.concatenate([getattr(part, name) for part in parts], axis=1)
         np.testing.assert_array_equal(found, getattr(whole, name))

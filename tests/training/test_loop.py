@@ -45,6 +45,53 @@ def _int_keys(tree):
     return {int(k) if k.isdigit() else k: v for k, v in tree.items()}
 
 
+@pytest.mark.parametrize(
+    ("group", "fields"),
+    [
+        ("train", {"steps_per_call": 3}),
+        ("data", {"mode": "streaming"}),
+        ("data", {"mode": "streaming", "num_threads": 1, "num_workers": 2}),
+    ],
+    ids=str,
+)
+def test_roads_and_calls_change_nothing(small_config, tmp_path, group, fields):
+    small_config.optimizer.learning_rate = 0.003
+    plain = train(small_config, epath.Path(tmp_path / "plain"))
+    small_config[group].update(fields)
+    directory = epath.Path(tmp_path / "other")
+    other = train(small_config, directory)
+    np.testing.assert_allclose(other["test_loss"], plain["test_loss"], rtol=1e-4)
+    lines = [line for line in metrics.read(directory) if "train_loss" in line]
+    expected = [
+        line
+        for line in metrics.read(epath.Path(tmp_path / "plain"))
+        if "train_loss" in line
+    ]
+    for line, plain_line in zip(lines, expected, strict=True):
+        assert line["step"] == plain_line["step"]
+        np.testing.assert_allclose(
+            line["train_loss"], plain_line["train_loss"], rtol=1e-4
+        )
+        assert 0 <= line["data_wait"] < 1
+        assert 0 < line["images_per_second"] < 1e6
+
+
+def test_more_steps_a_call_than_a_log_line_are_refused(small_config):
+    small_config.train.steps_per_call = 6
+    with pytest.raises(UserError, match="must not be above train"):
+        experiment.build(small_config)
+
+
+def test_a_run_goes_on_by_another_road(small_config, directory):
+    first = train(small_config, directory)
+    small_config.data.mode = "streaming"
+    small_config.data.num_threads = 2
+    again = train(small_config, directory)
+    assert again["test_loss"] == first["test_loss"]
+    assert again["data"].startswith("streaming, 2 threads")
+    assert workdir.read_config(directory).data.mode == "streaming"
+
+
 def test_tensorboard_has_the_same_scalars(small_config, directory):
     train(small_config, directory)
     (path,) = (directory / "tensorboard").iterdir()

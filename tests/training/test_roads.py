@@ -23,22 +23,22 @@ def choose(config, monkeypatch, memory):
 
 
 def test_auto_takes_resident_where_it_fits(config, monkeypatch):
-    road = choose(config, monkeypatch, memory=2 * SIZE)
+    road = choose(config, monkeypatch, memory=4 * SIZE)
     assert isinstance(road, roads.Resident)
     assert not road.sharded
     assert road.description.startswith("resident, whole on each device: 0.1 MiB")
 
 
 def test_auto_falls_to_streaming_where_memory_is_too_small(config, monkeypatch):
-    road = choose(config, monkeypatch, memory=2 * SIZE - 2)
+    road = choose(config, monkeypatch, memory=4 * SIZE - 4)
     assert isinstance(road, roads.Streaming)
-    assert "more than half the memory of 1 devices" in road.description
+    assert "more than a quarter of the memory of 1 devices" in road.description
 
 
 def test_resident_is_refused_where_memory_is_too_small(config, monkeypatch):
     config.data.mode = "resident"
     with pytest.raises(UserError, match=r"resident is not possible: 0.1 MiB of images"):
-        choose(config, monkeypatch, memory=2 * SIZE - 2)
+        choose(config, monkeypatch, memory=4 * SIZE - 4)
 
 
 @pytest.mark.parametrize(
