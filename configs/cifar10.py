@@ -15,7 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
     """The recipe of Zagoruyko and Komodakis (2016), with a cosine instead of steps."""
     config = common.get_config()
     config.data.dataset = "cifar10"
-    config.data.batch_size = 128
     config.data.crop_padding = 4
     config.data.flip = True
     config.train.num_epochs = 200

@@ -15,7 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
     """The CIFAR recipe of He et al. (2015): crop after padding, flip, SGD, in brief."""
     config = common.get_config()
     config.data.dataset = "fashion_mnist"
-    config.data.batch_size = 128
     config.data.crop_padding = 2
     config.data.flip = True
     config.model.width = 16

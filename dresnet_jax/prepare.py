@@ -18,7 +18,7 @@ with validation and test beside train.
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.data import catalog, preparation, sources, views
+from dresnet_jax.data import catalog, lookup, preparation, sources, views
 from dresnet_jax.errors import UserError, pick
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name in the catalogue.")
@@ -43,7 +43,7 @@ def main() -> None:
     name = pick("dataset", _DATASET.value, dict(zip(names, names, strict=True)))
     data_dir, from_dir = _DATA_DIR.value, _FROM_DIR.value
     if _STATISTICS.value:
-        dataset = catalog.named(name, data_dir)
+        dataset = lookup.named(name, data_dir)
         view = views.View(dataset.image_size, dataset.channels, dataset.fixed_size)
         mean, std = sources.statistics(dataset, data_dir, view.evaluate)
         print(f"{name}: mean {mean}, standard deviation {std}")

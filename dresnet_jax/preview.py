@@ -5,7 +5,7 @@
 The images are the first of a run with this config, augmented as in its first step.
 """
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from etils import epath
 
 from dresnet_jax import cli
 from dresnet_jax.analysis import plots
-from dresnet_jax.data import pipeline, sources
+from dresnet_jax.data import pipeline, sources, streaming
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment
 
@@ -34,21 +34,28 @@ def main() -> None:
     seed, recipe = parts.config.seed, parts.recipe
     examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]
     # The whole first batch, since mixing takes partners from all of it.
-    order = pipeline.epoch_order(seed, 0, len(examples))[: recipe.batch_size].tolist()
-    stored: list[np.ndarray] = []
-    seen: list[np.ndarray] = []
-    found = examples.read(order)
-    for row, (index, example) in enumerate(zip(order, found, strict=True)):
-        train = functools.partial(recipe.view.train, seed=(seed, 0, row))
-        for images, view in ((stored, recipe.view.evaluate), (seen, train)):
-            images.append(sources.pixels(examples, index, example, view))
-    labels = jnp.asarray([example.label for example in found])
-    batch = jax.jit(pipeline.train_batch, static_argnums=0)(
-        recipe, jnp.asarray(np.stack(seen)), labels, jax.random.key(seed), 0
+    rows = np.arange(recipe.batch_size)
+    plain = dataclasses.replace(recipe.view, min_crop_area=0.0, rand_augment_layers=0)
+    stored, seen = (
+        streaming.TrainBatches(
+            examples,
+            dataclasses.replace(recipe, view=view),
+            seed,
+            rows,
+            [streaming.Call(0, 1)],
+        )[0]
+        for view in (plain, recipe.view)
     )
-    count = min(_IMAGES.value, len(order))
+    batch = jax.jit(pipeline.train_batch, static_argnums=0)(
+        recipe,
+        jnp.asarray(seen.images[0]),
+        jnp.asarray(seen.labels[0]),
+        jax.random.key(seed),
+        0,
+    )
+    count = min(_IMAGES.value, recipe.batch_size)
     pixels = np.asarray(batch.images[:count]) * recipe.std + recipe.mean
-    figure = plots.before_and_after(np.stack(stored[:count]) / 255, pixels.clip(0, 1))
+    figure = plots.before_and_after(stored.images[0, :count] / 255, pixels.clip(0, 1))
     plots.save(figure, path)
     print(f"picture: {_OUT.value}")
     cli.finish({"picture": _OUT.value, "images": count})

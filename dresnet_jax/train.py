@@ -11,7 +11,7 @@ from absl import flags
 
 from dresnet_jax import cli
 from dresnet_jax.analysis import plots, reports
-from dresnet_jax.data import sources
+from dresnet_jax.data import prepared
 from dresnet_jax.training import experiment, loop, workdir
 
 _OVERWRITE = flags.DEFINE_bool(
@@ -23,7 +23,7 @@ def main() -> None:
     """Trains, draws, prints."""
     config, directory = cli.config(), cli.workdir()
     parts = experiment.build(config)
-    sources.require(parts.dataset, config.data.data_dir)
+    prepared.require(parts.dataset, config.data.data_dir)
     with workdir.claim(directory, config, overwrite=_OVERWRITE.value):
         report = loop.run(parts, directory)
     if report["gates"]:

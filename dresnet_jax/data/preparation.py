@@ -12,9 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from dresnet_jax.data import catalog
+from dresnet_jax.data import catalog, lookup, prepared
 from dresnet_jax.data.catalog import Dataset
-from dresnet_jax.data.sources import tfds_builder
 from dresnet_jax.errors import UserError
 
 # The times that stand in the headers of the original archives of Fashion-MNIST.
@@ -45,7 +44,7 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
     """
     if not dataset.tfds_splits:
         raise UserError(f"{dataset.name} needs no preparation. {dataset.source}")
-    builder, is_prepared = tfds_builder(dataset.name, data_dir)
+    builder, is_prepared = prepared.find(dataset.name, data_dir)
     if is_prepared:
         return builder.data_path
     if from_dir is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -82,10 +81,10 @@ def prepare_folder(data_dir: str, from_dir: str | None) -> epath.Path:
       UserError: TensorFlow is missing, there are no images, or another folder is
         prepared there.
     """
-    prepared = catalog.folder_path(data_dir)
-    if prepared.exists():
+    path = lookup.folder_path(data_dir)
+    if path.exists():
         raise UserError(
-            f"{prepared} exists: delete it, or give another --data_dir, which is "
+            f"{path} exists: delete it, or give another --data_dir, which is "
             "config.data.data_dir in training."
         )
     if from_dir is None:
@@ -94,22 +93,22 @@ def prepare_folder(data_dir: str, from_dir: str | None) -> epath.Path:
     import tensorflow_datasets as tfds
 
     with tempfile.TemporaryDirectory() as root:
-        for name, path in _split_directories(Path(from_dir).expanduser()).items():
-            (Path(root) / name).symlink_to(path.resolve())
-        images = tfds.ImageFolder(root)
-        _check_classes(from_dir, images.info)
+        for name, images in _split_directories(Path(from_dir).expanduser()).items():
+            (Path(root) / name).symlink_to(images.resolve())
+        folder = tfds.ImageFolder(root)
+        _check_classes(from_dir, folder.info)
         builder = tfds.dataset_builders.store_as_tfds_dataset(
-            name=prepared.parent.name,
-            version=prepared.name,
-            features=images.info.features,
+            name=path.parent.name,
+            version=path.name,
+            features=folder.info.features,
             split_datasets={
                 # The files as they are.
-                name: images.as_dataset(
+                name: folder.as_dataset(
                     split=name, decoders={"image": tfds.decode.SkipDecoding()}
                 )
-                for name in images.info.splits
+                for name in folder.info.splits
             },
-            data_dir=prepared.parent.parent,
+            data_dir=path.parent.parent,
             file_format="array_record",
         )
     return builder.data_path
@@ -119,8 +118,7 @@ def _split_directories(root: Path) -> dict[str, Path]:
     """The directory of each split; all of it for training where none is named so."""
     if not root.is_dir():
         raise UserError(f"--from_dir={root} is not a directory.")
-    names = {"train": "train", "validation": "validation", "val": "validation"}
-    names["test"] = "test"
+    names = {name: name for name in catalog.SPLITS} | {"val": "validation"}
     found: dict[str, Path] = {}
     for path in root.iterdir():
         if path.name not in names:

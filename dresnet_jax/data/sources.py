@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from absl import logging
-from etils import epath
 
+from dresnet_jax.data import prepared
 from dresnet_jax.data.catalog import SPLITS, Dataset
 from dresnet_jax.errors import RunFailedError, UserError
 
@@ -90,12 +89,12 @@ class Records:
 
     Attributes:
       dataset: what the dataset is.
-      data_dir: where prepared datasets lie.
+      builder: the TFDS builder of it.
       name: of the split, in `catalog.SPLITS`.
     """
 
     dataset: Dataset
-    data_dir: str
+    builder: Any
     name: str
 
     def __len__(self) -> int:
@@ -121,7 +120,7 @@ class Records:
 
     def where(self, index: int) -> str:
         """The name of a place of the split: the record and the file it is in."""
-        for part in self._builder.info.splits[self._slice].file_instructions:
+        for part in self.builder.info.splits[self._slice].file_instructions:
             if index < part.take:
                 break
             index -= part.take
@@ -135,7 +134,7 @@ class Records:
         """
         from array_record.python import array_record_module
 
-        parts = self._builder.info.splits[self._slice].file_instructions
+        parts = self.builder.info.splits[self._slice].file_instructions
 
         def check(part: Any) -> None:
             try:
@@ -148,7 +147,7 @@ class Records:
                 raise UserError(
                     f"{part.filename} is truncated or missing: it has {found} of "
                     f"{part.examples_in_shard} records. Delete "
-                    f"{self._builder.data_path} and prepare {self.dataset.name} again."
+                    f"{self.builder.data_path} and prepare {self.dataset.name} again."
                 )
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -161,14 +160,10 @@ class Records:
         return f"{official}[{start}:{stop}]"
 
     @functools.cached_property
-    def _builder(self) -> Any:
-        return require(self.dataset, self.data_dir)
-
-    @functools.cached_property
     def _source(self) -> Any:
         import tensorflow_datasets as tfds
 
-        return self._builder.as_data_source(
+        return self.builder.as_data_source(
             split=self._slice, decoders={"image": tfds.decode.SkipDecoding()}
         )
 
@@ -190,8 +185,8 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     """
     if not dataset.tfds_splits:
         return {"digits": _digits, "synthetic": _synthetic}[dataset.name](dataset)
-    require(dataset, data_dir)
-    splits = {name: Records(dataset, data_dir, name) for name in SPLITS}
+    builder = prepared.require(dataset, data_dir)
+    splits = {name: Records(dataset, builder, name) for name in SPLITS}
     for records in splits.values():
         records.check_files()
     return dict(splits)
@@ -293,76 +288,6 @@ def statistics(
     mean = shares @ values
     std = np.sqrt(shares @ values**2 - mean**2)
     return [round(x, 4) for x in mean.tolist()], [round(x, 4) for x in std.tolist()]
-
-
-def tfds_builder(name: str, data_dir: str) -> tuple[Any, bool]:
-    """The TensorFlow Datasets builder of a dataset, and whether it is prepared.
-
-    The builder is for array_record files; reading with it needs no TensorFlow.
-    """
-    # Imported here, since it takes half a second and few datasets need it.
-    import tensorflow_datasets as tfds
-
-    from dresnet_jax.data import tiny_imagenet  # noqa: F401  It registers itself.
-
-    directory = epath.Path(data_dir).expanduser()
-    verbosity = logging.get_verbosity()
-    # TFDS warns where nothing is prepared; `require` makes an error of it.
-    logging.set_verbosity(logging.ERROR)
-    try:
-        builder = tfds.builder(
-            name, data_dir=directory, file_format=tfds.core.FileFormat.ARRAY_RECORD
-        )
-        return builder, builder.is_prepared()
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def require(dataset: Dataset, data_dir: str) -> Any:
-    """The builder of a dataset that is prepared; None where it needs no preparation.
-
-    Raises:
-      UserError: it is not prepared there, another version is, or what is prepared is
-        not what the catalogue says.
-    """
-    if not dataset.tfds_splits:
-        return None
-    builder, is_prepared = tfds_builder(dataset.name, data_dir)
-    if not is_prepared:
-        here = builder.data_path.parent
-        others = [path.name for path in here.iterdir()] if here.exists() else []
-        raise UserError(
-            f"{dataset.name} {builder.version} is not prepared in {data_dir}"
-            + (f", which holds {', '.join(sorted(others))}" if others else "")
-            + f": run python -m dresnet_jax.prepare --dataset={dataset.name} "
-            f"--data_dir={data_dir}"
-        )
-    _check_content(dataset, builder.info, str(builder.data_path))
-    return builder
-
-
-def _check_content(dataset: Dataset, info: Any, path: str) -> None:
-    """Compares what is prepared with what the model is built for."""
-    classes = info.features["label"].num_classes
-    if classes != dataset.num_classes:
-        raise UserError(
-            f"{path} has {classes} classes; the model is built for "
-            f"{dataset.num_classes}."
-        )
-    shape = (dataset.image_size, dataset.image_size, dataset.channels)
-    if dataset.fixed_size and info.features["image"].shape != shape:
-        raise UserError(
-            f"{path} has images of shape {info.features['image'].shape}; the model is "
-            f"built for {shape}."
-        )
-    for name in SPLITS:
-        official, _, stop = dataset.tfds_range(name)
-        found = info.splits[official].num_examples
-        if found < stop:
-            raise UserError(
-                f"{path} has {found} {official} examples; {name} asks for them up to "
-                f"the {stop}th."
-            )
 
 
 def _digits(dataset: Dataset) -> dict[str, Examples]:

@@ -39,15 +39,13 @@ class HostBatch(NamedTuple):
     Attributes:
       images: [..., rows, height, width, channels], uint8.
       labels: [..., rows], int32.
-      mask: [..., rows], bool; False where an example only fills the batch.
-      skipped: [...], int32: corrupt records that others stand in for, or that
-        evaluation leaves out.
+      mask: [..., rows], bool; False where the example itself is not there: another
+        stands in for it (training), or it is left out or past the end (evaluation).
     """
 
     images: np.ndarray
     labels: np.ndarray
     mask: np.ndarray
-    skipped: np.ndarray
 
 
 class Batches(Protocol):
@@ -92,34 +90,31 @@ class TrainBatches:
         epoch, place = divmod(step, recipe.steps_per_epoch(len(examples)))
         order = epoch_order(self.seed, epoch, len(examples))
         indices = order[place * recipe.batch_size + self.rows].tolist()
-        images, labels, skipped = [], [], 0
+        images, labels, mask = [], [], []
         found = examples.read(indices)
         for row, index, example in zip(self.rows, indices, found, strict=True):
             seed = (self.seed, step, int(row))
             view = functools.partial(recipe.view.train, seed=seed)
-            image, label, passed = self._readable(index, example, view)
+            image, label, is_itself = self._readable(index, example, view)
             images.append(image)
             labels.append(label)
-            skipped += passed
+            mask.append(is_itself)
         return HostBatch(
-            np.stack(images),
-            np.asarray(labels, np.int32),
-            np.ones(len(labels), bool),
-            np.asarray(skipped, np.int32),
+            np.stack(images), np.asarray(labels, np.int32), np.asarray(mask)
         )
 
     def _readable(
         self, index: int, example: sources.Example, view: sources.HostImage
-    ) -> tuple[np.ndarray, int, int]:
-        """An example's image and label, and how many were skipped to find it.
+    ) -> tuple[np.ndarray, int, bool]:
+        """An example's image and label, and whether they are its own.
 
         Where the config allows it, the next that can be read stands in for a corrupt
         one.
         """
-        for skipped in range(len(self.examples)):
+        for passed in range(len(self.examples)):
             try:
                 pixels = sources.pixels(self.examples, index, example, view)
-                return pixels, example.label, skipped
+                return pixels, example.label, not passed
             except sources.CorruptRecordError:
                 if not self.recipe.skip_corrupt:
                     raise
@@ -164,8 +159,7 @@ class EvalBatches:
                     raise
             else:
                 labels[row], mask[row] = example.label, True
-        skipped = np.asarray(len(real) - mask.sum(), np.int32)
-        return HostBatch(images, labels, mask, skipped)
+        return HostBatch(images, labels, mask)
 
 
 def _leave_ctrl_c(*_: int) -> None:

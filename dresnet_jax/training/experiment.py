@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from dresnet_jax.connections import module as connections
-from dresnet_jax.data import catalog, pipeline, sources, views
+from dresnet_jax.data import catalog, lookup, pipeline, sources, views
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
@@ -155,7 +155,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed = {config.seed} must be between 0 and 2**32 - 1.")
-    dataset = catalog.lookup(config.data)
+    dataset = lookup.from_config(config.data)
     recipe = pipeline.Recipe(
         batch_size=config.data.batch_size,
         mean=dataset.mean,

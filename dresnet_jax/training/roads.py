@@ -216,7 +216,7 @@ class Streaming:
                 sharding.put_rows(array, place, batch_axis=1)
                 for array in (batch.images, batch.labels)
             )
-            return CallData(tuple(arrays), int(batch.skipped.sum()))
+            return CallData(tuple(arrays), int((~batch.mask).sum()))
 
         batches = streaming.TrainBatches(examples, self.recipe, seed, rows, calls)
         ahead = streaming.read_ahead(batches, self.threads, self.workers, to_devices)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from configs import imagenet2012
-from dresnet_jax.data import preparation, sources, streaming
+from dresnet_jax.data import preparation, prepared, sources, streaming
 from dresnet_jax.training import experiment
 from tests.data import archives
 
@@ -39,11 +39,11 @@ def prepare(directory):
         directory, WNIDS, PER_CLASS, make_image=archives.textured_image
     )
     dataset = archives.small("imagenet2012", train=IMAGES, validation=0, test=3)
-    builder, _ = sources.tfds_builder(dataset.name, str(directory / "data"))
+    builder, _ = prepared.find(dataset.name, str(directory / "data"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         archives.register(monkeypatch, builder, directory)
         preparation.prepare(dataset, str(directory / "data"), str(directory))
-    return sources.Records(dataset, str(directory / "data"), "train")
+    return sources.open_splits(dataset, str(directory / "data"))["train"]
 
 
 def ours(records):

@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 
 from configs import folder
-from dresnet_jax.data import catalog, preparation, sources
+from dresnet_jax.data import catalog, lookup, preparation, sources
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment, loop, workdir
 from tests.data import archives
@@ -23,7 +23,7 @@ def prepare(directory, root="images"):
 def test_one_directory_a_class_becomes_three_splits(tmp_path):
     images = archives.image_folder(tmp_path / "images", CLASSES, per_class=10)
     data_dir = prepare(tmp_path)
-    dataset = catalog.named("folder", data_dir)
+    dataset = lookup.named("folder", data_dir)
     assert dataset.class_names == CLASSES
     assert dataset.splits == {"train": 24, "validation": 3, "test": 3}
     found = {}
@@ -47,7 +47,7 @@ def test_one_directory_a_class_becomes_three_splits(tmp_path):
 def test_splits_are_taken_where_there_are_some(tmp_path, names, splits, official):
     for name in names:
         archives.image_folder(tmp_path / "images" / name, CLASSES[:2], per_class=10)
-    dataset = catalog.named("folder", prepare(tmp_path))
+    dataset = lookup.named("folder", prepare(tmp_path))
     assert dataset.splits == dict(zip(catalog.SPLITS, splits, strict=True))
     assert dataset.tfds_splits == dict(zip(catalog.SPLITS, official, strict=True))
 
@@ -84,7 +84,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path):
     with pytest.raises(Exception, match=r"No such file"):
         prepare(tmp_path)
     with pytest.raises(UserError, match="folder is not prepared"):
-        catalog.named("folder", str(tmp_path / "data"))
+        lookup.named("folder", str(tmp_path / "data"))
 
 
 @needs_tensorflow
@@ -112,4 +112,4 @@ def test_another_folder_is_not_prepared_over_one(tmp_path):
 
 def test_a_folder_that_is_not_prepared_says_how_to(tmp_path):
     with pytest.raises(UserError, match="prepare --dataset=folder --from_dir="):
-        catalog.named("folder", str(tmp_path))
+        lookup.named("folder", str(tmp_path))

@@ -6,7 +6,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from dresnet_jax.data import catalog, preparation, sources, views
+from dresnet_jax.data import catalog, preparation, prepared, sources, views
 from dresnet_jax.errors import UserError
 from tests.conftest import FASHION_MNIST_ARCHIVES as ARCHIVES
 from tests.data import archives
@@ -93,7 +93,7 @@ def test_cifars_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz is not the original"):
         preparation.prepare(dataset, data_dir, str(tmp_path))
 
-    builder, _ = sources.tfds_builder(dataset.name, data_dir)
+    builder, _ = prepared.find(dataset.name, data_dir)
     archives.register(monkeypatch, builder, tmp_path)
     preparation.prepare(dataset, data_dir, str(tmp_path))
 
@@ -114,7 +114,7 @@ def test_svhns_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     stored = archives.svhn_cropped(tmp_path)
     dataset = archives.small("svhn_cropped", train=15, validation=5, test=10)
     data_dir = str(tmp_path / "data")
-    builder, _ = sources.tfds_builder(dataset.name, data_dir)
+    builder, _ = prepared.find(dataset.name, data_dir)
     archives.register(monkeypatch, builder, tmp_path)
     preparation.prepare(dataset, data_dir, str(tmp_path))
     splits = archives.loaded(dataset, data_dir)
@@ -152,11 +152,11 @@ def test_imagenets_format_is_read_by_the_real_builder(tmp_path, monkeypatch):
     wnids = ["n02119789", "n01440764", "n15075141"]
     train, held_out = archives.imagenet2012(tmp_path, wnids)
     data_dir = str(tmp_path / "data")
-    builder, _ = sources.tfds_builder(IMAGENET.name, data_dir)
+    builder, _ = prepared.find(IMAGENET.name, data_dir)
     archives.register(monkeypatch, builder, tmp_path)
     preparation.prepare(IMAGENET, data_dir, str(tmp_path))
 
-    builder, _ = sources.tfds_builder(IMAGENET.name, data_dir)
+    builder, _ = prepared.find(IMAGENET.name, data_dir)
     wnid = builder.info.features["label"].int2str
 
     def check(split, files):

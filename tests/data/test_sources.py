@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits, synthetic
-from dresnet_jax.data import catalog, sources
+from dresnet_jax.data import catalog, lookup, sources
 from dresnet_jax.errors import UserError
 
 DIGITS = catalog.DATASETS["digits"]
@@ -14,7 +14,7 @@ DIGITS = catalog.DATASETS["digits"]
 
 @pytest.fixture(params=[digits, synthetic], ids=["digits", "synthetic"])
 def dataset(request):
-    return catalog.lookup(request.param.get_config().data)
+    return lookup.from_config(request.param.get_config().data)
 
 
 def test_splits_have_the_shape_the_catalogue_gives(dataset):
@@ -51,7 +51,7 @@ def test_digits_splits_are_the_same_for_ever():
 
 
 def test_synthetic_classes_differ_more_than_their_noise():
-    dataset = catalog.lookup(synthetic.get_config().data)
+    dataset = lookup.from_config(synthetic.get_config().data)
     train, test = (sources.open_splits(dataset, "")[name] for name in ("train", "test"))
     means = np.stack([train.images[train.labels == c].mean(axis=0) for c in range(10)])
     distances = ((test.images[:, None] - means) ** 2).mean(axis=(2, 3, 4))
@@ -71,4 +71,4 @@ def test_wrong_values_are_refused(make, field, value, message):
     config = make.get_config()
     config.data[field] = value
     with pytest.raises(UserError, match=message):
-        catalog.lookup(config.data)
+        lookup.from_config(config.data)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dresnet_jax.data import preparation, sources
+from dresnet_jax.data import preparation, prepared
 from dresnet_jax.data.tiny_imagenet_classes import NAMES
 from dresnet_jax.errors import UserError
 from tests.data import archives
@@ -22,12 +22,12 @@ DATASET = archives.small("tiny_imagenet", train=350, validation=50, test=200)
 def write(directory, files, monkeypatch):
     """An archive of these files, registered as the one that is wanted."""
     archives.tiny_imagenet(directory, files)
-    builder, _ = sources.tfds_builder(DATASET.name, str(directory / "data"))
+    builder, _ = prepared.find(DATASET.name, str(directory / "data"))
     archives.register(monkeypatch, builder, directory)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def data_dir(tmp_path_factory):
     """The data directory of a small Tiny ImageNet."""
     directory = tmp_path_factory.mktemp("tiny_imagenet")
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -36,9 +36,9 @@ def prepared(tmp_path_factory):
     return str(directory / "data")
 
 
-def examples(prepared, split):
+def examples(data_dir, split):
     """The examples of a split by their file name."""
-    builder, _ = sources.tfds_builder(DATASET.name, prepared)
+    builder, _ = prepared.find(DATASET.name, data_dir)
     source = builder.as_data_source(split=split)
     return {example["file_name"].decode(): example for example in source}
 
@@ -49,8 +49,8 @@ def gray_and_coloured(found):
 
 
 @needs_tensorflow
-def test_training_images_have_the_class_of_their_folder(prepared):
-    found = examples(prepared, "train")
+def test_training_images_have_the_class_of_their_folder(data_dir):
+    found = examples(data_dir, "train")
     assert len(found) == 400
     for name, data in FILES.items():
         if name.startswith("tiny-imagenet-200/train/") and name.endswith(".JPEG"):
@@ -61,8 +61,8 @@ def test_training_images_have_the_class_of_their_folder(prepared):
 
 
 @needs_tensorflow
-def test_validation_images_have_the_class_of_their_annotation(prepared):
-    found = examples(prepared, "validation")
+def test_validation_images_have_the_class_of_their_annotation(data_dir):
+    found = examples(data_dir, "validation")
     lines = FILES[ANNOTATIONS].decode().splitlines()
     assert len(found) == len(lines) == 200
     for line in lines:
@@ -74,20 +74,20 @@ def test_validation_images_have_the_class_of_their_annotation(prepared):
 
 
 @needs_tensorflow
-def test_labels_are_the_sorted_classes(prepared):
-    builder, _ = sources.tfds_builder(DATASET.name, prepared)
+def test_labels_are_the_sorted_classes(data_dir):
+    builder, _ = prepared.find(DATASET.name, data_dir)
     names = builder.info.features["label"].names
     assert names == sorted(FILES[WNIDS].decode().split())
     assert names != FILES[WNIDS].decode().split()
 
 
 @needs_tensorflow
-def test_reading_needs_no_tensorflow(prepared):
+def test_reading_needs_no_tensorflow(data_dir):
     program = f"""
 import sys
 from tests.data import archives
 from tests.data.test_tiny_imagenet import DATASET
-splits = archives.loaded(DATASET, {prepared!r})
+splits = archives.loaded(DATASET, {data_dir!r})
 print([splits[name].images.shape for name in ("train", "validation", "test")])
 print("tensorflow" in sys.modules)
 """
@@ -136,7 +136,7 @@ def test_another_archive_is_refused(tmp_path, monkeypatch, changes, message):
 @needs_tensorflow
 def test_what_is_no_zip_is_refused(tmp_path, monkeypatch):
     (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"no zip")
-    builder, _ = sources.tfds_builder(DATASET.name, str(tmp_path / "data"))
+    builder, _ = prepared.find(DATASET.name, str(tmp_path / "data"))
     archives.register(monkeypatch, builder, tmp_path)
     with pytest.raises(UserError, match=r"200.zip cannot be read: File is not a zip"):
         preparation.prepare(DATASET, str(tmp_path / "data"), str(tmp_path))

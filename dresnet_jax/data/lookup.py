@@ -1,0 +1,151 @@
+"""From a config, or a name, to the dataset that it means."""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from dresnet_jax.data import catalog
+from dresnet_jax.data.catalog import Dataset
+from dresnet_jax.errors import UserError, pick
+
+
+def from_config(config: ml_collections.ConfigDict) -> Dataset:
+    """The dataset that `config.data` names, with the splits that it asks for.
+
+    Raises:
+      UserError: the name is unknown, or a field does not fit the dataset.
+    """
+    if config.dataset == "synthetic":
+        dataset = _synthetic(config)
+    else:
+        names = dict.fromkeys([*catalog.DATASETS, "folder", "synthetic"])
+        pick("dataset", config.dataset, names)
+        dataset = _resized(config, named(config.dataset, config.data_dir))
+    return _with_validation(dataset, config.validation_examples)
+
+
+def named(name: str, data_dir: str) -> Dataset:
+    """A dataset of `catalog.DATASETS`, or the `folder` that is prepared in a directory.
+
+    Raises:
+      UserError: no folder is prepared there.
+    """
+    return _folder(data_dir) if name == "folder" else catalog.DATASETS[name]
+
+
+_SHAPE_FIELDS = ("image_size", "channels", "num_classes", "num_examples")
+
+
+def _resized(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
+    """The dataset, its images brought to the size asked for where they differ."""
+    free = () if dataset.fixed_size else ("image_size",)
+    for field in _SHAPE_FIELDS:
+        if config[field] is not None and field not in free:
+            raise UserError(
+                f"data.{field} = {config[field]} cannot be set for {dataset.name}, "
+                "which is what it is; synthetic has any shape."
+            )
+    if dataset.fixed_size or config.image_size is None:
+        return dataset
+    if config.image_size < 1:
+        raise UserError(f"data.image_size = {config.image_size} must be above 0.")
+    return dataclasses.replace(dataset, image_size=config.image_size)
+
+
+def folder_path(data_dir: str) -> epath.Path:
+    """Where the `folder` of a data directory is, or would be."""
+    return epath.Path(data_dir).expanduser() / "folder" / "1.0.0"
+
+
+def _folder(data_dir: str) -> Dataset:
+    # Imported here, since it takes half a second and few datasets need it.
+    import tensorflow_datasets as tfds
+
+    directory = folder_path(data_dir)
+    if not (directory / "dataset_info.json").exists():
+        raise UserError(
+            f"folder is not prepared in {data_dir}: run python -m dresnet_jax.prepare "
+            f"--dataset=folder --from_dir=<directory of class/image files> "
+            f"--data_dir={data_dir}"
+        )
+    info = tfds.builder_from_directory(directory).info
+    official = {name: split.num_examples for name, split in info.splits.items()}
+    return Dataset(
+        name="folder",
+        image_size=224,
+        channels=3,
+        class_names=tuple(info.features["label"].names),
+        **_folder_splits(official),
+        mean=catalog.IMAGENET_MEAN,
+        std=catalog.IMAGENET_STD,
+        citation="None: a person's own images.",
+        licence="Theirs.",
+        source="Prepared from a directory of class/image files.",
+        fixed_size=False,
+    )
+
+
+def _folder_splits(official: dict[str, int]) -> dict[str, Any]:
+    """The fields of a folder, whose missing splits are tenths of its training images.
+
+    Where there is validation and no test, validation is the test, as on ImageNet.
+    """
+    tenth = max(1, official["train"] // 10)
+    names = {"train": "train", "validation": "validation", "test": "test"}
+    if "test" not in official:
+        names["test"] = "validation" if "validation" in official else "train"
+    if "validation" not in official or names["test"] == "validation":
+        names["validation"] = "train"
+    splits = {
+        name: tenth if names[name] == "train" else official[names[name]]
+        for name in ("validation", "test")
+    }
+    taken = sum(splits[name] for name in splits if names[name] == "train")
+    return {
+        "splits": {"train": official["train"] - taken, **splits},
+        "tfds_splits": names,
+    }
+
+
+def _with_validation(dataset: Dataset, asked: int | None) -> Dataset:
+    """The dataset with so many validation examples; as it is for None."""
+    if asked is None:
+        return dataset
+    train, validation = dataset.splits["train"], dataset.splits["validation"]
+    available = train + validation - 1 if dataset.is_carved else validation
+    if not 1 <= asked <= available:
+        raise UserError(
+            f"data.validation_examples = {asked} must be between 1 and the "
+            f"{available} that {dataset.name} has."
+        )
+    splits = dataset.splits | {"validation": asked}
+    if dataset.is_carved:
+        splits["train"] = train + validation - asked
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
+    for field in _SHAPE_FIELDS:
+        if config[field] is None or config[field] < 1:
+            raise UserError(
+                f"data.{field} = {config[field]} must be above 0 for synthetic."
+            )
+    held_out = max(1, config.num_examples // 4)
+    return Dataset(
+        name="synthetic",
+        image_size=config.image_size,
+        channels=config.channels,
+        class_names=tuple(str(label) for label in range(config.num_classes)),
+        splits={
+            "train": config.num_examples,
+            "validation": held_out,
+            "test": held_out,
+        },
+        mean=(0.5,) * config.channels,
+        std=(0.25,) * config.channels,
+        citation="None: a random pattern of patches per class, under noise.",
+        licence="None needed.",
+        source="Made on the spot by `sources.py`, the same for every seed.",
+    )

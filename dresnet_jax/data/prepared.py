@@ -1,0 +1,82 @@
+"""Datasets that TensorFlow Datasets prepared: found, compared with the catalogue.
+
+Nothing here needs TensorFlow.
+"""
+
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from dresnet_jax.data.catalog import SPLITS, Dataset
+from dresnet_jax.errors import UserError
+
+
+def find(name: str, data_dir: str) -> tuple[Any, bool]:
+    """The TensorFlow Datasets builder of a dataset, and whether it is prepared.
+
+    The builder is for array_record files; reading with it needs no TensorFlow.
+    """
+    # Imported here, since it takes half a second and few datasets need it.
+    import tensorflow_datasets as tfds
+
+    from dresnet_jax.data import tiny_imagenet  # noqa: F401  It registers itself.
+
+    directory = epath.Path(data_dir).expanduser()
+    verbosity = logging.get_verbosity()
+    # TFDS warns where nothing is prepared; `require` makes an error of it.
+    logging.set_verbosity(logging.ERROR)
+    try:
+        builder = tfds.builder(
+            name, data_dir=directory, file_format=tfds.core.FileFormat.ARRAY_RECORD
+        )
+        return builder, builder.is_prepared()
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def require(dataset: Dataset, data_dir: str) -> Any:
+    """The builder of a prepared dataset; None for one that needs no preparation.
+
+    Raises:
+      UserError: it is not prepared there, another version is, or what is prepared is
+        not what the catalogue says.
+    """
+    if not dataset.tfds_splits:
+        return None
+    builder, is_prepared = find(dataset.name, data_dir)
+    if not is_prepared:
+        here = builder.data_path.parent
+        others = [path.name for path in here.iterdir()] if here.exists() else []
+        raise UserError(
+            f"{dataset.name} {builder.version} is not prepared in {data_dir}"
+            + (f", which holds {', '.join(sorted(others))}" if others else "")
+            + f": run python -m dresnet_jax.prepare --dataset={dataset.name} "
+            f"--data_dir={data_dir}"
+        )
+    _check_content(dataset, builder.info, str(builder.data_path))
+    return builder
+
+
+def _check_content(dataset: Dataset, info: Any, path: str) -> None:
+    """Compares what is prepared with what the model is built for."""
+    classes = info.features["label"].num_classes
+    if classes != dataset.num_classes:
+        raise UserError(
+            f"{path} has {classes} classes; the model is built for "
+            f"{dataset.num_classes}."
+        )
+    shape = (dataset.image_size, dataset.image_size, dataset.channels)
+    if dataset.fixed_size and info.features["image"].shape != shape:
+        raise UserError(
+            f"{path} has images of shape {info.features['image'].shape}; the model is "
+            f"built for {shape}."
+        )
+    for name in SPLITS:
+        official, _, stop = dataset.tfds_range(name)
+        found = info.splits[official].num_examples
+        if found < stop:
+            raise UserError(
+                f"{path} has {found} {official} examples; {name} asks for them up to "
+                f"the {stop}th."
+            )
