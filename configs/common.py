@@ -68,13 +68,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"
 
     connections = config.model.connections = ml_collections.ConfigDict()
-    # Who reads whom: dense, none, or a list of (reader, source) such as
-    # ((3, 1), (8, 2)). Read by the models whose name begins with d.
+    # Who reads whom: dense, none, within_stage, powers_of_two, dilated:<d>, last:<m>,
+    # or a list of (reader, source) such as ((3, 1), (8, 2)). Read by the models whose
+    # name begins with d.
     connections.topology = config_dict.FieldReference("dense", field_type=object)
-    # Gate function: sigmoid, gauss or identity.
+    # Gate function: sigmoid, gauss, identity, tanh, hard_sigmoid or softmax.
     connections.gate = "sigmoid"
-    # F(w) of every connection at the start, in (0, 1).
-    connections.opening = 0.5
+    # What has a weight of its own: per_edge, per_channel, or by_distance (shared by all
+    # connections of one distance).
+    connections.weights = "per_edge"
+    # F(w) of every connection at the start, in (0, 1), or 1/n^2 or published. softmax
+    # starts a block's sources equal.
+    connections.opening = config_dict.FieldReference(0.5, field_type=object)
+    # Whether sources are divided by the root mean square of their channels.
+    connections.normalise_sources = False
     # gauss: k of exp(-k w^2) at the start, above 0, and who shares one:
     # global, per_block or per_edge.
     connections.sharpness = 1.0
@@ -101,6 +108,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Learning rate of gate weights and sharpness, as a multiple of the common one.
     # At 1 sigmoid gates hardly move.
     config.optimizer.gate_multiplier = 30.0
+    # Parts of the run, at its start and at its end, in which gates are frozen.
+    config.optimizer.gate_freeze_first = 0.0
+    config.optimizer.gate_freeze_last = 0.0
 
     config.train = ml_collections.ConfigDict()
     # Length of the run: num_steps if given, else num_epochs.
@@ -110,6 +120,8 @@ def get_config() -> ml_collections.ConfigDict:
     # slower than the devices. On a CPU, where convolutions in a loop are slow, 1.
     config.train.steps_per_call = 1
     config.train.label_smoothing = 0.0
+    # Added to the loss: this times the sum of |F(w)| over all connections.
+    config.train.gate_penalty = 0.0
     # Decay of the averaged parameters that are then evaluated; 0 for no average.
     config.train.ema_decay = 0.0
     # Steps between log lines and between checkpoints; evaluation on the validation

@@ -125,15 +125,16 @@ def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
 
 
 def gate_functions() -> Figure:
-    """The bounded gate functions: sigmoid, and gauss at several k."""
+    """The gate functions of one weight: gauss at several k."""
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     weights = jnp.linspace(-6, 6, 401)
-    axis.plot(
-        weights,
-        GATES["sigmoid"].function(weights, jnp.ones(())),
-        label=f"sigmoid: {GATES['sigmoid'].formula}",
-        linewidth=2,
-    )
+    for name in ("sigmoid", "hard_sigmoid", "tanh"):
+        axis.plot(
+            weights,
+            GATES[name].function(weights, jnp.ones(())),
+            label=f"{name}: {GATES[name].formula}",
+            linewidth=2,
+        )
     for k in (0.1, 1.0, 10.0):
         axis.plot(
             weights,
@@ -144,7 +145,7 @@ def gate_functions() -> Figure:
         )
     axis.set_xlabel("weight w")
     axis.set_ylabel("opening F(w)")
-    axis.set_ylim(-0.03, 1.45)
+    axis.set_ylim(-1.08, 1.9)
     axis.grid(alpha=0.3)
     axis.legend(loc="upper center", ncols=2, fontsize=8)
     return figure

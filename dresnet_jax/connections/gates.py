@@ -15,18 +15,32 @@ class Gate:
     """A gate function with its inverse.
 
     Attributes:
-      function: (weights, sharpness) -> openings, each an array of shape
-        [sources] (sharpness may be a scalar), float32. `weights` are all weights
-        of one block, so a gate may also compare a block's sources.
+      function: (weights, sharpness) -> openings: arrays of shape [sources], or
+        [sources, channels] for a weight per channel, float32; sharpness is of a shape
+        that broadcasts. `weights` are all weights of one block, so a gate may also
+        compare a block's sources.
       inverse: (opening, sharpness) -> the starting weight that gives the opening.
       formula: F(w), as people write it.
       has_sharpness: whether the function reads the sharpness k.
+      compares_sources: whether F depends on a block's other weights; they all start
+        equal then, and no opening can be asked for.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
     inverse: Callable[[float, float], float]
     formula: str
     has_sharpness: bool = False
+    compares_sources: bool = False
+
+
+def _hard_sigmoid(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
+    """Exactly 0 and 1 at its ends, with the gradient of the line between everywhere.
+
+    Straight-through (Bengio et al. 2013): a gate that has closed can open again.
+    """
+    del sharpness
+    line = weights / 6 + 0.5
+    return line + jax.lax.stop_gradient(jnp.clip(line, 0, 1) - line)
 
 
 GATES = {
@@ -46,6 +60,22 @@ GATES = {
         formula="exp(-k w^2)",
         has_sharpness=True,
     ),
+    "tanh": Gate(
+        function=lambda weights, sharpness: jnp.tanh(weights),
+        inverse=lambda opening, sharpness: math.atanh(opening),
+        formula="tanh(w)",
+    ),
+    "hard_sigmoid": Gate(
+        function=_hard_sigmoid,
+        inverse=lambda opening, sharpness: 6 * opening - 3,
+        formula="min(max(w / 6 + 1/2, 0), 1)",
+    ),
+    "softmax": Gate(
+        function=lambda weights, sharpness: jax.nn.softmax(weights, axis=0),
+        inverse=lambda opening, sharpness: 0.0,
+        formula="exp(w_k) / sum_j exp(w_j)",
+        compares_sources=True,
+    ),
 }
 
 
@@ -56,7 +86,7 @@ def starting_weight(gate: Gate, opening: float, sharpness: float) -> float:
       UserError: the opening is outside (0, 1), where a gate either has no such
         weight or would start with a zero gradient.
     """
-    if not 0 < opening < 1:
+    if not (isinstance(opening, int | float) and 0 < opening < 1):
         raise UserError(
             f"Gate opening {opening} is outside (0, 1): "
             "choose a number between 0 and 1, neither included."

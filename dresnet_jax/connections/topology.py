@@ -1,9 +1,12 @@
 """Topology: which earlier blocks each block reads, as a frozen, hashable value."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from dresnet_jax.errors import UserError, pick
+from dresnet_jax.errors import UserError, unknown
+
+# The stage, from 0, of each block.
+Stages = Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +45,61 @@ class Topology:
         return tuple(sorted({reader for reader, _ in self.edges}))
 
 
-def none(num_blocks: int) -> Topology:
+def from_rule(num_blocks: int, reads: Callable[[int, int], bool]) -> Topology:
+    """The edges of `dense` for which reads(reader, source) holds."""
+    return Topology(
+        num_blocks,
+        tuple(
+            (i, k)
+            for i in range(3, num_blocks + 1)
+            for k in range(1, i - 1)
+            if reads(i, k)
+        ),
+    )
+
+
+def none(stages: Stages) -> Topology:
     """No learned connections: the plain network."""
-    return Topology(num_blocks)
+    return Topology(len(stages))
 
 
-def dense(num_blocks: int) -> Topology:
+def dense(stages: Stages) -> Topology:
     """Block i reads every block up to i-2: (n-1)(n-2)/2 edges."""
-    readers = range(3, num_blocks + 1)
-    return Topology(num_blocks, tuple((i, k) for i in readers for k in range(1, i - 1)))
+    return from_rule(len(stages), lambda i, k: True)
 
 
-PATTERNS = {"none": none, "dense": dense}
+def within_stage(stages: Stages) -> Topology:
+    """The edges of `dense` whose source has the shape of x_i, so needs no pooling.
+
+    That is the shape of y_{i-1}: the first block of a stage still reads the stage
+    before it.
+    """
+    return from_rule(len(stages), lambda i, k: stages[k - 1] == stages[i - 2])
+
+
+def powers_of_two(stages: Stages) -> Topology:
+    """Block i reads i-2, i-4, i-8, ... (Hu et al. 2017, Log-DenseNet)."""
+    return from_rule(len(stages), lambda i, k: (i - k).bit_count() == 1)
+
+
+def dilated(stages: Stages, d: int) -> Topology:
+    """Block i reads every d-th block before i-1 (DenseFormer, Pagliardini 2024)."""
+    return from_rule(len(stages), lambda i, k: (i - 1 - k) % d == 0)
+
+
+def last(stages: Stages, m: int) -> Topology:
+    """Block i reads the m blocks before i-1."""
+    return from_rule(len(stages), lambda i, k: i - 1 - k <= m)
+
+
+PATTERNS = {
+    "none": none,
+    "dense": dense,
+    "within_stage": within_stage,
+    "powers_of_two": powers_of_two,
+}
+# These take a whole number above 0, written behind a colon: "last:3".
+COUNTED_PATTERNS = {"dilated": dilated, "last": last}
 
 
 def from_edges(num_blocks: int, edges: Iterable[tuple[int, int]]) -> Topology:
@@ -81,17 +127,41 @@ def from_edges(num_blocks: int, edges: Iterable[tuple[int, int]]) -> Topology:
     return Topology(num_blocks, tuple(sorted(pairs)))
 
 
-def build(pattern: str | Iterable[tuple[int, int]], num_blocks: int) -> Topology:
+def build(pattern: str | Iterable[tuple[int, int]], stages: Stages) -> Topology:
     """A topology from a pattern's name or a list of (reader, source) pairs.
 
+    Args:
+      pattern: a key of `PATTERNS`, one of `COUNTED_PATTERNS` with its number, such as
+        "last:3", or the edges.
+      stages: the stage of each block.
+
     Raises:
-      UserError: the pattern has no such name, or an edge is not possible.
+      UserError: the pattern has no such name, its number is missing or wrong, or an
+        edge is not possible.
     """
     if isinstance(pattern, str):
-        return pick("topology", pattern, PATTERNS)(num_blocks)
+        return _named(pattern, stages)
     if not isinstance(pattern, list | tuple):
         raise UserError(
-            f"Topology {pattern!r} must be one of {', '.join(PATTERNS)}, or a list of "
-            "(reader, source) pairs."
+            f"Topology {pattern!r} must be one of {', '.join(_written())}, or a list "
+            "of (reader, source) pairs."
         )
-    return from_edges(num_blocks, pattern)
+    return from_edges(len(stages), pattern)
+
+
+def _named(pattern: str, stages: Stages) -> Topology:
+    if pattern in PATTERNS:
+        return PATTERNS[pattern](stages)
+    name, _, count = pattern.partition(":")
+    if name not in COUNTED_PATTERNS:
+        raise unknown("topology", pattern, _written())
+    if not count.isdecimal() or int(count) < 1:
+        raise UserError(
+            f"Topology '{pattern}' needs a whole number above 0, as in '{name}:2'."
+        )
+    return COUNTED_PATTERNS[name](stages, int(count))
+
+
+def _written() -> list[str]:
+    """The patterns as a person writes them."""
+    return [*PATTERNS, *(f"{name}:<number>" for name in COUNTED_PATTERNS)]

@@ -8,7 +8,7 @@ in value and gradient. All have the same arguments:
   base: y_{i-1}, [batch, height, width, channels].
   sources: the y_k, each [batch, height_k, width_k, channels_k], with height_k >=
     height and width_k >= width.
-  gates: F(w_ik), [sources].
+  gates: F(w_ik), [sources], or [sources, channels] for a gate per channel of x_i.
   kernels: one 1x1 kernel per source, [channels_k, channels].
   biases: one bias per source, [channels], or None for projections without bias.
 
@@ -26,6 +26,10 @@ import numpy as np
 from flax import linen as nn
 
 Arrays = Sequence[jax.Array]
+
+# Keeps the gradient finite where all channels are 0.
+_RMS_EPSILON = 1e-6
+
 WeightedSum = Callable[[jax.Array, Arrays, jax.Array, Arrays, Arrays | None], jax.Array]
 
 
@@ -48,7 +52,8 @@ def reference(
         projected = source @ kernel.astype(base.dtype)
         if biases is not None:
             projected = projected + _as_channels(biases[k].astype(base.dtype))
-        x = x + gates[k].astype(base.dtype) * average_pool(projected, base.shape[1:3])
+        gate = _as_channels(jnp.atleast_1d(gates[k]).astype(base.dtype))
+        x = x + gate * average_pool(projected, base.shape[1:3])
     return x
 
 
@@ -72,10 +77,13 @@ def folded(
         return base
     pooled = [average_pool(source, base.shape[1:3]) for source in sources]
     # The folding is done in the parameters' precision, the product in the base's.
-    kernel = jnp.concatenate([gates[k] * kernels[k] for k in range(len(kernels))])
+    # A factor for each column of a source's kernel, or one for all.
+    columns = gates.reshape(len(sources), 1, -1)
+    kernel = jnp.concatenate([columns[k] * kernels[k] for k in range(len(kernels))])
     x = base + jnp.concatenate(pooled, axis=-1) @ kernel.astype(base.dtype)
     if biases is not None:
-        x = x + _as_channels((gates @ jnp.stack(biases)).astype(base.dtype))
+        bias = (columns[:, 0] * jnp.stack(biases)).sum(axis=0)
+        x = x + _as_channels(bias.astype(base.dtype))
     return x
 
 
@@ -106,9 +114,17 @@ class BlockOutputs:
     readers of one resolution share it and the next resolution starts from it.
     """
 
-    def __init__(self, stem: jax.Array) -> None:
-        """Starts with the stem's output, [batch, height, width, channels]."""
+    def __init__(self, stem: jax.Array, *, normalise: bool = False) -> None:
+        """Starts with the stem's output, [batch, height, width, channels].
+
+        Args:
+          stem: y_0.
+          normalise: whether sources are read as `rms_normalised` makes them; the base
+            of a sum never is.
+        """
         self._outputs = [stem]
+        self._normalise = normalise
+        self._normalised: dict[int, jax.Array] = {}
         self._pooled: list[dict[tuple[int, int], jax.Array]] = [{}]
 
     def append(self, output: jax.Array) -> None:
@@ -122,8 +138,12 @@ class BlockOutputs:
         return self._outputs[-1]
 
     def __getitem__(self, k: int) -> jax.Array:
-        """y_k at its own resolution."""
-        return self._outputs[k]
+        """y_k as a source, at its own resolution."""
+        if not self._normalise:
+            return self._outputs[k]
+        if k not in self._normalised:
+            self._normalised[k] = rms_normalised(self._outputs[k])
+        return self._normalised[k]
 
     def pooled(self, k: int, size: tuple[int, int]) -> jax.Array:
         """y_k, average-pooled to (height, width); the same array for every caller."""
@@ -136,9 +156,22 @@ class BlockOutputs:
                 for middle, pooled in known.items()
                 if _divides(size, middle) and _divides(middle, whole)
             ]
-            start = nested[-1] if nested else self._outputs[k]
+            start = nested[-1] if nested else self[k]
             known[size] = average_pool(start, size)
         return known[size]
+
+
+def rms_normalised(images: jax.Array) -> jax.Array:
+    """Each position divided by the root mean square of its channels.
+
+    RMSNorm (Zhang and Sennrich 2019) without trainable parameters.
+
+    Args:
+      images: [batch, height, width, channels].
+    """
+    exact = images.astype(jnp.float32)
+    mean_square = jnp.mean(exact**2, axis=-1, keepdims=True)
+    return (exact * jax.lax.rsqrt(mean_square + _RMS_EPSILON)).astype(images.dtype)
 
 
 def average_pool(images: jax.Array, size: tuple[int, ...]) -> jax.Array:
@@ -193,7 +226,9 @@ def _check_shapes(
     biases: Arrays | None,
 ) -> None:
     batch, _, _, channels = base.shape
-    chex.assert_shape(gates, (len(sources),))
+    chex.assert_shape(
+        gates, [(len(sources),), (len(sources), channels)][gates.ndim - 1]
+    )
     for source, kernel in zip(sources, kernels, strict=True):
         chex.assert_shape(source, (batch, None, None, kernel.shape[0]))
         chex.assert_shape(kernel, (None, channels))

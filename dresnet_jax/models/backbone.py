@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 from flax import linen as nn
@@ -12,6 +13,13 @@ from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.models.blocks import BLOCKS, SHORTCUTS, STEMS
 from dresnet_jax.models.heads import Classifier
 from dresnet_jax.models.layers import ConvNorm
+
+
+def stages(blocks_per_stage: Sequence[int]) -> tuple[int, ...]:
+    """The stage, from 0, of each block."""
+    return tuple(
+        stage for stage, blocks in enumerate(blocks_per_stage) for _ in range(blocks)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +55,7 @@ class BackboneSpec:
     @property
     def stages(self) -> tuple[int, ...]:
         """The stage, from 0, of each block."""
-        return tuple(
-            stage
-            for stage, blocks in enumerate(self.blocks_per_stage)
-            for _ in range(blocks)
-        )
+        return stages(self.blocks_per_stage)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -106,7 +110,7 @@ class Backbone(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
         connections = Connections(spec.connections, spec.channels, name="connections")
-        outputs = BlockOutputs(x)
+        outputs = BlockOutputs(x, normalise=spec.connections.normalise_sources)
         for i, stride in enumerate(spec.strides, start=1):
             keeps_shape = stride == 1 and spec.channels[i] == spec.channels[i - 1]
             block = BLOCKS[spec.block](

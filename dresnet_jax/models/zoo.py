@@ -7,7 +7,7 @@ import ml_collections
 from dresnet_jax.connections import topology
 from dresnet_jax.connections.module import ConnectionSpec
 from dresnet_jax.errors import UserError, pick
-from dresnet_jax.models.backbone import Backbone, BackboneSpec
+from dresnet_jax.models.backbone import Backbone, BackboneSpec, stages
 from dresnet_jax.models.blocks import STEMS
 
 
@@ -70,7 +70,7 @@ def build(
         conv_bias=model.seed,
         dropout=config.dropout,
         dtype=config.dtype,
-        connections=_connections(config.connections, model, sum(blocks)),
+        connections=_connections(config.connections, model, stages(blocks)),
     )
     if image_size < spec.total_stride:
         raise UserError(
@@ -83,14 +83,16 @@ def build(
 
 
 def _connections(
-    config: ml_collections.ConfigDict, model: Model, num_blocks: int
+    config: ml_collections.ConfigDict, model: Model, of_blocks: tuple[int, ...]
 ) -> ConnectionSpec:
-    pattern = topology.build(config.topology, num_blocks)
+    pattern = topology.build(config.topology, of_blocks)
     bias = config.projection_bias
     return ConnectionSpec(
-        topology=pattern if model.connected else topology.none(num_blocks),
+        topology=pattern if model.connected else topology.none(of_blocks),
         gate=config.gate,
         opening=config.opening,
+        weights=config.weights,
+        normalise_sources=config.normalise_sources,
         sharpness=config.sharpness,
         sharpness_granularity=config.sharpness_granularity,
         form=config.form,

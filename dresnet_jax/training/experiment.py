@@ -82,6 +82,7 @@ class Experiment:
         return functools.partial(
             steps.train_step,
             label_smoothing=train.label_smoothing,
+            gate_penalty=train.gate_penalty,
             ema_decay=train.ema_decay,
             log_every_steps=train.log_every_steps,
         )
@@ -243,6 +244,10 @@ def _num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
     for field in ("label_smoothing", "ema_decay"):
         if not 0 <= train[field] < 1:
             raise UserError(f"train.{field} = {train[field]} must be in [0, 1).")
+    if not 0 <= train.gate_penalty < math.inf:
+        raise UserError(
+            f"train.gate_penalty = {train.gate_penalty} must be a number, not below 0."
+        )
     if train.num_steps is not None:
         num_steps = train.num_steps
     elif train.num_epochs is not None:

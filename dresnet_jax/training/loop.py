@@ -14,18 +14,24 @@ from typing import Any
 
 import jax
 import optax
+from absl import logging
 from etils import epath
 
 import dresnet_jax
+from dresnet_jax.connections import module as connections
+from dresnet_jax.connections.module import Openings
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import RunFailedError
-from dresnet_jax.training import checkpointing, optimizer, workdir
+from dresnet_jax.training import checkpointing, metrics, optimizer, workdir
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.metrics import Log, Metrics
 from dresnet_jax.training.roads import Splits
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
+
+# Mean change of F(w), from half of the run on, below which a person is warned.
+_STILL_GATES = 0.01
 
 
 class NonFiniteLossError(RunFailedError):
@@ -59,7 +65,8 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
         if start == 0:
             log.write_gates(0, experiment.gate_openings(state))
         if start < experiment.num_steps:
-            trainer = _Trainer(experiment, splits, evaluate, checkpoints, log)
+            gates = metrics.first_gates(directory)
+            trainer = _Trainer(experiment, splits, evaluate, checkpoints, log, gates)
             state = trainer.train(state, start, stop)
     report = {"workdir": str(directory)}
     report |= _report(experiment, state, evaluate, splits)
@@ -98,6 +105,7 @@ class _Trainer:
     evaluate: Evaluator
     checkpoints: checkpointing.Checkpoints
     log: Log
+    first_gates: Openings
 
     def train(self, state: TrainState, start: int, stop: threading.Event) -> TrainState:
         """Runs the steps after `start`; evaluates, logs and saves on the way."""
@@ -137,8 +145,24 @@ class _Trainer:
             "val_loss": validation.loss,
             "val_accuracy": validation.accuracy,
         }
+        openings = self.experiment.gate_openings(state)
+        if self.first_gates:
+            scalars["gate_drift"] = connections.drift(self.first_gates, openings)
+            self._warn_of_still_gates(step, scalars["gate_drift"])
         self.log.write(step, scalars)
-        self.log.write_gates(step, self.experiment.gate_openings(state))
+        self.log.write_gates(step, openings)
+
+    def _warn_of_still_gates(self, step: int, drift: float) -> None:
+        multiplier = self.experiment.config.optimizer.gate_multiplier
+        is_late = 2 * step >= self.experiment.num_steps
+        if is_late and multiplier and drift < _STILL_GATES:
+            logging.warning(
+                "Gates hardly move: after step %d the mean change of F(w) is %.4f. A "
+                "higher optimizer.gate_multiplier than %g lets them learn.",
+                step,
+                drift,
+                multiplier,
+            )
 
 
 @contextlib.contextmanager

@@ -109,6 +109,17 @@ def read(workdir: epath.Path) -> list[dict[str, Any]]:
     return [_parse(path, number, line) for number, line in enumerate(whole, start=1)]
 
 
+def first_gates(workdir: epath.Path) -> dict[int, dict[int, float]]:
+    """F(w) of every edge at a run's start; nothing where it was not written."""
+    for line in read(workdir):
+        if "gates" in line:
+            return {
+                int(i): {int(k): value for k, value in row.items()}
+                for i, row in line["gates"].items()
+            }
+    return {}
+
+
 def _parse(path: epath.Path, number: int, line: str) -> dict[str, Any]:
     try:
         parsed = json.loads(line)

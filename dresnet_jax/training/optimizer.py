@@ -30,7 +30,10 @@ def build(
             raise UserError(
                 f"optimizer.{field} = {config[field]} must be a number, not below 0."
             )
-    for field in ("momentum", "b1", "b2", "warmup_fraction"):
+    for field in (
+        *("momentum", "b1", "b2", "warmup_fraction"),
+        *("gate_freeze_first", "gate_freeze_last"),
+    ):
         if not 0 <= config[field] < 1:
             raise UserError(f"optimizer.{field} = {config[field]} must be in [0, 1).")
     clip = (
@@ -41,7 +44,7 @@ def build(
     return optax.chain(
         clip,
         make(config, schedule(config, num_steps)),
-        optax.masked(optax.scale(config.gate_multiplier), is_gate),
+        optax.masked(_gate_scale(config, num_steps), is_gate),
     )
 
 
@@ -52,6 +55,19 @@ def schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedul
         peak_value=config.learning_rate,
         warmup_steps=int(config.warmup_fraction * num_steps),
         decay_steps=num_steps,
+    )
+
+
+def _gate_scale(
+    config: ml_collections.ConfigDict, num_steps: int
+) -> optax.GradientTransformation:
+    """The gates' multiple of the common learning rate; 0 while they are frozen."""
+    first = int(config.gate_freeze_first * num_steps)
+    end = num_steps - int(config.gate_freeze_last * num_steps)
+    if (first, end) == (0, num_steps):
+        return optax.scale(config.gate_multiplier)
+    return optax.scale_by_schedule(
+        lambda step: config.gate_multiplier * ((first <= step) & (step < end))
     )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dresnet_jax.connections.module import total_opening
 from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
@@ -35,6 +36,7 @@ def train_step(
     batch: Batch,
     *,
     label_smoothing: float,
+    gate_penalty: float,
     ema_decay: float,
     log_every_steps: int,
 ) -> tuple[TrainState, StepResult]:
@@ -44,6 +46,7 @@ def train_step(
       state: before the step.
       batch: its examples.
       label_smoothing: share of the label spread over all classes.
+      gate_penalty: this times the sum of |F(w)| is added to the loss.
       ema_decay: of the averaged parameters, if the state has them.
       log_every_steps: the running metrics start anew after so many steps.
 
@@ -64,7 +67,13 @@ def train_step(
             },
         )
         losses = cross_entropy(logits, batch.targets, label_smoothing)
-        return losses.mean(), (losses, logits, updates["batch_stats"])
+        loss = losses.mean()
+        if gate_penalty:
+            spec = state.model.spec
+            loss += gate_penalty * total_opening(
+                spec.connections, spec.channels, params.get("connections", {})
+            )
+        return loss, (losses, logits, updates["batch_stats"])
 
     (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(
         loss_function, has_aux=True

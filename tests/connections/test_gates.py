@@ -8,10 +8,11 @@ import pytest
 from dresnet_jax.connections import gates
 from dresnet_jax.errors import UserError
 
-BOUNDED = ("sigmoid", "gauss")
+BOUNDED = ("sigmoid", "gauss", "hard_sigmoid", "softmax")
+FREE = [name for name, gate in gates.GATES.items() if not gate.compares_sources]
 
 
-@pytest.mark.parametrize("name", gates.GATES)
+@pytest.mark.parametrize("name", FREE)
 @pytest.mark.parametrize("opening", [1e-4, 0.018, 0.5, 0.999])
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0])
 def test_inverse_gives_the_weight_of_an_opening(name, opening, sharpness):
@@ -36,7 +37,7 @@ def test_sharpness_narrows_the_gauss_gate():
     np.testing.assert_allclose(narrow, np.exp(-2.5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("opening", [0.0, 1.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("opening", [0.0, 1.0, -0.1, 1.5, float("nan"), None])
 @pytest.mark.parametrize("name", gates.GATES)
 def test_an_opening_outside_0_to_1_is_refused(name, opening):
     with pytest.raises(UserError, match=r"outside \(0, 1\)"):
@@ -59,3 +60,17 @@ def test_sharpness_is_positive_whatever_training_does(raw):
 def test_sharpness_that_is_not_above_0_is_refused(sharpness):
     with pytest.raises(UserError, match="must be a number above 0"):
         gates.positive_inverse(sharpness)
+
+
+def test_softmax_openings_of_a_block_sum_to_1():
+    weights = jnp.asarray([[0.0, -3.0], [1.0, 2.0], [-1.0, 4.0]])
+    values = gates.GATES["softmax"].function(weights, jnp.ones(()))
+    np.testing.assert_allclose(values.sum(axis=0), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "value"), [(-4.0, 0.0), (4.0, 1.0), (1.5, 0.75)])
+def test_a_hard_sigmoid_closes_wholly_and_can_open_again(weight, value):
+    gate = gates.GATES["hard_sigmoid"].function
+    opening, gradient = jax.value_and_grad(gate)(jnp.asarray(weight), jnp.ones(()))
+    assert float(opening) == value
+    assert float(gradient) == pytest.approx(1 / 6)

@@ -14,7 +14,7 @@ from dresnet_jax.connections import weighted_sum
 FAST_FORMS = sorted(set(weighted_sum.FORMS) - {"reference"})
 
 
-def random_inputs(seed, sides, side, channels, bias, batch=2):
+def random_inputs(seed, sides, side, channels, bias, per_channel=False, batch=2):
     """Arguments of a form: sources of the given sides, read at `side`."""
     random = np.random.RandomState(seed)
 
@@ -25,7 +25,7 @@ def random_inputs(seed, sides, side, channels, bias, batch=2):
     return (
         normal(batch, side, side, channels),
         [normal(batch, s, s, c) for s, c in zip(sides, source_channels, strict=True)],
-        normal(len(sides)),
+        normal(len(sides), channels) if per_channel else normal(len(sides)),
         [normal(c, channels) / np.float32(np.sqrt(c)) for c in source_channels],
         [normal(channels) for _ in sides] if bias else None,
     )
@@ -59,10 +59,11 @@ def assert_agree(found, expected, rtol):
     extra=st.lists(st.integers(0, 9), min_size=1, max_size=4),
     channels=st.integers(1, 6),
     bias=st.booleans(),
+    per_channel=st.booleans(),
 )
-def test_agrees_with_reference(name, seed, side, extra, channels, bias):
+def test_agrees_with_reference(name, seed, side, extra, channels, bias, per_channel):
     sides = [side + more for more in extra]
-    inputs = random_inputs(seed, sides, side, channels, bias)
+    inputs = random_inputs(seed, sides, side, channels, bias, per_channel)
     assert_agree(
         value_and_gradients(weighted_sum.FORMS[name].function, inputs),
         value_and_gradients(weighted_sum.reference, inputs),
@@ -154,3 +155,19 @@ def test_outputs_pooled_step_by_step_equal_outputs_pooled_at_once(sides):
         found = outputs.pooled(0, (side, side))
         np.testing.assert_allclose(found, at_once((side, side)), atol=1e-6)
         assert outputs.pooled(0, (side, side)) is found
+
+
+def test_normalised_sources_have_a_mean_square_of_1_and_the_base_is_left():
+    images = np.random.RandomState(0).standard_normal((2, 4, 4, 8)) * 5
+    outputs = weighted_sum.BlockOutputs(
+        jnp.asarray(images, jnp.float32), normalise=True
+    )
+    np.testing.assert_allclose((outputs[0] ** 2).mean(axis=-1), 1.0, rtol=1e-4)
+    np.testing.assert_array_equal(outputs.last, images.astype(np.float32))
+    pooled = weighted_sum.average_pool(outputs[0], (2, 2))
+    np.testing.assert_array_equal(outputs.pooled(0, (2, 2)), pooled)
+
+
+def test_normalising_zeros_keeps_the_gradient_finite():
+    gradient = jax.grad(lambda x: weighted_sum.rms_normalised(x).sum())
+    assert np.isfinite(gradient(jnp.zeros((1, 1, 1, 4)))).all()

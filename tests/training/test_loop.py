@@ -139,6 +139,21 @@ def test_the_step_compiles_once(small_config, directory):
     assert sum("eval_step" in name for name in names) == 1, names
 
 
+@pytest.mark.parametrize(
+    ("multiplier", "warns"), [(1e-3, True), (300.0, False), (0.0, False)]
+)
+def test_gates_that_hardly_move_raise_an_alarm(
+    small_config, directory, caplog, multiplier, warns
+):
+    small_config.optimizer.gate_multiplier = multiplier
+    train(small_config, directory)
+    assert ("Gates hardly move" in caplog.text) == warns
+    (drift,) = [
+        line["gate_drift"] for line in metrics.read(directory) if "gate_drift" in line
+    ]
+    assert (drift < 0.01) == (multiplier < 1)
+
+
 def test_a_finished_run_only_reports_again(small_config, directory):
     first = train(small_config, directory)
     lines = (directory / "metrics.jsonl").read_bytes()

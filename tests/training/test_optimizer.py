@@ -70,6 +70,29 @@ def test_gates_and_sharpness_alone_have_the_multiplied_rate(name):
     }
 
 
+@pytest.mark.parametrize(
+    ("fields", "frozen"),
+    [
+        ({"gate_freeze_first": 0.25}, {0, 1, 2}),
+        ({"gate_freeze_last": 0.25}, {9, 10, 11}),
+        ({"gate_freeze_first": 0.5, "gate_freeze_last": 0.25}, {*range(6), 9, 10, 11}),
+        ({}, set()),
+    ],
+)
+def test_gates_alone_are_frozen_where_the_config_says_so(fields, frozen):
+    tx = optimizer.build(config(warmup_fraction=0.0, **fields), num_steps=12)
+    values = params()
+    state = tx.init(values)
+    gradients = jax.tree.map(jnp.ones_like, values)
+    still = {"gates": set(), "others": set()}
+    for step in range(12):
+        updates, state = tx.update(gradients, state, values)
+        for path, update in by_name(updates).items():
+            if not np.abs(update).max():
+                still["gates" if "gate_" in path else "others"].add(step)
+    assert still == {"gates": frozen, "others": set()}
+
+
 def test_gradients_are_clipped_by_their_global_norm():
     fields = {"weight_decay": 0.0, "warmup_fraction": 0.0, "momentum": 0.0}
     fields |= {"learning_rate": 1.0, "gate_multiplier": 1.0}
@@ -98,6 +121,8 @@ def test_the_rate_warms_up_and_falls_to_0():
         ("gate_multiplier", -1.0, "must be a number, not below 0"),
         ("momentum", 1.0, r"must be in \[0, 1\)"),
         ("warmup_fraction", 1.5, r"must be in \[0, 1\)"),
+        ("gate_freeze_first", 1.0, r"must be in \[0, 1\)"),
+        ("gate_freeze_last", -0.1, r"must be in \[0, 1\)"),
     ],
 )
 def test_wrong_values_are_refused(field, value, message):

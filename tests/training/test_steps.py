@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from dresnet_jax.connections import module
 from dresnet_jax.data import pipeline, sources
 from dresnet_jax.training import experiment, steps
 
@@ -19,7 +20,7 @@ def parts(tiny_images_config):
     return experiment.build(tiny_images_config)
 
 
-def train(parts, num_steps, label_smoothing=0.0, log_every_steps=5):
+def train(parts, num_steps, log_every_steps=5, gate_penalty=0.0):
     """The state after some steps on one batch, and every step's result."""
     train_split = sources.open_splits(parts.dataset, "")["train"]
     size = parts.recipe.batch_size
@@ -31,7 +32,8 @@ def train(parts, num_steps, label_smoothing=0.0, log_every_steps=5):
     step = jax.jit(
         functools.partial(
             steps.train_step,
-            label_smoothing=label_smoothing,
+            label_smoothing=0.0,
+            gate_penalty=gate_penalty,
             ema_decay=0.9,
             log_every_steps=log_every_steps,
         )
@@ -47,9 +49,19 @@ def test_the_loss_falls_and_the_gates_move(parts):
     before = parts.gate_openings(parts.create_state())
     state, results = train(parts, 40)
     assert results[-1].loss < 0.2 * results[0].loss
-    after = parts.gate_openings(state)
-    moved = [abs(after[i][k] - before[i][k]) for i in after for k in after[i]]
-    assert max(moved) > 0.01
+    assert module.drift(before, parts.gate_openings(state)) > 0.01
+
+
+def test_a_penalty_closes_the_gates_and_is_in_the_loss(parts):
+    free, (first, *_) = train(parts, 40)
+    held, (penalised, *_) = train(parts, 40, gate_penalty=1.0)
+    openings, closed = parts.gate_openings(free), parts.gate_openings(held)
+    assert closed[3][1] < openings[3][1] - 0.05
+    start = parts.gate_openings(parts.create_state())[3][1]
+    assert float(penalised.loss - first.loss) == pytest.approx(start, rel=1e-4)
+    # What is logged is the cross entropy alone.
+    means = [result.running.compute()["loss"] for result in (first, penalised)]
+    assert means[0] == pytest.approx(means[1])
 
 
 def test_running_metrics_start_anew_after_each_log_line(parts):
