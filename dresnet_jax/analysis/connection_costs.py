@@ -3,18 +3,20 @@
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dresnet_jax.analysis import cost
+from dresnet_jax.analysis import chips, cost
 from dresnet_jax.connections.weighted_sum import FORMS
 from dresnet_jax.data import pipeline
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import experiment
+from dresnet_jax.training import experiment, sharding
+from dresnet_jax.training.state import TrainState
 
 PLAIN = "none"
 
@@ -29,10 +31,12 @@ class Row:
       depth: residual blocks.
       flops_ratio: floating-point operations, as the compiler counts.
       bytes_ratio: bytes accessed, as the compiler counts.
-      temp_ratio: temporary memory, as the compiler counts.
-      step_ratio: median over the rounds of (step time / plain's in that round).
-      step_ratio_range: the least and the largest of these.
-      step_seconds: median step time.
+      temp_ratio: temporary memory, as the compiler counts; None where the plain network
+        needs none.
+      step_ratio: median over the rounds of (step time / plain's in that round); for
+        another target the ratio of the estimates.
+      step_ratio_range: the least and the largest of these; None for an estimate.
+      step_seconds: median step time, or the estimate.
       compile_ratio: compile time.
     """
 
@@ -41,9 +45,9 @@ class Row:
     depth: int
     flops_ratio: float
     bytes_ratio: float
-    temp_ratio: float
+    temp_ratio: float | None
     step_ratio: float
-    step_ratio_range: tuple[float, float]
+    step_ratio_range: tuple[float, float] | None
     step_seconds: float
     compile_ratio: float
 
@@ -64,33 +68,69 @@ def measure(
     Raises:
       UserError: a value of the config is wrong, or there is nothing to measure.
     """
-    if not forms:
-        raise UserError(f"No form is named: give some of {', '.join(FORMS)}.")
-    # All are built, and so checked, before the first is compiled.
-    parts = {
-        form: experiment.build(_with_form(config, form)) for form in (PLAIN, *forms)
+    parts = _experiments(config, forms)
+    programs = {
+        form: _compile(part, part.create_state(), _batch(part))
+        for form, part in parts.items()
     }
-    if not parts[forms[0]].model.spec.connections.topology.edges:
-        raise UserError(f"{config.model.name} has no connections to measure.")
-    programs = {form: _compile(part) for form, part in parts.items()}
-    runners = {form: program.run for form, program in programs.items()}
+    runners = {
+        form: _runner(program.compiled, parts[form].create_state(), _batch(parts[form]))
+        for form, program in programs.items()
+    }
     seconds = cost.interleaved_seconds(runners, runs)
-    plain = programs[PLAIN]
     rows = []
-    for form, program in programs.items():
+    for form, row in _rows(config, programs).items():
         ratios = seconds[form] / seconds[PLAIN]
         rows.append(
             Row(
-                model=config.model.name,
-                form=form,
-                depth=sum(config.model.blocks_per_stage),
-                flops_ratio=program.cost.flops / plain.cost.flops,
-                bytes_ratio=program.cost.bytes_accessed / plain.cost.bytes_accessed,
-                temp_ratio=program.cost.temp_bytes / plain.cost.temp_bytes,
+                **row,
                 step_ratio=float(np.median(ratios)),
                 step_ratio_range=(float(ratios.min()), float(ratios.max())),
                 step_seconds=float(np.median(seconds[form])),
-                compile_ratio=program.compile_seconds / plain.compile_seconds,
+            )
+        )
+    return rows
+
+
+def estimate(
+    config: ml_collections.ConfigDict, forms: Sequence[str], target: str
+) -> list[Row]:
+    """As `measure`, for chips that are not here: compiled, but not run.
+
+    Args:
+      config: of a run; its model has connections. Its batch is that of one chip.
+      forms: names in `weighted_sum.FORMS`.
+      target: such as "v5e:2x2".
+
+    Raises:
+      UserError: a value of the config or the target is wrong, or the compiler of the
+        target is missing.
+    """
+    chip, devices = chips.chip(target), chips.devices(target)
+    programs = {}
+    for form, local in _experiments(config, forms).items():
+        batch_size = local.recipe.batch_size * len(devices)
+        mesh = sharding.make_mesh(batch_size, devices)
+        part = dataclasses.replace(local, mesh=mesh)
+        batch = jax.tree.map(
+            lambda x, n=batch_size: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
+            jax.eval_shape(lambda part=part: _batch(part)),
+        )
+        programs[form] = _compile(
+            part,
+            part.create_state(abstract=True),
+            sharding.abstract(batch, sharding.split_batch(mesh)),
+        )
+    plain = chip.roofline_seconds(programs[PLAIN].cost)
+    rows = []
+    for form, row in _rows(config, programs).items():
+        seconds = chip.roofline_seconds(programs[form].cost)
+        rows.append(
+            Row(
+                **row,
+                step_ratio=seconds / plain,
+                step_ratio_range=None,
+                step_seconds=seconds,
             )
         )
     return rows
@@ -98,9 +138,23 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
+    compiled: jax.stages.Compiled
     cost: cost.Cost
     compile_seconds: float
-    run: Callable[[], object]
+
+
+def _experiments(
+    config: ml_collections.ConfigDict, forms: Sequence[str]
+) -> dict[str, experiment.Experiment]:
+    """The plain network and each form, all checked before the first is compiled."""
+    if not forms:
+        raise UserError(f"No form is named: give some of {', '.join(FORMS)}.")
+    parts = {
+        form: experiment.build(_with_form(config, form)) for form in (PLAIN, *forms)
+    }
+    if not parts[forms[0]].model.spec.connections.topology.edges:
+        raise UserError(f"{config.model.name} has no connections to measure.")
+    return parts
 
 
 def _with_form(
@@ -114,23 +168,54 @@ def _with_form(
     return config
 
 
-def _compile(parts: experiment.Experiment) -> _Program:
-    state = parts.create_state()
+def _batch(parts: experiment.Experiment) -> pipeline.Batch:
     size, side = parts.recipe.batch_size, parts.dataset.image_size
     random = np.random.RandomState(0)
     shape = (size, side, side, parts.dataset.channels)
-    batch = pipeline.make_batch(
+    return pipeline.make_batch(
         parts.recipe,
         jnp.asarray(random.randint(256, size=shape), jnp.uint8),
         jnp.asarray(random.randint(parts.dataset.num_classes, size=size), jnp.int32),
     )
+
+
+def _compile(
+    parts: experiment.Experiment, state: TrainState, batch: pipeline.Batch
+) -> _Program:
     start = time.perf_counter()
     compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - start
+    return _Program(compiled, cost.of(compiled), time.perf_counter() - start)
 
+
+def _runner(
+    compiled: jax.stages.Compiled, state: TrainState, batch: pipeline.Batch
+) -> Callable[[], object]:
     def run() -> object:
         nonlocal state
         state, result = compiled(state, batch)
         return result.loss
 
-    return _Program(cost.of(compiled), compile_seconds, run)
+    return run
+
+
+def _rows(
+    config: ml_collections.ConfigDict, programs: Mapping[str, _Program]
+) -> dict[str, dict[str, Any]]:
+    """The fields of each form's `Row` that the compiler alone gives."""
+    plain = programs[PLAIN]
+    return {
+        form: {
+            "model": config.model.name,
+            "form": form,
+            "depth": sum(config.model.blocks_per_stage),
+            "flops_ratio": program.cost.flops / plain.cost.flops,
+            "bytes_ratio": program.cost.bytes_accessed / plain.cost.bytes_accessed,
+            "temp_ratio": (
+                program.cost.temp_bytes / plain.cost.temp_bytes
+                if plain.cost.temp_bytes
+                else None
+            ),
+            "compile_ratio": program.compile_seconds / plain.compile_seconds,
+        }
+        for form, program in programs.items()
+    }

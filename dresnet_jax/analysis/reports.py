@@ -46,13 +46,15 @@ def connection_cost_table(rows: Sequence[Row]) -> str:
     names = ("FLOPs", "bytes", "temporary", "step", "(range)", "ms", "compile")
     lines = [f"{rows[0].model:24s}" + "".join(f"{name:>13s}" for name in names)]
     for row in rows:
-        low, high = row.step_ratio_range
+        spread = "estimate"
+        if row.step_ratio_range:
+            spread = "{:.2f}..{:.2f}".format(*row.step_ratio_range)
         cells = (
             f"{row.flops_ratio:.3f}",
             f"{row.bytes_ratio:.3f}",
-            f"{row.temp_ratio:.3f}",
+            "-" if row.temp_ratio is None else f"{row.temp_ratio:.3f}",
             f"{row.step_ratio:.3f}",
-            f"{low:.2f}..{high:.2f}",
+            spread,
             f"{row.step_seconds * 1e3:.1f}",
             f"{row.compile_ratio:.2f}",
         )

@@ -1,6 +1,7 @@
 """Where arrays lie: the only file that knows a mesh."""
 
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -12,20 +13,26 @@ from dresnet_jax.errors import UserError
 Tree = TypeVar("Tree")
 
 
-def make_mesh(batch_size: int) -> Mesh:
-    """All devices along one axis, `data`, over which a batch is split.
+def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices along one axis, `data`, over which a batch is split.
+
+    Args:
+      batch_size: over all devices.
+      devices: all that this program has, if None.
 
     Raises:
       UserError: the batch cannot be split evenly.
     """
-    devices = jax.device_count()
-    if batch_size % devices:
-        nearest = max(1, round(batch_size / devices)) * devices
+    count = jax.device_count() if devices is None else len(devices)
+    if batch_size % count:
+        nearest = max(1, round(batch_size / count)) * count
         raise UserError(
-            f"data.batch_size = {batch_size} is not divisible by the {devices} "
+            f"data.batch_size = {batch_size} is not divisible by the {count} "
             f"devices; the nearest that is: {nearest}."
         )
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh(
+        (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,7 @@
 """Tables and pictures hold the figures they are given."""
 
+import dataclasses
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -34,6 +36,9 @@ def test_the_cost_table_shows_each_ratio():
     _, text = reports.connection_cost_table([row]).splitlines()
     for figure in ("folded", "1.081", "1.290", "1.240", "1.050", "0.98..1.10", "12.5"):
         assert figure in text
+    estimated = dataclasses.replace(row, step_ratio_range=None, temp_ratio=None)
+    cells = reports.connection_cost_table([estimated]).splitlines()[1].split()
+    assert cells[4:7] == ["-", "1.050", "estimate"]
 
 
 @pytest.mark.parametrize("gates", [OPENINGS, None], ids=["gates", "no gates"])
