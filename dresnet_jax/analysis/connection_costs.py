@@ -69,12 +69,10 @@ def measure(
       UserError: a value of the config is wrong, or there is nothing to measure.
     """
     parts = _experiments(config, forms)
-    programs = {
-        form: _compile(part, part.create_state(), _batch(part))
-        for form, part in parts.items()
-    }
+    given = {form: (part.create_state(), _batch(part)) for form, part in parts.items()}
+    programs = {form: _compile(part, *given[form]) for form, part in parts.items()}
     runners = {
-        form: _runner(program.compiled, parts[form].create_state(), _batch(parts[form]))
+        form: _runner(program.compiled, *given.pop(form))
         for form, program in programs.items()
     }
     seconds = cost.interleaved_seconds(runners, runs)
@@ -184,7 +182,8 @@ def _compile(
 ) -> _Program:
     start = time.perf_counter()
     compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile()
-    return _Program(compiled, cost.of(compiled), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return _Program(compiled, cost.of(compiled), seconds)
 
 
 def _runner(
