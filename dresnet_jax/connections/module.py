@@ -1,22 +1,31 @@
 """The Flax module that owns the connections' parameters and calls the functions."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from dresnet_jax.connections import gates, weighted_sum
+from dresnet_jax.connections import gates, stacked, weighted_sum
 from dresnet_jax.connections.topology import Topology
-from dresnet_jax.errors import pick
+from dresnet_jax.connections.weighted_sum import BlockOutputs
+from dresnet_jax.errors import UserError, pick
 
 SHARPNESS_GRANULARITIES = ("global", "per_block", "per_edge")
 
 # What has a weight of its own: each edge, each channel of an edge, or each distance
 # i - k between reader and source, which all readers share.
 WEIGHTS = ("per_edge", "per_channel", "by_distance")
+
+# What has a projection of its own: each edge, each pair of a source's and a reader's
+# stage, or nothing: sources are then only pooled.
+PROJECTIONS = ("per_edge", "per_stage", "none")
+
+# `stacked` is no function of one block's sum: it runs the blocks of a stage together.
+FORMS = (*weighted_sum.FORMS, "stacked")
 
 # Starts that are no number: 1 / n^2 for n blocks, which keeps the growth of a stack of
 # unnormalised blocks bounded; and that of the published code, weights w of 1 for a
@@ -41,10 +50,11 @@ class ConnectionSpec:
       opening: F(w) at the start, in (0, 1), or one of `NAMED_OPENINGS`. A gate that
         compares sources starts them equal, whatever is asked.
       weights: what has a weight of its own, one of `WEIGHTS`.
+      projection: what has a projection of its own, one of `PROJECTIONS`.
       normalise_sources: whether sources are divided by their root mean square.
       sharpness: the gauss gate's k at the start, above 0.
       sharpness_granularity: who shares one k: "global", "per_block" or "per_edge".
-      form: name of the weighted sum's form, a key of `weighted_sum.FORMS`.
+      form: how the sum is computed, one of `FORMS`.
       projection_bias: whether projections have a bias.
     """
 
@@ -52,6 +62,7 @@ class ConnectionSpec:
     gate: str = "sigmoid"
     opening: float | str = 0.5
     weights: str = "per_edge"
+    projection: str = "per_edge"
     normalise_sources: bool = False
     sharpness: float = 1.0
     sharpness_granularity: str = "global"
@@ -60,15 +71,65 @@ class ConnectionSpec:
 
     def __post_init__(self) -> None:
         gate = pick("gate", self.gate, gates.GATES)
-        pick("connection form", self.form, weighted_sum.FORMS)
+        pick("connection form", self.form, dict.fromkeys(FORMS))
         names = dict.fromkeys(SHARPNESS_GRANULARITIES)
         pick("sharpness granularity", self.sharpness_granularity, names)
         pick("connection weights", self.weights, dict.fromkeys(WEIGHTS))
+        pick("projection", self.projection, dict.fromkeys(PROJECTIONS))
         gates.positive_inverse(self.sharpness)
         if isinstance(self.opening, str):
             pick("gate opening", self.opening, dict.fromkeys(NAMED_OPENINGS))
         else:
             gates.starting_weight(gate, self.opening, self.sharpness)
+        if self.form == "stacked" and self.not_stackable:
+            raise UserError(
+                f"Form 'stacked' cannot express {self.not_stackable}: use 'folded', "
+                "'reference' or 'auto', or change that."
+            )
+
+    @property
+    def not_stackable(self) -> str:
+        """Why the form `stacked` cannot express these connections; empty if it can."""
+        if not self.topology.edges:
+            return ""
+        if self.projection == "per_edge":
+            return "projection 'per_edge', where no two readers read the same"
+        if self.normalise_sources:
+            return "normalised sources, which the buffer of outputs does not hold"
+        if self.weights == "per_channel" and self.projection == "per_stage":
+            return (
+                "weights 'per_channel' with projection 'per_stage', where the gates act "
+                "behind a projection of the sum"
+            )
+        return ""
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether projections are more than pooling."""
+        return self.projection != "none"
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether projections have a bias."""
+        return self.has_kernels and self.projection_bias
+
+    def check(self, channels: Sequence[int]) -> None:
+        """Checks that sources without a projection have the channels of their readers.
+
+        Args:
+          channels: of y_0 to y_n.
+
+        Raises:
+          UserError: one has not.
+        """
+        for i, k in () if self.has_kernels else self.topology.edges:
+            if channels[k] != channels[i - 1]:
+                raise UserError(
+                    f"Projection 'none' cannot connect block {i}, whose input has "
+                    f"{channels[i - 1]} channels, to block {k}, which gives "
+                    f"{channels[k]}: use projection 'per_stage' or 'per_edge', or "
+                    "topology 'within_stage'."
+                )
 
     @property
     def starting_weight(self) -> float:
@@ -99,70 +160,192 @@ class Connections(nn.Module):
     channels: tuple[int, ...]
 
     def setup(self) -> None:
-        """Creates a `block_<i>` for each reader, and what all readers share."""
+        """Creates a `block_<i>` for each reader, and what several readers share."""
+        spec = self.spec
+        spec.check(self.channels)
+        owners = spec.topology.readers if self._blocks_own_parameters else ()
         self.blocks = {
-            str(i): self.param(f"block_{i}", self._init_block, i)
-            for i in self.spec.topology.readers
+            str(i): self.param(f"block_{i}", self._init_block, i) for i in owners
+        }
+        self.stages = {
+            name: self.param(name, self._init_projection, *shape)
+            for name, shape in self._stage_projections.items()
         }
         if self._has_sharpness("global"):
-            start = gates.positive_inverse(self.spec.sharpness)
+            start = gates.positive_inverse(spec.sharpness)
             self.sharpness = self.param(
                 "gate_sharpness", nn.initializers.constant(start), ()
             )
-
         if self._shares_weights:
             # The nearest source first, where the published start has its 1.
-            count = len(self.spec.distances)
+            count = len(spec.distances)
             self.weights = self.param("gate_weights", self._init_weights, (count,))
 
-    def __call__(self, block: int, outputs: weighted_sum.BlockOutputs) -> jax.Array:
+    def __call__(self, block: int, outputs: BlockOutputs) -> jax.Array:
         """The input x_i of block i, [batch, height, width, channels] as y_{i-1}.
 
         Args:
           block: i, from 1.
           outputs: y_0 to y_{i-1}.
         """
-        sources = self.spec.topology.sources(block)
-        base = outputs.last
+        spec = self.spec
+        sources = spec.topology.sources(block)
         if not sources:
-            return base
-        size = (base.shape[1], base.shape[2])
-        form = weighted_sum.FORMS[self.spec.form]
-        edges = [self.blocks[str(block)][f"from_{k}"] for k in sources]
-        return form.function(
-            base,
-            [
-                outputs.pooled(k, size) if form.pools_first else outputs[k]
-                for k in sources
-            ],
+            return outputs.last
+        projections = [self._projection(block, k) for k in sources]
+        # By `stacked`, only a block that is not like its neighbours comes here.
+        form = "folded" if spec.form == "stacked" else spec.form
+        return weighted_sum.FORMS[form](
+            outputs,
+            sources,
             self._openings(block),
-            [edge["kernel"] for edge in edges],
-            [edge["bias"] for edge in edges] if self.spec.projection_bias else None,
+            [p["kernel"] for p in projections] if spec.has_kernels else None,
+            [p["bias"] for p in projections] if spec.has_biases else None,
         )
+
+    def run(
+        self, first: int, block: stacked.Block, parameters: Any, outputs: BlockOutputs
+    ) -> Any:
+        """Runs several blocks of one shape by the form `stacked`.
+
+        Args:
+          first: number of the first one.
+          block: the pure function (parameters of one block, x_i) -> (y_i, auxiliary).
+          parameters: each leaf [blocks, ...].
+          outputs: y_0 to y_{first-1}; those of the blocks are appended.
+
+        Returns:
+          The auxiliary trees, each leaf [blocks, ...].
+        """
+        topology = self.spec.topology
+        blocks = range(first, first + len(jax.tree.leaves(parameters)[0]))
+        edges = [(i, k) for i in blocks for k in topology.sources(i)]
+        if not edges:
+            # Rematerialised as connected blocks are: their inputs are kept.
+            def step(y: jax.Array, one: Any) -> tuple[jax.Array, Any]:
+                y, auxiliary = jax.checkpoint(block)(one, y)
+                return y, (y, auxiliary)
+
+            last, (ys, auxiliary) = jax.lax.scan(step, outputs.last, parameters)
+            outputs.extend([*ys[:-1], last])
+            return auxiliary
+
+        # The buffer: what is read from before, the base, and the blocks' outputs.
+        before = sorted({k for _, k in edges if k < first - 1})
+        buffered = (*before, *range(first - 1, blocks[-1]))
+        kernel, through_kernel = None, frozenset[int]()
+        if self.spec.has_kernels:
+            stage = topology.input_stage(first)
+            through_kernel = frozenset(
+                k for _, k in edges if topology.source_stage(k) == stage
+            )
+        if through_kernel:
+            kernel = self._projection(*next(e for e in edges if e[1] in through_kernel))
+            kernel = kernel["kernel"]
+        openings = jnp.concatenate(
+            [self._openings(i) for i in blocks if topology.sources(i)]
+        )
+        offsets = None
+        if self.spec.has_biases:
+            offsets = self._offsets(blocks, edges, openings)
+
+        def shifted(given: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            one, offset = given
+            return block(one, x if offset is None else x + offset.astype(x.dtype))
+
+        last, buffer, auxiliary = stacked.run(
+            shifted,
+            any(i not in blocks and k in blocks[:-1] for i, k in topology.edges),
+            (parameters, offsets),
+            _mixing(blocks, edges, openings, buffered, through_kernel),
+            kernel,
+            jnp.stack(
+                [
+                    *(self._buffered(first, k, outputs, through_kernel) for k in before),
+                    outputs.last,
+                ]
+            ),
+        )
+        outputs.extend([*buffer[len(before) + 1 :], last])
+        return auxiliary
 
     def openings(self) -> dict[int, jax.Array]:
         """F(w) of every reader: {block: [sources] or [sources, channels]}, float32."""
         return {i: self._openings(i) for i in self.spec.topology.readers}
 
     def _openings(self, block: int) -> jax.Array:
-        parameters = self.blocks[str(block)]
+        parameters = self.blocks.get(str(block), {})
         sharpness = jnp.ones(())
         if gates.GATES[self.spec.gate].has_sharpness:
             shared = self._has_sharpness("global")
             raw = self.sharpness if shared else parameters["gate_sharpness"]
             sharpness = gates.positive(raw)
         if self._shares_weights:
-            weights = jnp.stack(
-                [
-                    self.weights[self.spec.distances.index(block - k)]
-                    for k in self.spec.topology.sources(block)
-                ]
-            )
+            distances = self.spec.distances
+            sources = self.spec.topology.sources(block)
+            places = np.asarray([distances.index(block - k) for k in sources])
+            weights = self.weights[places]
         else:
             weights = parameters["gate_weights"]
         if weights.ndim > sharpness.ndim > 0:
             sharpness = sharpness[:, None]
         return gates.GATES[self.spec.gate].function(weights, sharpness)
+
+    def _projection(self, block: int, source: int) -> Mapping[str, jax.Array]:
+        """The kernel, and the bias if there is one, of P_ik; empty if it only pools."""
+        if self.spec.projection == "per_edge":
+            return self.blocks[str(block)][f"from_{source}"]
+        if self.spec.projection == "per_stage":
+            return self.stages[self._stage_projection(block, source)]
+        return {}
+
+    def _stage_projection(self, block: int, source: int) -> str:
+        topology = self.spec.topology
+        source_stage, stage = topology.source_stage(source), topology.input_stage(block)
+        return f"stage_{source_stage}_to_{stage}"
+
+    @property
+    def _stage_projections(self) -> dict[str, tuple[int, int]]:
+        """The shape of the kernel of each projection between stages."""
+        if self.spec.projection != "per_stage":
+            return {}
+        return {
+            self._stage_projection(i, k): (self.channels[k], self.channels[i - 1])
+            for i, k in self.spec.topology.edges
+        }
+
+    def _buffered(
+        self, block: int, source: int, outputs: BlockOutputs, as_it_is: frozenset[int]
+    ) -> jax.Array:
+        """y_k as it stands in the buffer that is read by this block and those like it."""
+        if source in as_it_is:
+            return outputs[source]
+        pooled = outputs.pooled((source,), outputs.size(-1))
+        if not self.spec.has_kernels:
+            return pooled
+        return pooled @ self._projection(block, source)["kernel"].astype(pooled.dtype)
+
+    def _offsets(
+        self, blocks: range, edges: Sequence[tuple[int, int]], openings: jax.Array
+    ) -> jax.Array:
+        """sum_k F(w_ik) b_k of each block, [blocks, channels]."""
+        biases = {
+            self._stage_projection(i, k): self._projection(i, k)["bias"]
+            for i, k in edges
+        }
+        order = list(biases)
+        rows = np.asarray([i - blocks.start for i, _ in edges])
+        columns = np.asarray([order.index(self._stage_projection(*e)) for e in edges])
+        total = jnp.zeros((len(blocks), len(biases))).at[rows, columns].add(openings)
+        return total @ jnp.stack(list(biases.values()))
+
+    @property
+    def _blocks_own_parameters(self) -> bool:
+        return (
+            not self._shares_weights
+            or self._has_sharpness("per_block", "per_edge")
+            or self.spec.projection == "per_edge"
+        )
 
     @property
     def _shares_weights(self) -> bool:
@@ -182,7 +365,7 @@ class Connections(nn.Module):
         return jax.random.uniform(key, shape, maxval=0.1).at[0].set(1.0)
 
     def _init_block(self, key: jax.Array, block: int) -> dict[str, Any]:
-        """The weights and the k that it owns, and a projection per source."""
+        """The weights, the k and the projections that it owns."""
         spec, sources = self.spec, self.spec.topology.sources(block)
         out_channels = self.channels[block - 1]
         parameters: dict[str, Any] = {}
@@ -197,15 +380,49 @@ class Connections(nn.Module):
             parameters["gate_sharpness"] = jnp.full(
                 len(sources) if per_edge else (), gates.positive_inverse(spec.sharpness)
             )
-        for k, edge_key in zip(
-            sources, jax.random.split(key, len(sources)), strict=True
-        ):
-            shape = (self.channels[k], out_channels)
-            edge = {"kernel": nn.initializers.lecun_normal()(edge_key, shape)}
-            if spec.projection_bias:
-                edge["bias"] = jnp.zeros(out_channels)
-            parameters[f"from_{k}"] = edge
+        if spec.projection == "per_edge":
+            keys = jax.random.split(key, len(sources))
+            for k, edge_key in zip(sources, keys, strict=True):
+                parameters[f"from_{k}"] = self._init_projection(
+                    edge_key, self.channels[k], out_channels
+                )
         return parameters
+
+    def _init_projection(
+        self, key: jax.Array, channels: int, out_channels: int
+    ) -> dict[str, jax.Array]:
+        shape = (channels, out_channels)
+        projection = {"kernel": nn.initializers.lecun_normal()(key, shape)}
+        if self.spec.has_biases:
+            projection["bias"] = jnp.zeros(out_channels)
+        return projection
+
+
+def _mixing(
+    blocks: range,
+    edges: Sequence[tuple[int, int]],
+    openings: jax.Array,
+    buffered: Sequence[int],
+    through_kernel: frozenset[int],
+) -> jax.Array:
+    """The weight of each y_k in the input of each block, as `stacked.run` takes it.
+
+    Args:
+      blocks: the readers.
+      edges: (reader, source), whose openings are [edges] or [edges, channels].
+      openings: F(w) of the edges.
+      buffered: the k that stand in the buffer.
+      through_kernel: those of the second sum.
+    """
+    sums = 2 if through_kernel else 1
+    shape = (len(blocks), sums, len(buffered), *openings.shape[1:])
+    places = {k: place for place, k in enumerate(buffered)}
+    of_edges = np.asarray(
+        [(i - blocks.start, k in through_kernel, places[k]) for i, k in edges]
+    )
+    of_bases = np.asarray([(i - blocks.start, 0, places[i - 1]) for i in blocks])
+    mixing = jnp.zeros(shape).at[tuple(of_edges.T)].set(openings)
+    return mixing.at[tuple(of_bases.T)].add(1.0)
 
 
 def openings(

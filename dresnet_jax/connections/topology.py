@@ -17,11 +17,11 @@ class Topology:
     y_{i-1}; a topology says only what it reads besides.
 
     Attributes:
-      num_blocks: n.
+      stages: the stage, from 0, of each block: blocks of one stage give one shape.
       edges: sorted (reader, source) pairs, with 1 <= source < reader <= n.
     """
 
-    num_blocks: int
+    stages: tuple[int, ...]
     edges: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -35,6 +35,11 @@ class Topology:
         if list(self.edges) != sorted(set(self.edges)):
             raise ValueError("Topology edges must be sorted and unique.")
 
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks, n."""
+        return len(self.stages)
+
     def sources(self, reader: int) -> tuple[int, ...]:
         """The blocks that `reader` reads, in ascending order."""
         return tuple(source for i, source in self.edges if i == reader)
@@ -44,14 +49,22 @@ class Topology:
         """The blocks that read at least one earlier block, in ascending order."""
         return tuple(sorted({reader for reader, _ in self.edges}))
 
+    def source_stage(self, source: int) -> int:
+        """The stage that gives y_k its shape; the stem's output is of the first."""
+        return self.stages[max(source, 1) - 1]
 
-def from_rule(num_blocks: int, reads: Callable[[int, int], bool]) -> Topology:
+    def input_stage(self, reader: int) -> int:
+        """The stage that gives x_i its shape, which is that of y_{i-1}."""
+        return self.source_stage(reader - 1)
+
+
+def from_rule(stages: Stages, reads: Callable[[int, int], bool]) -> Topology:
     """The edges of `dense` for which reads(reader, source) holds."""
     return Topology(
-        num_blocks,
+        tuple(stages),
         tuple(
             (i, k)
-            for i in range(3, num_blocks + 1)
+            for i in range(3, len(stages) + 1)
             for k in range(1, i - 1)
             if reads(i, k)
         ),
@@ -60,12 +73,12 @@ def from_rule(num_blocks: int, reads: Callable[[int, int], bool]) -> Topology:
 
 def none(stages: Stages) -> Topology:
     """No learned connections: the plain network."""
-    return Topology(len(stages))
+    return Topology(tuple(stages))
 
 
 def dense(stages: Stages) -> Topology:
     """Block i reads every block up to i-2: (n-1)(n-2)/2 edges."""
-    return from_rule(len(stages), lambda i, k: True)
+    return from_rule(stages, lambda i, k: True)
 
 
 def within_stage(stages: Stages) -> Topology:
@@ -74,22 +87,22 @@ def within_stage(stages: Stages) -> Topology:
     That is the shape of y_{i-1}: the first block of a stage still reads the stage
     before it.
     """
-    return from_rule(len(stages), lambda i, k: stages[k - 1] == stages[i - 2])
+    return from_rule(stages, lambda i, k: stages[k - 1] == stages[i - 2])
 
 
 def powers_of_two(stages: Stages) -> Topology:
     """Block i reads i-2, i-4, i-8, ... (Hu et al. 2017, Log-DenseNet)."""
-    return from_rule(len(stages), lambda i, k: (i - k).bit_count() == 1)
+    return from_rule(stages, lambda i, k: (i - k).bit_count() == 1)
 
 
 def dilated(stages: Stages, d: int) -> Topology:
     """Block i reads every d-th block before i-1 (DenseFormer, Pagliardini 2024)."""
-    return from_rule(len(stages), lambda i, k: (i - 1 - k) % d == 0)
+    return from_rule(stages, lambda i, k: (i - 1 - k) % d == 0)
 
 
 def last(stages: Stages, m: int) -> Topology:
     """Block i reads the m blocks before i-1."""
-    return from_rule(len(stages), lambda i, k: i - 1 - k <= m)
+    return from_rule(stages, lambda i, k: i - 1 - k <= m)
 
 
 PATTERNS = {
@@ -102,7 +115,7 @@ PATTERNS = {
 COUNTED_PATTERNS = {"dilated": dilated, "last": last}
 
 
-def from_edges(num_blocks: int, edges: Iterable[tuple[int, int]]) -> Topology:
+def from_edges(stages: Stages, edges: Iterable[tuple[int, int]]) -> Topology:
     """A topology from any list of (reader, source) pairs.
 
     Raises:
@@ -124,7 +137,7 @@ def from_edges(num_blocks: int, edges: Iterable[tuple[int, int]]) -> Topology:
     twice = sorted({pair for pair in pairs if pairs.count(pair) > 1})
     if twice:
         raise UserError(f"Topology edge {twice[0]} stands twice.")
-    return Topology(num_blocks, tuple(sorted(pairs)))
+    return Topology(tuple(stages), tuple(sorted(pairs)))
 
 
 def build(pattern: str | Iterable[tuple[int, int]], stages: Stages) -> Topology:
@@ -146,7 +159,7 @@ def build(pattern: str | Iterable[tuple[int, int]], stages: Stages) -> Topology:
             f"Topology {pattern!r} must be one of {', '.join(_written())}, or a list "
             "of (reader, source) pairs."
         )
-    return from_edges(len(stages), pattern)
+    return from_edges(stages, pattern)
 
 
 def _named(pattern: str, stages: Stages) -> Topology:

@@ -2,22 +2,21 @@
 
     x_i = y_{i-1} + sum_k F(w_ik) * P_ik(y_k)
 
-`reference` reads like the formula; the other forms are faster and agree with it
-in value and gradient. All have the same arguments:
+`reference` reads like the formula; `folded` is faster and agrees with it in value and
+gradient. Both have the same arguments:
 
-  base: y_{i-1}, [batch, height, width, channels].
-  sources: the y_k, each [batch, height_k, width_k, channels_k], with height_k >=
-    height and width_k >= width.
+  outputs: y_0 to y_{i-1}; the last is the base, [batch, height, width, channels].
+  sources: the k, in ascending order. No y_k is smaller than the base.
   gates: F(w_ik), [sources], or [sources, channels] for a gate per channel of x_i.
-  kernels: one 1x1 kernel per source, [channels_k, channels].
+  kernels: one 1x1 kernel per source, [channels_k, channels], or None where the
+    projections only pool; the sources then have as many channels as the base.
   biases: one bias per source, [channels], or None for projections without bias.
 
 They return x_i, with the shape and dtype of the base. The projection P_ik is the
 1x1 convolution with average pooling to the base's height and width.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import chex
 import jax
@@ -30,87 +29,11 @@ Arrays = Sequence[jax.Array]
 # Keeps the gradient finite where all channels are 0.
 _RMS_EPSILON = 1e-6
 
-WeightedSum = Callable[[jax.Array, Arrays, jax.Array, Arrays, Arrays | None], jax.Array]
-
-
-def reference(
-    base: jax.Array,
-    sources: Arrays,
-    gates: jax.Array,
-    kernels: Arrays,
-    biases: Arrays | None,
-) -> jax.Array:
-    """The formula, word for word: each edge projected, then pooled, then gated.
-
-    FLOPs: every projection runs at its source's resolution, up to (H/h)^2 times
-    those of `folded`. Kept for the backward pass: every projected and pooled
-    source, since the gate's gradient is a reduction over them.
-    """
-    _check_shapes(base, sources, gates, kernels, biases)
-    x = base
-    for k, (source, kernel) in enumerate(zip(sources, kernels, strict=True)):
-        projected = source @ kernel.astype(base.dtype)
-        if biases is not None:
-            projected = projected + _as_channels(biases[k].astype(base.dtype))
-        gate = _as_channels(jnp.atleast_1d(gates[k]).astype(base.dtype))
-        x = x + gate * average_pool(projected, base.shape[1:3])
-    return x
-
-
-def folded(
-    base: jax.Array,
-    sources: Arrays,
-    gates: jax.Array,
-    kernels: Arrays,
-    biases: Arrays | None,
-) -> jax.Array:
-    """Pool first, gates folded into the kernels, one matrix product per block.
-
-    A 1x1 convolution and average pooling commute, and F(w) (y W) = y (F(w) W). So
-    the projection runs at the reader's resolution, and the gate's gradient comes
-    from the small gradient of the folded kernel, not from a reduction over
-    activations. FLOPs: 2 * batch * height * width * sum_k(channels_k) * channels.
-    Kept for the backward pass: the pooled sources only.
-    """
-    _check_shapes(base, sources, gates, kernels, biases)
-    if not sources:
-        return base
-    pooled = [average_pool(source, base.shape[1:3]) for source in sources]
-    # The folding is done in the parameters' precision, the product in the base's.
-    # A factor for each column of a source's kernel, or one for all.
-    columns = gates.reshape(len(sources), 1, -1)
-    kernel = jnp.concatenate([columns[k] * kernels[k] for k in range(len(kernels))])
-    x = base + jnp.concatenate(pooled, axis=-1) @ kernel.astype(base.dtype)
-    if biases is not None:
-        bias = (columns[:, 0] * jnp.stack(biases)).sum(axis=0)
-        x = x + _as_channels(bias.astype(base.dtype))
-    return x
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """One way to compute the weighted sum.
-
-    Attributes:
-      function: the pure function.
-      pools_first: whether it may be given sources that are already pooled to the
-        base's resolution, so that several readers can share the pooling.
-    """
-
-    function: WeightedSum
-    pools_first: bool
-
-
-FORMS = {
-    "reference": Form(reference, pools_first=False),
-    "folded": Form(folded, pools_first=True),
-}
-
 
 class BlockOutputs:
     """The block outputs y_0 (the stem), y_1, ... of one forward pass.
 
-    Lives only while a program is traced. Keeps each pooled output, so that the
+    Lives only while a program is traced. Keeps what it has pooled, so that the
     readers of one resolution share it and the next resolution starts from it.
     """
 
@@ -125,17 +48,24 @@ class BlockOutputs:
         self._outputs = [stem]
         self._normalise = normalise
         self._normalised: dict[int, jax.Array] = {}
-        self._pooled: list[dict[tuple[int, int], jax.Array]] = [{}]
+        self._pooled: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
 
     def append(self, output: jax.Array) -> None:
         """Adds the next block's output, [batch, height, width, channels]."""
         self._outputs.append(output)
-        self._pooled.append({})
+
+    def extend(self, outputs: Iterable[jax.Array]) -> None:
+        """Adds the outputs of the next blocks."""
+        self._outputs.extend(outputs)
 
     @property
     def last(self) -> jax.Array:
         """The newest output."""
         return self._outputs[-1]
+
+    def size(self, k: int) -> tuple[int, int]:
+        """Height and width of y_k."""
+        return self._outputs[k].shape[1:3]
 
     def __getitem__(self, k: int) -> jax.Array:
         """y_k as a source, at its own resolution."""
@@ -145,20 +75,128 @@ class BlockOutputs:
             self._normalised[k] = rms_normalised(self._outputs[k])
         return self._normalised[k]
 
-    def pooled(self, k: int, size: tuple[int, int]) -> jax.Array:
-        """y_k, average-pooled to (height, width); the same array for every caller."""
-        known = self._pooled[k]
-        if size not in known:
-            # Averages of averages are exact only where all windows nest.
-            whole = self._outputs[k].shape[1:3]
-            nested = [
-                pooled
-                for middle, pooled in known.items()
-                if _divides(size, middle) and _divides(middle, whole)
-            ]
-            start = nested[-1] if nested else self[k]
-            known[size] = average_pool(start, size)
-        return known[size]
+    def pooled(self, blocks: tuple[int, ...], size: tuple[int, int]) -> jax.Array:
+        """Several y_k, each average-pooled to a size, their channels side by side.
+
+        One array for all who ask for the same blocks. Where it can, it is pooled from
+        an array of the first of these blocks at a resolution between.
+
+        Args:
+          blocks: the k.
+          size: (height, width).
+
+        Returns:
+          [batch, *size, sum of the channels].
+        """
+        if (blocks, size) not in self._pooled:
+            found = self._nested(blocks, size)
+            rest = blocks[len(found[0]) :] if found else blocks
+            parts = [average_pool(found[1], size)] if found else []
+            if len(blocks) > 1:
+                parts += [self.pooled((k,), size) for k in rest]
+            elif rest:
+                parts = [average_pool(self[rest[0]], size)]
+            self._pooled[blocks, size] = jnp.concatenate(parts, axis=-1)
+        return self._pooled[blocks, size]
+
+    def _nested(
+        self, blocks: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[tuple[int, ...], jax.Array] | None:
+        """The longest array of the first blocks from which pooling is exact.
+
+        Averages of averages are exact only where all windows nest.
+        """
+        return max(
+            (
+                (first, array)
+                for (first, middle), array in self._pooled.items()
+                if first == blocks[: len(first)]
+                and middle != size
+                and _divides(size, middle)
+                and all(_divides(middle, self.size(k)) for k in first)
+            ),
+            # Of equally long ones the smallest.
+            key=lambda found: (len(found[0]), -found[1].shape[1]),
+            default=None,
+        )
+
+
+WeightedSum = Callable[
+    [BlockOutputs, Sequence[int], jax.Array, Arrays | None, Arrays | None], jax.Array
+]
+
+
+def reference(
+    outputs: BlockOutputs,
+    sources: Sequence[int],
+    gates: jax.Array,
+    kernels: Arrays | None,
+    biases: Arrays | None,
+) -> jax.Array:
+    """The formula, word for word: each edge projected, then pooled, then gated.
+
+    FLOPs: every projection runs at its source's resolution, up to (H/h)^2 times
+    those of `folded`. Traffic: each edge reads its source and writes what it projects
+    and pools. Kept for the backward pass: every projected and pooled source, since the
+    gate's gradient is a reduction over them. Wins never; the others are tested by it.
+    """
+    gates = _checked(outputs, sources, gates, kernels, biases)
+    x = base = outputs.last
+    for n, k in enumerate(sources):
+        projected = outputs[k]
+        if kernels is not None:
+            projected = projected @ kernels[n].astype(base.dtype)
+        if biases is not None:
+            projected = projected + _as_channels(biases[n].astype(base.dtype))
+        gate = _as_channels(gates[n, 0].astype(base.dtype))
+        x = x + gate * average_pool(projected, outputs.size(-1))
+    return x
+
+
+def folded(
+    outputs: BlockOutputs,
+    sources: Sequence[int],
+    gates: jax.Array,
+    kernels: Arrays | None,
+    biases: Arrays | None,
+) -> jax.Array:
+    """Pool first, gates folded into the kernels, few matrix products per block.
+
+    A 1x1 convolution and average pooling commute, and F(w) (y W) = y (F(w) W). So
+    the projection runs at the reader's resolution, and the gate's gradient comes
+    from the small gradient of the folded kernel, not from a reduction over
+    activations. All sources of a higher resolution are one array, pooled once for all
+    readers, and one product; those of the reader's own shape are a product each, since
+    to put them side by side would copy them.
+
+    FLOPs: 2 * batch * height * width * sum_k(channels_k) * channels. Traffic: each
+    source is read once at the reader's resolution, and pooled once per resolution. Kept
+    for the backward pass: the pooled sources only. Wins wherever projections are per
+    edge, and on CPUs.
+    """
+    gates = _checked(outputs, sources, gates, kernels, biases)
+    x = base = outputs.last
+    size = outputs.size(-1)
+    larger = [n for n, k in enumerate(sources) if outputs.size(k) != size]
+    own = [[n] for n in range(len(sources)) if n not in larger]
+    if kernels is None:
+        for n, k in enumerate(sources):
+            gate = _as_channels(gates[n, 0].astype(base.dtype))
+            x = x + gate * outputs.pooled((k,), size)
+    else:
+        for group in [larger, *own] if larger else own:
+            together = outputs.pooled(tuple(sources[n] for n in group), size)
+            # The folding is done in the parameters' precision, the product in the
+            # base's.
+            kernel = jnp.concatenate([gates[n] * kernels[n] for n in group])
+            x = x + together @ kernel.astype(base.dtype)
+    if biases is not None and sources:
+        bias = (gates[:, 0] * jnp.stack(biases)).sum(axis=0)
+        x = x + _as_channels(bias.astype(base.dtype))
+    return x
+
+
+FORMS: dict[str, WeightedSum] = {"reference": reference, "folded": folded}
 
 
 def rms_normalised(images: jax.Array) -> jax.Array:
@@ -218,19 +256,22 @@ def _as_channels(vector: jax.Array) -> jax.Array:
     return vector[None, None, None, :]
 
 
-def _check_shapes(
-    base: jax.Array,
-    sources: Arrays,
+def _checked(
+    outputs: BlockOutputs,
+    sources: Sequence[int],
     gates: jax.Array,
-    kernels: Arrays,
+    kernels: Arrays | None,
     biases: Arrays | None,
-) -> None:
-    batch, _, _, channels = base.shape
-    chex.assert_shape(
-        gates, [(len(sources),), (len(sources), channels)][gates.ndim - 1]
-    )
-    for source, kernel in zip(sources, kernels, strict=True):
-        chex.assert_shape(source, (batch, None, None, kernel.shape[0]))
-        chex.assert_shape(kernel, (None, channels))
+) -> jax.Array:
+    """The gates as [sources, 1, channels or 1], if all shapes fit."""
+    channels = outputs.last.shape[-1]
+    gates = gates[:, None, None] if gates.ndim == 1 else gates[:, None]
+    chex.assert_shape(gates, (len(sources), 1, {1, channels}))
+    if kernels is not None:
+        for k, kernel in zip(sources, kernels, strict=True):
+            chex.assert_shape(kernel, (outputs[k].shape[-1], channels))
+    for k in sources if kernels is None else ():
+        chex.assert_shape(outputs[k], (..., channels))
     for bias in biases or ():
         chex.assert_shape(bias, (channels,))
+    return gates

@@ -3,14 +3,17 @@
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from dresnet_jax.connections.module import Connections, ConnectionSpec
 from dresnet_jax.connections.weighted_sum import BlockOutputs
-from dresnet_jax.models.blocks import BLOCKS, SHORTCUTS, STEMS
+from dresnet_jax.models.blocks import BLOCKS, SHORTCUTS, STEMS, ConvNormFactory
 from dresnet_jax.models.heads import Classifier
 from dresnet_jax.models.layers import ConvNorm
 
@@ -72,6 +75,27 @@ class BackboneSpec:
         )
 
     @property
+    def shortcuts(self) -> tuple[str, ...]:
+        """The kind of shortcut of each block."""
+        return tuple(
+            SHORTCUTS[self.shortcut](i, stride == 1 and before == after)
+            for i, (stride, before, after) in enumerate(
+                zip(self.strides, self.channels, self.channels[1:], strict=False), 1
+            )
+        )
+
+    @property
+    def alike(self) -> list[range]:
+        """The blocks, from 1, in groups of consecutive ones that differ in no shape."""
+        kinds = list(zip(self.channels[1:], self.strides, self.shortcuts, strict=True))
+        ends = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
+        starts = [0, *ends]
+        return [
+            range(start + 1, end + 1)
+            for start, end in zip(starts, [*ends, len(kinds)], strict=True)
+        ]
+
+    @property
     def total_stride(self) -> int:
         """Side of the image divided by the side of the last output."""
         return STEMS[self.stem].total_stride * math.prod(self.strides)
@@ -95,11 +119,8 @@ class Backbone(nn.Module):
           [batch, num_classes], float32.
         """
         spec = self.spec
-        conv_norm = functools.partial(
-            ConvNorm, use_bias=spec.conv_bias, dtype=spec.dtype
-        )
         stem = STEMS[spec.stem]
-        x = conv_norm(
+        x = self._conv_norm(
             spec.width,
             kernel=stem.kernel,
             stride=stem.stride,
@@ -111,15 +132,54 @@ class Backbone(nn.Module):
 
         connections = Connections(spec.connections, spec.channels, name="connections")
         outputs = BlockOutputs(x, normalise=spec.connections.normalise_sources)
-        for i, stride in enumerate(spec.strides, start=1):
-            keeps_shape = stride == 1 and spec.channels[i] == spec.channels[i - 1]
-            block = BLOCKS[spec.block](
-                spec.channels[i],
-                stride,
-                SHORTCUTS[spec.shortcut](i, keeps_shape),
-                conv_norm,
-                name=f"block_{i}",
-            )
-            outputs.append(block(connections(i, outputs), train=train))
+        stacked = spec.connections.form == "stacked" and not self.is_initializing()
+        for blocks in spec.alike:
+            if stacked and len(blocks) > 1:
+                self._run_stacked(blocks, connections, outputs, train=train)
+                continue
+            for i in blocks:
+                block = self._block(i, name=f"block_{i}")
+                outputs.append(block(connections(i, outputs), train=train))
         head = Classifier(spec.num_classes, spec.dropout, name="head")
         return head(outputs.last, train=train)
+
+    @property
+    def _conv_norm(self) -> ConvNormFactory:
+        spec = self.spec
+        return functools.partial(ConvNorm, use_bias=spec.conv_bias, dtype=spec.dtype)
+
+    def _block(self, i: int, **module: Any) -> nn.Module:
+        spec = self.spec
+        return BLOCKS[spec.block](
+            spec.channels[i],
+            spec.strides[i - 1],
+            spec.shortcuts[i - 1],
+            self._conv_norm,
+            **module,
+        )
+
+    def _run_stacked(
+        self,
+        blocks: range,
+        connections: Connections,
+        outputs: BlockOutputs,
+        *,
+        train: bool,
+    ) -> None:
+        """Runs blocks that are alike under one scan over their stacked parameters."""
+        block = self._block(blocks.start, parent=None)
+        variables = [
+            {kind: tree[f"block_{i}"] for kind, tree in self.variables.items()}
+            for i in blocks
+        ]
+
+        def run(one: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            y, updates = block.apply(one, x, train=train, mutable=["batch_stats"])
+            return y, updates["batch_stats"]
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
+        updates = connections.run(blocks.start, run, stacked, outputs)
+        if self.is_mutable_collection("batch_stats"):
+            for n, i in enumerate(blocks):
+                one = jax.tree.map(operator.itemgetter(n), updates)
+                self.put_variable("batch_stats", f"block_{i}", one)

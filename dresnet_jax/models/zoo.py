@@ -92,6 +92,7 @@ def _connections(
         gate=config.gate,
         opening=config.opening,
         weights=config.weights,
+        projection=config.projection,
         normalise_sources=config.normalise_sources,
         sharpness=config.sharpness,
         sharpness_granularity=config.sharpness_granularity,
