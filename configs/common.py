@@ -80,8 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
     # F(w) of every connection at the start, in (0, 1), or 1/n^2 or published. softmax
     # starts a block's sources equal.
     connections.opening = config_dict.FieldReference(0.5, field_type=object)
-    # What has a projection of its own: per_edge, per_stage (each pair of a source's and a
-    # reader's stage), or none: sources are only pooled, and need the reader's channels.
+    # What has a projection of its own: per_edge, per_stage (each pair of a source's and
+    # a reader's stage), or none: sources are only pooled, and need the reader's
+    # channels.
     connections.projection = "per_edge"
     # Whether sources are divided by the root mean square of their channels.
     connections.normalise_sources = False
@@ -91,6 +92,8 @@ def get_config() -> ml_collections.ConfigDict:
     connections.sharpness_granularity = "global"
     # How the sum is computed: folded (fast) or reference (the formula).
     connections.form = "folded"
+    # stacked: blocks in one turn of its loop.
+    connections.unroll = 1
     # Whether projections have a bias; None for what the model's convolutions have.
     connections.projection_bias = config_dict.placeholder(bool)
 

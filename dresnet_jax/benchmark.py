@@ -1,12 +1,18 @@
 """Measures what learned connections cost, or how fast the input is, in one run.
 
-    python -m dresnet_jax.benchmark connections --image_size=64
+    python -m dresnet_jax.benchmark connections --depths=8,16,32,64
 
-compiles the training step of the model in each form and of the same model without
-connections, and prints the ratios of FLOPs, bytes, temporary memory and time. With
---target=v5e:2x2 or the like it is compiled for TPU chips that need not be there
-(requirements-tpu-plan.txt); the time is then estimated from the compiler's counts: the
-larger of FLOPs / peak and bytes / bandwidth, by the chip's published figures.
+compiles the gradient of a network of one stage of so many blocks, in each form and
+without connections, and prints the ratios of FLOPs, bytes, memory and time.
+
+    python -m dresnet_jax.benchmark connections --model=dresnet18 --image_size=64
+
+does so for the training step of a model. With --target=v5e:2x2 or the like it is
+compiled for TPU chips that need not be there (requirements-tpu-plan.txt); the time is
+then estimated from the compiler's counts: the larger of FLOPs / peak and bytes /
+bandwidth, by the chip's published figures. --peers adds what others have made:
+DenseFormer's average to a stage, the original model in PyTorch to a model
+(requirements-peers.txt). --out=costs.png draws the ratios.
 
     python -m dresnet_jax.benchmark input --config=configs/fashion_mnist.py
 
@@ -18,25 +24,27 @@ The config is configs/synthetic.py if none is given.
 """
 
 import dataclasses
-import os
-import platform
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import ml_collections
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import connection_costs, input_speed, reports
-from dresnet_jax.connections import weighted_sum
+from dresnet_jax.analysis import connection_costs, input_speed, plots, reports
 from dresnet_jax.errors import UserError, pick
 
-_MODEL = flags.DEFINE_string("model", None, "Model measured, instead of the config's.")
-_FORMS = flags.DEFINE_list("forms", list(weighted_sum.FORMS), "Forms measured.")
+_MODEL = flags.DEFINE_string("model", None, "Model measured, instead of one stage.")
+_DEPTHS = flags.DEFINE_list("depths", ["8", "16", "32"], "Blocks of the stage.")
+_PROJECTION = flags.DEFINE_string(
+    "projection", "none", "Of the stage: none, per_stage or per_edge."
+)
+_FORMS = flags.DEFINE_list("forms", None, "Forms measured; all possible ones if none.")
+_PEERS = flags.DEFINE_bool("peers", False, "Measure what others have made too.")
 _TARGET = flags.DEFINE_string(
     "target", "cpu", "Of connections: cpu for the devices here, or TPUs as v5e:2x2."
 )
+_OUT = flags.DEFINE_string("out", None, "The picture's file, such as costs.png.")
 _ROADS = flags.DEFINE_list("roads", list(input_speed.ROADS), "Roads measured.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images, pixels.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -49,22 +57,20 @@ _STEPS = flags.DEFINE_integer(
 
 
 def main(subject: str) -> None:
-    """Measures, prints."""
+    """Measures, prints, draws."""
     measure = pick("benchmark", subject, {"connections": _connections, "input": _input})
     config = cli.config()
-    config.model.name = _MODEL.value or config.model.name
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
     table, settings, rows = measure(config)
-    machine = (
-        f"jax {jax.__version__} on {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; "
-        f"Python {platform.python_version()}"
-    )
+    machine = reports.machine()
     print(table, settings, machine, sep="\n")
+    if _OUT.value:
+        plots.save(plots.connection_costs(rows), cli.picture_file(_OUT.value))
+        print(f"picture: {_OUT.value}")
     cli.finish(
         {
-            "target": jax.default_backend() if _is_here() else _TARGET.value,
+            "target": _TARGET.value,
             "settings": settings,
             "machine": machine,
             "rows": [dataclasses.asdict(row) for row in rows],
@@ -73,42 +79,49 @@ def main(subject: str) -> None:
 
 
 def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
-    if _is_here():
-        rows = connection_costs.measure(config, _FORMS.value, _RUNS.value)
-        how = f"{_RUNS.value} interleaved steps of each"
+    schemes, others = _peers(config) if _PEERS.value else ({}, {})
+    forms, target = _FORMS.value, _TARGET.value
+    subjects = [
+        connection_costs.stage_gradient(config, d, _PROJECTION.value, forms, schemes)
+        for d in _DEPTHS.value
+    ]
+    if _MODEL.value:
+        subjects = [connection_costs.model_step(config, _MODEL.value, forms)]
+    if target == "cpu":
+        rows = connection_costs.measure(subjects, _RUNS.value, others)
+        how = f"{_RUNS.value} interleaved runs of each"
     else:
-        rows = connection_costs.estimate(config, _FORMS.value, _TARGET.value)
-        how = f"compiled for {_TARGET.value}, per chip; times are estimates"
-    side, dtype = config.data.image_size, config.model.dtype
-    settings = f"{how}; batch {config.data.batch_size}, {side}x{side}, {dtype}"
-    return reports.connection_cost_table(rows), settings, rows
+        rows = connection_costs.estimate(subjects, target)
+        how = f"compiled for {target}, per chip; times are estimates"
+    return reports.connection_cost_table(rows), f"{how}; {reports.sizes(config)}", rows
 
 
-def _is_here() -> bool:
-    """Whether what is measured runs on the devices of this machine."""
-    return _TARGET.value == "cpu"
+def _peers(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+    """Schemes for a stage, and steps of the original model beside one of ours."""
+    from benchmarks import peers  # Outside the package, and no part of it.
+
+    if not _MODEL.value:
+        return peers.SCHEMES, {}
+    if _TARGET.value != "cpu":
+        raise UserError("--peers of a model are measured here, not for a --target.")
+    return {}, peers.pytorch_steps(config, connection_costs.PLAIN)
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
-    if not _is_here():
-        raise UserError(f"--target={_TARGET.value} is for connections only.")
+    for flag in (_TARGET, _OUT):
+        if flag.value != flag.default:
+            raise UserError(f"--{flag.name}={flag.value} is for connections only.")
     rows = input_speed.measure(config, _ROADS.value, _RUNS.value, _STEPS.value)
-    data = config.data
-    return (
-        reports.input_speed_table(rows),
-        f"{_RUNS.value} interleaved rounds of {_STEPS.value} steps; {data.dataset}, "
-        f"batch {data.batch_size}; streaming by {data.num_threads} threads and "
-        f"{data.num_workers} further processes",
-        rows,
-    )
+    settings = input_speed.settings(config, _RUNS.value, _STEPS.value)
+    return reports.input_speed_table(rows), settings, rows
 
 
 if __name__ == "__main__":
     cli.run(
         main,
         uses=(
-            *("model", "forms", "target", "roads", "image_size", "batch_size", "runs"),
-            *("steps", "config", "json"),
+            *("model", "depths", "projection", "forms", "peers", "target", "roads"),
+            *("image_size", "batch_size", "runs", "steps", "out", "config", "json"),
         ),
         words=("subject",),
         default_config="configs/synthetic.py",

@@ -49,6 +49,20 @@ def workdir() -> epath.Path:
     return epath.Path(_WORKDIR.value).expanduser()
 
 
+def picture_file(name: str | None) -> epath.Path:
+    """The file of a picture that the person named.
+
+    Raises:
+      UserError: it has no such name, or its directory does not exist.
+    """
+    if not name or not name.endswith(".png"):
+        raise UserError(f"--out={name} must be the name of a .png file.")
+    path = epath.Path(name).expanduser()
+    if not path.parent.is_dir():
+        raise UserError(f"--out={name}: there is no directory {path.parent}.")
+    return path
+
+
 def finish(result: dict[str, Any]) -> None:
     """Prints the result as the last line, if JSON was asked for."""
     if _JSON.value:

@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from etils import epath
 
 from dresnet_jax import cli
 from dresnet_jax.analysis import plots
 from dresnet_jax.data import pipeline, sources, streaming
-from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment
 
 _OUT = flags.DEFINE_string("out", None, "The picture's file, such as preview.png.")
@@ -25,11 +23,7 @@ _IMAGES = flags.DEFINE_integer("images", 12, "How many are drawn.", lower_bound=
 
 def main() -> None:
     """Reads, augments, draws."""
-    if not _OUT.value or not _OUT.value.endswith(".png"):
-        raise UserError(f"--out={_OUT.value} must be the name of a .png file.")
-    path = epath.Path(_OUT.value).expanduser()
-    if not path.parent.is_dir():
-        raise UserError(f"--out={_OUT.value}: there is no directory {path.parent}.")
+    path = cli.picture_file(_OUT.value)
     parts = experiment.build(cli.config())
     seed, recipe = parts.config.seed, parts.recipe
     examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]

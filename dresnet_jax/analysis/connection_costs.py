@@ -1,7 +1,9 @@
-"""What learned connections cost a training step, beside the same network without."""
+"""What learned connections cost, beside the same network without them."""
 
 import copy
 import dataclasses
+import functools
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,57 +12,169 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import linen as nn
 
 from dresnet_jax.analysis import chips, cost
-from dresnet_jax.connections.weighted_sum import FORMS
+from dresnet_jax.connections.module import FORMS
 from dresnet_jax.data import pipeline
-from dresnet_jax.errors import UserError
-from dresnet_jax.training import experiment, sharding
-from dresnet_jax.training.state import TrainState
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.training import experiment, sharding, steps
 
+# The network without connections: every block by itself, and its stages under a scan
+# that keeps the blocks' inputs alone, as the form `stacked` does.
 PLAIN = "none"
+PLAIN_SCANNED = "none, scanned"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One form of a model, as ratios to the plain network of the same run.
+    """One form of a network, and its ratios to the plain network of the same run.
 
     Attributes:
-      model: name in the zoo.
-      form: of the weighted sum; `PLAIN` for the network without connections.
+      model: name in the zoo, or "stage" for a single stage.
+      form: of the weighted sum; `PLAIN` and `PLAIN_SCANNED` have no connections.
       depth: residual blocks.
-      flops_ratio: floating-point operations, as the compiler counts.
-      bytes_ratio: bytes accessed, as the compiler counts.
+      flops_ratio: floating-point operations, as the compiler counts; None where it
+        cannot count them.
+      bytes_ratio: bytes accessed, as the compiler counts; None as above.
+      intensity: FLOPs per byte accessed; None as above.
       temp_ratio: temporary memory, as the compiler counts; None where the plain network
         needs none.
+      temp_bytes: temporary memory.
+      saved_ratio: what is saved for the backward pass.
+      saved_bytes: what differentiation saves of a batch for the backward pass.
+      trace_ratio: time to trace the program.
+      compile_ratio: time to compile it.
+      compile_seconds: time to compile it.
       step_ratio: median over the rounds of (step time / plain's in that round); for
-        another target the ratio of the estimates.
+        another target the ratio of the estimates, None where there is none.
       step_ratio_range: the least and the largest of these; None for an estimate.
       step_seconds: median step time, or the estimate.
-      compile_ratio: compile time.
     """
 
     model: str
     form: str
     depth: int
-    flops_ratio: float
-    bytes_ratio: float
-    temp_ratio: float | None
-    step_ratio: float
-    step_ratio_range: tuple[float, float] | None
-    step_seconds: float
-    compile_ratio: float
+    flops_ratio: float | None = None
+    bytes_ratio: float | None = None
+    intensity: float | None = None
+    temp_ratio: float | None = None
+    temp_bytes: int | None = None
+    saved_ratio: float | None = None
+    saved_bytes: int | None = None
+    trace_ratio: float | None = None
+    compile_ratio: float | None = None
+    compile_seconds: float | None = None
+    step_ratio: float | None = None
+    step_ratio_range: tuple[float, float] | None = None
+    step_seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is measured: a training step of a model, or the gradient of one stage.
+
+    Attributes:
+      config: of a run; its model has connections. For a target that is not here its
+        batch is that of one chip.
+      asked_forms: names in `FORMS`; None for all that can express the connections.
+      is_stage: whether it is the gradient of a network of one stage; its parameters are
+        stacked for the forms that scan, and no optimiser is measured.
+      schemes: further connection schemes, modules with the interface of `Connections`.
+    """
+
+    config: ml_collections.ConfigDict
+    asked_forms: Sequence[str] | None = None
+    is_stage: bool = False
+    schemes: Mapping[str, type[nn.Module]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As it stands in a `Row`."""
+        return "stage" if self.is_stage else self.config.model.name
+
+    @property
+    def depth(self) -> int:
+        """Residual blocks."""
+        return sum(self.config.model.blocks_per_stage)
+
+    def experiments(self) -> dict[str, experiment.Experiment]:
+        """Every network that is measured, by its name in a `Row`.
+
+        Raises:
+          UserError: a value of the config is wrong, or there is nothing to measure.
+        """
+        folded = self._experiment(form="folded")
+        if not folded.model.spec.connections.topology.edges:
+            raise UserError(f"{self.config.model.name} has no connections to measure.")
+        forms = self.asked_forms
+        if forms is None:
+            stackable = not folded.model.spec.connections.not_stackable
+            forms = [form for form in FORMS if form != "stacked" or stackable]
+        if not forms:
+            raise UserError(f"No form is named: give some of {', '.join(FORMS)}.")
+        for form in forms:
+            pick("connection form", form, dict.fromkeys(FORMS))
+        connected = {form: self._experiment(form=form) for form in forms}
+        parts = {PLAIN: self._experiment(form="folded", topology=PLAIN)}
+        if "stacked" in forms:
+            scanned = self._experiment(form="stacked", topology=PLAIN)
+            parts[PLAIN_SCANNED] = scanned
+        for name, scheme in self.schemes.items():
+            model = folded.model.copy(scheme=scheme)
+            connected[name] = dataclasses.replace(folded, model=model)
+        return parts | connected
+
+    def _experiment(self, **connections: str) -> experiment.Experiment:
+        config = copy.deepcopy(self.config)
+        config.model.connections.update(connections)
+        return experiment.build(config)
+
+
+def model_step(
+    config: ml_collections.ConfigDict, model: str, forms: Sequence[str] | None
+) -> Subject:
+    """The training step of a config with another model of the zoo."""
+    config = copy.deepcopy(config)
+    config.model.name = model
+    return Subject(config, forms)
+
+
+def stage_gradient(
+    config: ml_collections.ConfigDict,
+    depth: str,
+    projection: str,
+    forms: Sequence[str] | None,
+    schemes: Mapping[str, type[nn.Module]],
+) -> Subject:
+    """The gradient of a config's network with one stage of so many blocks.
+
+    Raises:
+      UserError: the depth is no number, or so few blocks have no connections.
+    """
+    if not depth.isdecimal() or int(depth) < 3:
+        raise UserError(
+            f"Depth '{depth}' must be a whole number of blocks, 3 or more: fewer have "
+            "no connections."
+        )
+    config = copy.deepcopy(config)
+    config.model.blocks_per_stage = (int(depth),)
+    config.model.connections.projection = projection
+    return Subject(config, forms, is_stage=True, schemes=schemes)
 
 
 def measure(
-    config: ml_collections.ConfigDict, forms: Sequence[str], runs: int
+    subjects: Sequence[Subject],
+    runs: int,
+    others: Mapping[str, Mapping[str, Callable[[], object]]] | None = None,
 ) -> list[Row]:
-    """Compiles and times the training step of each form, and of the plain network.
+    """Compiles and times every form, and the plain network, of each subject.
 
     Args:
-      config: of a run; its model has connections.
-      forms: names in `weighted_sum.FORMS`.
-      runs: timed rounds, each of one step of every program in turn.
+      subjects: what is measured, one after the other.
+      runs: timed rounds, each of one step of every program of a subject in turn.
+      others: steps that are timed with those of each subject, {model: {form: step}};
+        the unit of each model is its form `PLAIN`.
 
     Returns:
       A row per program, the plain network first.
@@ -68,102 +182,262 @@ def measure(
     Raises:
       UserError: a value of the config is wrong, or there is nothing to measure.
     """
-    parts = _experiments(config, forms)
-    given = {form: (part.create_state(), _batch(part)) for form, part in parts.items()}
-    programs = {form: _compile(part, *given[form]) for form, part in parts.items()}
-    runners = {
-        form: _runner(program.compiled, *given.pop(form))
-        for form, program in programs.items()
-    }
-    seconds = cost.interleaved_seconds(runners, runs)
     rows = []
-    for form, row in _rows(config, programs).items():
-        ratios = seconds[form] / seconds[PLAIN]
-        rows.append(
-            Row(
-                **row,
-                step_ratio=float(np.median(ratios)),
-                step_ratio_range=(float(ratios.min()), float(ratios.max())),
-                step_seconds=float(np.median(seconds[form])),
+    for subject, parts in [(subject, subject.experiments()) for subject in subjects]:
+        programs = {name: _compile(subject, part) for name, part in parts.items()}
+        timed = {(subject.name, name): p.run for name, p in programs.items()}
+        for model, forms in (others or {}).items():
+            timed |= {(model, form): step for form, step in forms.items()}
+        seconds = cost.interleaved_seconds(timed, runs)
+        known = {(row.model, row.form): row for row in _rows(subject, programs)}
+        for (model, form), times in seconds.items():
+            ratios = times / seconds[model, PLAIN]
+            rows.append(
+                dataclasses.replace(
+                    known.get((model, form), Row(model, form, subject.depth)),
+                    step_ratio=float(np.median(ratios)),
+                    step_ratio_range=(float(ratios.min()), float(ratios.max())),
+                    step_seconds=float(np.median(times)),
+                )
             )
-        )
     return rows
 
 
-def estimate(
-    config: ml_collections.ConfigDict, forms: Sequence[str], target: str
-) -> list[Row]:
+def estimate(subjects: Sequence[Subject], target: str) -> list[Row]:
     """As `measure`, for chips that are not here: compiled, but not run.
 
     Args:
-      config: of a run; its model has connections. Its batch is that of one chip.
-      forms: names in `weighted_sum.FORMS`.
+      subjects: what is measured; the batch of each is that of one chip.
       target: such as "v5e:2x2".
 
     Raises:
-      UserError: a value of the config or the target is wrong, or the compiler of the
+      UserError: a value of a config or the target is wrong, or the compiler of the
         target is missing.
     """
     chip, devices = chips.chip(target), chips.devices(target)
-    programs = {}
-    for form, local in _experiments(config, forms).items():
-        batch_size = local.recipe.batch_size * len(devices)
-        mesh = sharding.make_mesh(batch_size, devices)
-        part = dataclasses.replace(local, mesh=mesh)
-        batch = jax.tree.map(
-            lambda x, n=batch_size: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
-            jax.eval_shape(lambda part=part: _batch(part)),
-        )
-        programs[form] = _compile(
-            part,
-            part.create_state(abstract=True),
-            sharding.abstract(batch, sharding.split_batch(mesh)),
-        )
-    plain = chip.roofline_seconds(programs[PLAIN].cost)
     rows = []
-    for form, row in _rows(config, programs).items():
-        seconds = chip.roofline_seconds(programs[form].cost)
-        rows.append(
-            Row(
-                **row,
-                step_ratio=seconds / plain,
-                step_ratio_range=None,
-                step_seconds=seconds,
-            )
-        )
+    for subject, parts in [(subject, subject.experiments()) for subject in subjects]:
+        programs = {
+            name: _compile(subject, part, devices) for name, part in parts.items()
+        }
+        seconds = {
+            name: chip.roofline_seconds(program.cost)
+            for name, program in programs.items()
+            if program.cost is not None
+        }
+        for row in _rows(subject, programs):
+            if row.form in seconds:
+                row = dataclasses.replace(
+                    row,
+                    step_ratio=seconds[row.form] / seconds[PLAIN],
+                    step_seconds=seconds[row.form],
+                )
+            rows.append(row)
     return rows
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Program:
+    """A compiled program.
+
+    Attributes:
+      compiled: takes `given`; a step returns the next state first, and consumes its
+        own.
+      given: its arguments.
+      cost: of all turns of its loops; None where that cannot be told.
+      temp_bytes: temporary memory.
+      saved_bytes: what is saved of a batch for the backward pass.
+      trace_seconds: of the program.
+      compile_seconds: of the program.
+    """
+
     compiled: jax.stages.Compiled
-    cost: cost.Cost
+    given: tuple
+    is_step: bool
+    cost: cost.Cost | None
+    temp_bytes: int
+    saved_bytes: int
+    trace_seconds: float
     compile_seconds: float
 
-
-def _experiments(
-    config: ml_collections.ConfigDict, forms: Sequence[str]
-) -> dict[str, experiment.Experiment]:
-    """The plain network and each form, all checked before the first is compiled."""
-    if not forms:
-        raise UserError(f"No form is named: give some of {', '.join(FORMS)}.")
-    parts = {
-        form: experiment.build(_with_form(config, form)) for form in (PLAIN, *forms)
-    }
-    if not parts[forms[0]].model.spec.connections.topology.edges:
-        raise UserError(f"{config.model.name} has no connections to measure.")
-    return parts
+    def run(self) -> object:
+        """Runs it once."""
+        results = self.compiled(*self.given)
+        if self.is_step:
+            self.given = (results[0], *self.given[1:])
+        return results[1]
 
 
-def _with_form(
-    config: ml_collections.ConfigDict, form: str
-) -> ml_collections.ConfigDict:
-    config = copy.deepcopy(config)
-    if form == PLAIN:
-        config.model.connections.topology = PLAIN
+def _compile(
+    subject: Subject,
+    part: experiment.Experiment,
+    devices: Sequence[jax.Device] | None = None,
+) -> _Program:
+    """Compiles a network's program, for devices that are not here if they are given."""
+    saved_bytes = _saved_bytes(part)
+    if devices is not None:
+        batch_size = part.recipe.batch_size * len(devices)
+        mesh = sharding.make_mesh(batch_size, devices)
+        part = dataclasses.replace(part, mesh=mesh)
+    function, given = _program(subject, part, abstract=devices is not None)
+    start = time.perf_counter()
+    lowered = jax.jit(function, donate_argnums=() if subject.is_stage else 0).lower(
+        *given
+    )
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    done = time.perf_counter()
+    once = cost.of(compiled)
+    return _Program(
+        compiled=compiled,
+        given=given,
+        is_step=not subject.is_stage,
+        cost=_of_all_turns(subject, part, given, once),
+        temp_bytes=once.temp_bytes,
+        saved_bytes=saved_bytes,
+        trace_seconds=traced - start,
+        compile_seconds=done - traced,
+    )
+
+
+def _program(
+    subject: Subject, part: experiment.Experiment, *, abstract: bool
+) -> tuple[Callable[..., tuple], tuple]:
+    """The function that is compiled, and its arguments or their shapes."""
+    state = part.create_state(abstract=abstract)
+    if abstract:
+        # As many images on each device as the recipe says.
+        shapes = _batch_shapes(part, part.recipe.batch_size * part.mesh.size)
+        batch = sharding.abstract(shapes, sharding.split_batch(part.mesh))
     else:
-        config.model.connections.form = form
-    return config
+        batch = _batch(part)
+    if not subject.is_stage:
+        return part.step, (state, batch)
+    pack, unpack = _packing(part)
+
+    def gradient(params: Any, batch_stats: Any, batch: pipeline.Batch) -> tuple:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            value, updates = _loss(part, unpack(params), unpack(batch_stats), batch)
+            return value, pack(updates)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    packed = pack(state.params), pack(state.batch_stats)
+    return gradient, (*packed, batch)
+
+
+def _loss(
+    part: experiment.Experiment, params: Any, batch_stats: Any, batch: pipeline.Batch
+) -> tuple[jax.Array, Any]:
+    """The loss of a batch, and the new batch statistics."""
+    logits, updates = part.model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        batch.images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(0)},
+    )
+    losses = steps.cross_entropy(logits, batch.targets, label_smoothing=0.0)
+    return losses.mean(), updates["batch_stats"]
+
+
+def _loops(part: experiment.Experiment) -> list[int]:
+    """The number of turns of each loop over blocks."""
+    spec = part.model.spec
+    if spec.connections.form != "stacked":
+        return []
+    return [len(blocks) for blocks in spec.alike if len(blocks) > 1]
+
+
+def _packing(
+    part: experiment.Experiment,
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Stacks the parameters of a stage's blocks, if they are scanned, and back."""
+    if not _loops(part):
+        return (lambda tree: tree), (lambda tree: tree)
+    blocks = [f"block_{i}" for i in part.model.spec.alike[0]]
+
+    def pack(tree: Any) -> Any:
+        rest = {name: leaf for name, leaf in tree.items() if name not in blocks}
+        of_blocks = [tree[name] for name in blocks]
+        if isinstance(jax.tree.leaves(of_blocks)[0], jax.ShapeDtypeStruct):
+            stacked = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    (len(blocks), *x.shape), x.dtype, sharding=x.sharding
+                ),
+                of_blocks[0],
+            )
+        else:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
+        return rest | {"stacked": stacked}
+
+    def unpack(tree: Any) -> Any:
+        one = {
+            name: jax.tree.map(operator.itemgetter(n), tree["stacked"])
+            for n, name in enumerate(blocks)
+        }
+        return {name: leaf for name, leaf in tree.items() if name != "stacked"} | one
+
+    return pack, unpack
+
+
+def _of_all_turns(
+    subject: Subject, part: experiment.Experiment, given: tuple, once: cost.Cost
+) -> cost.Cost | None:
+    """The cost of a program whose loops the compiler counted as one turn.
+
+    With two blocks in a turn it counts them twice: the difference is that of a turn.
+    """
+    turns = set(_loops(part))
+    if not turns:
+        return once
+    if len(turns) > 1:
+        return None
+    (turns_of_each,) = turns
+    spec = part.model.spec
+    unrolled = dataclasses.replace(spec.connections, unroll=2)
+    model = part.model.copy(spec=dataclasses.replace(spec, connections=unrolled))
+    function, _ = _program(
+        subject, dataclasses.replace(part, model=model), abstract=True
+    )
+    twice = cost.of(jax.jit(function).lower(*given).compile())
+    # What is left of an odd number of turns stands behind the loop.
+    factor = (turns_of_each - 1) / (1 + turns_of_each % 2)
+    return dataclasses.replace(
+        once,
+        flops=once.flops + factor * (twice.flops - once.flops),
+        bytes_accessed=once.bytes_accessed
+        + factor * (twice.bytes_accessed - once.bytes_accessed),
+    )
+
+
+def _saved_bytes(part: experiment.Experiment) -> int:
+    """What differentiation saves of one batch for the backward pass, bytes.
+
+    What does not depend on the batch, such as the parameters, cancels out between
+    batches of two sizes.
+    """
+    state = jax.eval_shape(functools.partial(_variables, part))
+
+    def residuals(batch_size: int) -> int:
+        pullback = jax.eval_shape(
+            lambda params, stats, batch: jax.vjp(
+                lambda params: _loss(part, params, stats, batch), params, has_aux=True
+            )[1],
+            state["params"],
+            state["batch_stats"],
+            _batch_shapes(part, batch_size),
+        )
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pullback))
+
+    size = part.recipe.batch_size
+    return residuals(2 * size) - residuals(size)
+
+
+def _variables(part: experiment.Experiment) -> Any:
+    side, channels = part.dataset.image_size, part.dataset.channels
+    images = jnp.zeros((1, side, side, channels))
+    return part.model.init(jax.random.key(0), images, train=False)
 
 
 def _batch(parts: experiment.Experiment) -> pipeline.Batch:
@@ -177,44 +451,38 @@ def _batch(parts: experiment.Experiment) -> pipeline.Batch:
     )
 
 
-def _compile(
-    parts: experiment.Experiment, state: TrainState, batch: pipeline.Batch
-) -> _Program:
-    start = time.perf_counter()
-    compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile()
-    seconds = time.perf_counter() - start
-    return _Program(compiled, cost.of(compiled), seconds)
+def _batch_shapes(part: experiment.Experiment, size: int) -> pipeline.Batch:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype),
+        jax.eval_shape(functools.partial(_batch, part)),
+    )
 
 
-def _runner(
-    compiled: jax.stages.Compiled, state: TrainState, batch: pipeline.Batch
-) -> Callable[[], object]:
-    def run() -> object:
-        nonlocal state
-        state, result = compiled(state, batch)
-        return result.loss
-
-    return run
-
-
-def _rows(
-    config: ml_collections.ConfigDict, programs: Mapping[str, _Program]
-) -> dict[str, dict[str, Any]]:
-    """The fields of each form's `Row` that the compiler alone gives."""
+def _rows(subject: Subject, programs: Mapping[str, _Program]) -> list[Row]:
+    """What the compiler and the tracer tell of each program."""
     plain = programs[PLAIN]
-    return {
-        form: {
-            "model": config.model.name,
-            "form": form,
-            "depth": sum(config.model.blocks_per_stage),
-            "flops_ratio": program.cost.flops / plain.cost.flops,
-            "bytes_ratio": program.cost.bytes_accessed / plain.cost.bytes_accessed,
-            "temp_ratio": (
-                program.cost.temp_bytes / plain.cost.temp_bytes
-                if plain.cost.temp_bytes
-                else None
-            ),
-            "compile_ratio": program.compile_seconds / plain.compile_seconds,
-        }
-        for form, program in programs.items()
-    }
+
+    def row(form: str, program: _Program) -> Row:
+        counts: dict[str, Any] = {}
+        if program.cost is not None and plain.cost is not None:
+            counts = {
+                "flops_ratio": program.cost.flops / plain.cost.flops,
+                "bytes_ratio": program.cost.bytes_accessed / plain.cost.bytes_accessed,
+                "intensity": program.cost.flops / program.cost.bytes_accessed,
+            }
+        if plain.temp_bytes:
+            counts["temp_ratio"] = program.temp_bytes / plain.temp_bytes
+        return Row(
+            subject.name,
+            form,
+            subject.depth,
+            temp_bytes=program.temp_bytes,
+            saved_bytes=program.saved_bytes,
+            saved_ratio=program.saved_bytes / plain.saved_bytes,
+            trace_ratio=program.trace_seconds / plain.trace_seconds,
+            compile_ratio=program.compile_seconds / plain.compile_seconds,
+            compile_seconds=program.compile_seconds,
+            **counts,
+        )
+
+    return [row(form, program) for form, program in programs.items()]

@@ -2,10 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,8 @@ def of(compiled: jax.stages.Compiled) -> Cost:
 
 
 def interleaved_seconds(
-    programs: Mapping[str, Callable[[], object]], runs: int
-) -> dict[str, np.ndarray]:
+    programs: Mapping[Name, Callable[[], object]], runs: int
+) -> dict[Name, np.ndarray]:
     """Times several programs in turn, A B C A B C ..., so that drift hits all alike.
 
     Args:
@@ -53,7 +56,7 @@ def interleaved_seconds(
     """
     for program in programs.values():
         jax.block_until_ready(program())
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    seconds: dict[Name, list[float]] = {name: [] for name in programs}
     for _ in range(runs):
         for name, program in programs.items():
             start = time.perf_counter()

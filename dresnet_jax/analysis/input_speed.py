@@ -40,6 +40,16 @@ class Row:
     data_wait: float
 
 
+def settings(config: ml_collections.ConfigDict, runs: int, steps: int) -> str:
+    """In one line, how and of what `measure` measures."""
+    data = config.data
+    return (
+        f"{runs} interleaved rounds of {steps} steps; {data.dataset}, batch "
+        f"{data.batch_size}; streaming by {data.num_threads} threads and "
+        f"{data.num_workers} further processes"
+    )
+
+
 def measure(
     config: ml_collections.ConfigDict, roads: Sequence[str], runs: int, steps: int
 ) -> list[Row]:

@@ -1,6 +1,6 @@
 """The pictures of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # Before pyplot: pictures are only ever written to files.
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.connections.gates import GATES
 from dresnet_jax.training import metrics
 
@@ -63,6 +64,46 @@ def before_and_after(before: np.ndarray, after: np.ndarray) -> Figure:
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
+    return figure
+
+
+def connection_costs(rows: Sequence[Row]) -> Figure:
+    """What each form costs beside the plain network: a panel a figure, over depth."""
+    panels = {
+        "flops_ratio": "FLOPs",
+        "bytes_ratio": "bytes accessed",
+        "temp_ratio": "temporary memory",
+        "saved_ratio": "saved for the backward pass",
+        "compile_ratio": "compile time",
+        "step_ratio": "step time",
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
+    names = list(dict.fromkeys((row.model, row.form) for row in rows))
+    depths = sorted({row.depth for row in rows})
+    for axis, (field, title) in zip(axes.flat, panels.items(), strict=True):
+        for n, (model, form) in enumerate(names):
+            found = {
+                row.depth: getattr(row, field)
+                for row in rows
+                if (row.model, row.form) == (model, form)
+                and getattr(row, field) is not None
+            }
+            style = {"color": f"C{n}", "label": f"{model}: {form}"}
+            if len(depths) > 1:
+                axis.plot(list(found), list(found.values()), marker="o", **style)
+            else:
+                axis.bar([n] * len(found), list(found.values()), **style)
+        axis.axhline(1, color="black", linewidth=0.5)
+        axis.set_title(f"{title} / plain network's")
+        axis.set_ylim(bottom=0)
+        if len(depths) > 1:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(depths, [str(depth) for depth in depths])
+            axis.set_xlabel("blocks")
+        else:
+            axis.set_xticks([])
+    handles, labels = axes.flat[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 

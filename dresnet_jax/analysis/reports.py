@@ -1,8 +1,13 @@
 """Tables for people, and the figures in them for programs."""
 
+import dataclasses
+import os
+import platform
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import ml_collections
 import numpy as np
 from clu import parameter_overview
 from sklearn.metrics import confusion_matrix
@@ -41,27 +46,100 @@ def cost_table(cost: Cost) -> str:
     )
 
 
+def machine() -> str:
+    """What this program runs on."""
+    return (
+        f"jax {jax.__version__} on {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; "
+        f"Python {platform.python_version()}"
+    )
+
+
+def sizes(config: ml_collections.ConfigDict) -> str:
+    """In one line, what a config's network is given, and its width."""
+    side, model = config.data.image_size, config.model
+    return (
+        f"batch {config.data.batch_size}, {side}x{side}, {model.dtype}, stem "
+        f"{model.stem}, width {model.width}"
+    )
+
+
 def connection_cost_table(rows: Sequence[Row]) -> str:
-    """A row per form, as ratios to the plain network, which comes first."""
-    names = ("FLOPs", "bytes", "temporary", "step", "(range)", "ms", "compile")
-    lines = [f"{rows[0].model:24s}" + "".join(f"{name:>13s}" for name in names)]
+    """A row per form, as ratios to the plain network of its model and depth.
+
+    Where a form was measured at several depths, a line per form says how what is saved
+    for the backward pass grows.
+    """
+    names = ("FLOPs", "bytes", "FLOP/byte", "temporary", "saved", "trace", "compile")
+    heading = "".join(f"{name:>10s}" for name in (*names, "step"))
+    lines = [f"{'':34s}{heading}{'(range)':>14s}{'ms':>10s}"]
     for row in rows:
         spread = "estimate"
         if row.step_ratio_range:
             spread = "{:.2f}..{:.2f}".format(*row.step_ratio_range)
+        elif row.step_ratio is None:
+            spread = "-"
         cells = (
-            f"{row.flops_ratio:.3f}",
-            f"{row.bytes_ratio:.3f}",
-            "-" if row.temp_ratio is None else f"{row.temp_ratio:.3f}",
-            f"{row.step_ratio:.3f}",
-            spread,
-            f"{row.step_seconds * 1e3:.1f}",
-            f"{row.compile_ratio:.2f}",
+            _ratio(row.flops_ratio),
+            _ratio(row.bytes_ratio),
+            _ratio(row.intensity, ".1f"),
+            _ratio(row.temp_ratio),
+            _ratio(row.saved_ratio),
+            _ratio(row.trace_ratio, ".2f"),
+            _ratio(row.compile_ratio, ".2f"),
+            _ratio(row.step_ratio),
         )
+        milliseconds = None if row.step_seconds is None else row.step_seconds * 1e3
         lines.append(
-            f"{'connections: ' + row.form:24s}" + "".join(f"{c:>13s}" for c in cells)
+            f"{f'{row.model}, {row.depth} blocks: {row.form}':34s}"
+            + "".join(f"{cell:>10s}" for cell in cells)
+            + f"{spread:>14s}{_ratio(milliseconds, '.1f'):>10s}"
         )
+    for form in dict.fromkeys(row.form for row in rows):
+        line = saved_memory_line([row for row in rows if row.form == form])
+        lines.extend([line.text] if line else [])
     return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A straight line through what a form saves for the backward pass, over its depth.
+
+    Attributes:
+      form: of the weighted sum.
+      start: bytes at depth 0.
+      slope: bytes a block.
+      residual: the largest distance of a figure from the line, as a part of the figure.
+    """
+
+    form: str
+    start: float
+    slope: float
+    residual: float
+
+    @property
+    def text(self) -> str:
+        """The line as people read it."""
+        mib = 2**20
+        return (
+            f"saved for the backward pass, {self.form}: {self.start / mib:.3f} + "
+            f"{self.slope / mib:.3f} x blocks MiB, to within {self.residual:.2%}"
+        )
+
+
+def saved_memory_line(rows: Sequence[Row]) -> Line | None:
+    """The line through the rows of one form; None for fewer than 3 depths."""
+    known = {row.depth: row.saved_bytes for row in rows if row.saved_bytes is not None}
+    if len(known) < 3:
+        return None
+    depths, saved = np.asarray(list(known)), np.asarray(list(known.values()))
+    slope, start = np.polyfit(depths, saved, 1)
+    residual = np.abs((start + slope * depths) / saved - 1).max()
+    return Line(rows[0].form, float(start), float(slope), float(residual))
+
+
+def _ratio(value: float | None, digits: str = ".3f") -> str:
+    return "-" if value is None else format(value, digits)
 
 
 def input_speed_table(rows: Sequence[input_speed.Row]) -> str:

@@ -55,6 +55,7 @@ class ConnectionSpec:
       sharpness: the gauss gate's k at the start, above 0.
       sharpness_granularity: who shares one k: "global", "per_block" or "per_edge".
       form: how the sum is computed, one of `FORMS`.
+      unroll: of the form `stacked`, blocks in one turn of its loop.
       projection_bias: whether projections have a bias.
     """
 
@@ -67,6 +68,7 @@ class ConnectionSpec:
     sharpness: float = 1.0
     sharpness_granularity: str = "global"
     form: str = "folded"
+    unroll: int = 1
     projection_bias: bool = True
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class ConnectionSpec:
             pick("gate opening", self.opening, dict.fromkeys(NAMED_OPENINGS))
         else:
             gates.starting_weight(gate, self.opening, self.sharpness)
+        if type(self.unroll) is not int or self.unroll < 1:
+            raise UserError(f"unroll = {self.unroll} must be a whole number above 0.")
         if self.form == "stacked" and self.not_stackable:
             raise UserError(
                 f"Form 'stacked' cannot express {self.not_stackable}: use 'folded', "
@@ -98,8 +102,8 @@ class ConnectionSpec:
             return "normalised sources, which the buffer of outputs does not hold"
         if self.weights == "per_channel" and self.projection == "per_stage":
             return (
-                "weights 'per_channel' with projection 'per_stage', where the gates act "
-                "behind a projection of the sum"
+                "weights 'per_channel' with projection 'per_stage', where the gates "
+                "act behind a projection of the sum"
             )
         return ""
 
@@ -226,7 +230,9 @@ class Connections(nn.Module):
                 y, auxiliary = jax.checkpoint(block)(one, y)
                 return y, (y, auxiliary)
 
-            last, (ys, auxiliary) = jax.lax.scan(step, outputs.last, parameters)
+            last, (ys, auxiliary) = jax.lax.scan(
+                step, outputs.last, parameters, unroll=self.spec.unroll
+            )
             outputs.extend([*ys[:-1], last])
             return auxiliary
 
@@ -236,12 +242,9 @@ class Connections(nn.Module):
         kernel, through_kernel = None, frozenset[int]()
         if self.spec.has_kernels:
             stage = topology.input_stage(first)
-            through_kernel = frozenset(
-                k for _, k in edges if topology.source_stage(k) == stage
-            )
-        if through_kernel:
-            kernel = self._projection(*next(e for e in edges if e[1] in through_kernel))
-            kernel = kernel["kernel"]
+            own = [(i, k) for i, k in edges if topology.source_stage(k) == stage]
+            through_kernel = frozenset(k for _, k in own)
+            kernel = self._projection(*own[0])["kernel"] if own else None
         openings = jnp.concatenate(
             [self._openings(i) for i in blocks if topology.sources(i)]
         )
@@ -255,13 +258,17 @@ class Connections(nn.Module):
 
         last, buffer, auxiliary = stacked.run(
             shifted,
+            self.spec.unroll,
             any(i not in blocks and k in blocks[:-1] for i, k in topology.edges),
             (parameters, offsets),
             _mixing(blocks, edges, openings, buffered, through_kernel),
             kernel,
             jnp.stack(
                 [
-                    *(self._buffered(first, k, outputs, through_kernel) for k in before),
+                    *(
+                        self._buffered(first, k, outputs, through_kernel)
+                        for k in before
+                    ),
                     outputs.last,
                 ]
             ),
@@ -317,7 +324,7 @@ class Connections(nn.Module):
     def _buffered(
         self, block: int, source: int, outputs: BlockOutputs, as_it_is: frozenset[int]
     ) -> jax.Array:
-        """y_k as it stands in the buffer that is read by this block and those like it."""
+        """y_k as it stands in the buffer of this block and those like it."""
         if source in as_it_is:
             return outputs[source]
         pooled = outputs.pooled((source,), outputs.size(-1))

@@ -102,9 +102,15 @@ class BackboneSpec:
 
 
 class Backbone(nn.Module):
-    """Stem, residual blocks with learned connections, classifier."""
+    """Stem, residual blocks with learned connections, classifier.
+
+    Attributes:
+      spec: what the network is.
+      scheme: the module of the connections, with the interface of `Connections`.
+    """
 
     spec: BackboneSpec
+    scheme: type[nn.Module] = Connections
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -130,7 +136,7 @@ class Backbone(nn.Module):
         if stem.pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
-        connections = Connections(spec.connections, spec.channels, name="connections")
+        connections = self.scheme(spec.connections, spec.channels, name="connections")
         outputs = BlockOutputs(x, normalise=spec.connections.normalise_sources)
         stacked = spec.connections.form == "stacked" and not self.is_initializing()
         for blocks in spec.alike:
@@ -161,7 +167,7 @@ class Backbone(nn.Module):
     def _run_stacked(
         self,
         blocks: range,
-        connections: Connections,
+        connections: nn.Module,
         outputs: BlockOutputs,
         *,
         train: bool,

@@ -97,5 +97,6 @@ def _connections(
         sharpness=config.sharpness,
         sharpness_granularity=config.sharpness_granularity,
         form=config.form,
+        unroll=config.unroll,
         projection_bias=model.seed if bias is None else bias,
     )

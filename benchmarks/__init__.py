@@ -1,0 +1,1 @@
+"""What `benchmark connections --peers` compares with; no part of the package."""
