@@ -6,24 +6,37 @@ import ml_collections
 from flax import linen as nn
 
 from benchmarks.denseformer import DepthWeightedAverage
+from dresnet_jax.analysis.connection_costs import PLAIN
 from dresnet_jax.errors import UserError
 
 # Schemes that take the place of our connections in a stage.
 SCHEMES: Mapping[str, type[nn.Module]] = {"denseformer": DepthWeightedAverage}
 
 
-def pytorch_steps(
-    config: ml_collections.ConfigDict, unit: str
-) -> dict[str, dict[str, Callable[[], object]]]:
-    """Training steps of the original model, by memory layout and form.
+Steps = Mapping[str, Mapping[str, Callable[[], object]]]
+
+
+def of(
+    config: ml_collections.ConfigDict, model: str | None, target: str
+) -> tuple[Mapping[str, type[nn.Module]], Steps]:
+    """Schemes to measure in a stage, and steps to measure beside those of a model.
 
     Args:
       config: of a run; image size, batch, width and classes are read from it.
-      unit: the name of the form without connections.
+      model: what is measured; None for a stage.
+      target: where.
 
     Raises:
-      UserError: PyTorch is not installed, or the config is of another model.
+      UserError: PyTorch is not installed, or is asked to run elsewhere.
     """
+    if model is None:
+        return SCHEMES, {}
+    if target != "cpu":
+        raise UserError("--peers of a model run here, not on a --target.")
+    return {}, _pytorch_steps(config)
+
+
+def _pytorch_steps(config: ml_collections.ConfigDict) -> Steps:
     try:
         from benchmarks import pytorch_original
     except ModuleNotFoundError as error:
@@ -36,14 +49,14 @@ def pytorch_steps(
     return {
         name: {
             form: pytorch_original.training_step(
-                connected=form != unit,
+                connected=form != PLAIN,
                 channels_last=channels_last,
                 batch=config.data.batch_size,
                 side=config.data.image_size,
                 classes=config.data.num_classes,
                 width=config.model.width,
             )
-            for form in (unit, "per edge")
+            for form in (PLAIN, "per edge")
         }
         for name, channels_last in (
             ("PyTorch", False),

@@ -90,8 +90,9 @@ def get_config() -> ml_collections.ConfigDict:
     # global, per_block or per_edge.
     connections.sharpness = 1.0
     connections.sharpness_granularity = "global"
-    # How the sum is computed: folded (fast) or reference (the formula).
-    connections.form = "folded"
+    # How the sum is computed: folded, stacked (deep stages; projections per_stage or
+    # none), reference (the formula), or auto, which says what it chose.
+    connections.form = "auto"
     # stacked: blocks in one turn of its loop.
     connections.unroll = 1
     # Whether projections have a bias; None for what the model's convolutions have.

@@ -1,26 +1,21 @@
 """Measures what learned connections cost, or how fast the input is, in one run.
 
     python -m dresnet_jax.benchmark connections --depths=8,16,32,64
-
-compiles the gradient of a network of one stage of so many blocks, in each form and
-without connections, and prints the ratios of FLOPs, bytes, memory and time.
-
     python -m dresnet_jax.benchmark connections --model=dresnet18 --image_size=64
 
-does so for the training step of a model. With --target=v5e:2x2 or the like it is
-compiled for TPU chips that need not be there (requirements-tpu-plan.txt); the time is
-then estimated from the compiler's counts: the larger of FLOPs / peak and bytes /
-bandwidth, by the chip's published figures. --peers adds what others have made:
+compile the gradient of one stage of so many blocks, or the training step of a model, in
+each form and without connections, and print ratios of FLOPs, bytes, memory and time.
+For a --target such as v5e:2x2 chips need not be there (requirements-tpu-plan.txt); the
+time is then an estimate, the larger of FLOPs / peak and bytes / bandwidth, by the
+compiler's counts and published figures. --peers adds what others have made:
 DenseFormer's average to a stage, the original model in PyTorch to a model
-(requirements-peers.txt). --out=costs.png draws the ratios.
+(requirements-peers.txt).
 
     python -m dresnet_jax.benchmark input --config=configs/fashion_mnist.py
 
-prints the images per second of the pipeline alone, of the training step alone and of
-both, on each road that examples can take to the devices.
-
-What is timed is interleaved, so that a drift of the machine's speed hits all alike.
-The config is configs/synthetic.py if none is given.
+prints images per second of the pipeline alone, of the training step alone and of both,
+on each road to the devices. Timings are interleaved, so that a drift of the machine's
+speed hits all alike. The config is configs/synthetic.py if none is given.
 """
 
 import dataclasses
@@ -47,9 +42,7 @@ _TARGET = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", None, "The picture's file, such as costs.png.")
 _ROADS = flags.DEFINE_list("roads", list(input_speed.ROADS), "Roads measured.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images, pixels.")
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images of one step, of each chip for a --target."
-)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, per chip of a target.")
 _RUNS = flags.DEFINE_integer("runs", 15, "Timed rounds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer(
     "steps", 20, "Of input: training steps of each measurement.", lower_bound=1
@@ -62,49 +55,33 @@ def main(subject: str) -> None:
     config = cli.config()
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
+    picture = cli.picture_file(_OUT.value) if _OUT.value else None
     table, settings, rows = measure(config)
     machine = reports.machine()
     print(table, settings, machine, sep="\n")
-    if _OUT.value:
-        plots.save(plots.connection_costs(rows), cli.picture_file(_OUT.value))
+    if picture:
+        plots.save(plots.connection_costs(rows), picture)
         print(f"picture: {_OUT.value}")
-    cli.finish(
-        {
-            "target": _TARGET.value,
-            "settings": settings,
-            "machine": machine,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-    )
+    report = {"target": _TARGET.value, "settings": settings, "machine": machine}
+    cli.finish(report | {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
 def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
-    schemes, others = _peers(config) if _PEERS.value else ({}, {})
-    forms, target = _FORMS.value, _TARGET.value
-    subjects = [
-        connection_costs.stage_gradient(config, d, _PROJECTION.value, forms, schemes)
-        for d in _DEPTHS.value
-    ]
-    if _MODEL.value:
-        subjects = [connection_costs.model_step(config, _MODEL.value, forms)]
-    if target == "cpu":
+    asked = _MODEL.value, _FORMS.value, _DEPTHS.value, _PROJECTION.value
+    added: tuple[Any, Any] = {}, {}
+    if _PEERS.value:
+        from benchmarks import peers  # Outside the package, and no part of it.
+
+        added = peers.of(config, _MODEL.value, _TARGET.value)
+    schemes, others = added
+    subjects = connection_costs.subjects(config, *asked, schemes)
+    if _TARGET.value == "cpu":
         rows = connection_costs.measure(subjects, _RUNS.value, others)
         how = f"{_RUNS.value} interleaved runs of each"
     else:
-        rows = connection_costs.estimate(subjects, target)
-        how = f"compiled for {target}, per chip; times are estimates"
+        rows = connection_costs.estimate(subjects, _TARGET.value)
+        how = f"compiled for {_TARGET.value}, per chip; times are estimates"
     return reports.connection_cost_table(rows), f"{how}; {reports.sizes(config)}", rows
-
-
-def _peers(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
-    """Schemes for a stage, and steps of the original model beside one of ours."""
-    from benchmarks import peers  # Outside the package, and no part of it.
-
-    if not _MODEL.value:
-        return peers.SCHEMES, {}
-    if _TARGET.value != "cpu":
-        raise UserError("--peers of a model are measured here, not for a --target.")
-    return {}, peers.pytorch_steps(config, connection_costs.PLAIN)
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
@@ -117,12 +94,11 @@ def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
 
 
 if __name__ == "__main__":
+    flags_of_both = "config image_size batch_size runs json"
+    flags_of_one = "model depths projection forms peers target out roads steps"
     cli.run(
         main,
-        uses=(
-            *("model", "depths", "projection", "forms", "peers", "target", "roads"),
-            *("image_size", "batch_size", "runs", "steps", "out", "config", "json"),
-        ),
+        uses=(*flags_of_one.split(), *flags_of_both.split()),
         words=("subject",),
         default_config="configs/synthetic.py",
     )

@@ -131,36 +131,43 @@ class Subject:
         return experiment.build(config)
 
 
-def model_step(
-    config: ml_collections.ConfigDict, model: str, forms: Sequence[str] | None
-) -> Subject:
-    """The training step of a config with another model of the zoo."""
-    config = copy.deepcopy(config)
-    config.model.name = model
-    return Subject(config, forms)
-
-
-def stage_gradient(
+def subjects(
     config: ml_collections.ConfigDict,
-    depth: str,
-    projection: str,
+    model: str | None,
     forms: Sequence[str] | None,
+    depths: Sequence[str],
+    projection: str,
     schemes: Mapping[str, type[nn.Module]],
-) -> Subject:
-    """The gradient of a config's network with one stage of so many blocks.
+) -> list[Subject]:
+    """What a person asks to be measured.
+
+    Args:
+      config: of a run.
+      model: of the zoo, whose training step is measured; None for single stages.
+      forms: those measured; None for all that can express the connections.
+      depths: of the stages, blocks.
+      projection: of the stages.
+      schemes: measured beside ours in the stages.
 
     Raises:
-      UserError: the depth is no number, or so few blocks have no connections.
+      UserError: a depth is no number, or so few blocks have no connections.
     """
-    if not depth.isdecimal() or int(depth) < 3:
-        raise UserError(
-            f"Depth '{depth}' must be a whole number of blocks, 3 or more: fewer have "
-            "no connections."
-        )
-    config = copy.deepcopy(config)
-    config.model.blocks_per_stage = (int(depth),)
-    config.model.connections.projection = projection
-    return Subject(config, forms, is_stage=True, schemes=schemes)
+    if model:
+        config = copy.deepcopy(config)
+        config.model.name = model
+        return [Subject(config, forms)]
+    found = []
+    for depth in depths:
+        if not depth.isdecimal() or int(depth) < 3:
+            raise UserError(
+                f"Depth '{depth}' must be a whole number of blocks, 3 or more: fewer "
+                "have no connections."
+            )
+        stage = copy.deepcopy(config)
+        stage.model.blocks_per_stage = (int(depth),)
+        stage.model.connections.projection = projection
+        found.append(Subject(stage, forms, is_stage=True, schemes=schemes))
+    return found
 
 
 def measure(

@@ -94,7 +94,7 @@ def connection_costs(rows: Sequence[Row]) -> Figure:
             else:
                 axis.bar([n] * len(found), list(found.values()), **style)
         axis.axhline(1, color="black", linewidth=0.5)
-        axis.set_title(f"{title} / plain network's")
+        axis.set_title(title)
         axis.set_ylim(bottom=0)
         if len(depths) > 1:
             axis.set_xscale("log", base=2)
@@ -102,6 +102,7 @@ def connection_costs(rows: Sequence[Row]) -> Figure:
             axis.set_xlabel("blocks")
         else:
             axis.set_xticks([])
+    figure.suptitle("beside the plain network, which is 1")
     handles, labels = axes.flat[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure

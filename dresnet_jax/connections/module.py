@@ -1,5 +1,6 @@
 """The Flax module that owns the connections' parameters and calls the functions."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ PROJECTIONS = ("per_edge", "per_stage", "none")
 
 # `stacked` is no function of one block's sum: it runs the blocks of a stage together.
 FORMS = (*weighted_sum.FORMS, "stacked")
+
+# From so many blocks in a stage on, `automatic_form` takes `stacked`.
+STACKED_FROM = 16
 
 # Starts that are no number: 1 / n^2 for n blocks, which keeps the growth of a stack of
 # unnormalised blocks bounded; and that of the published code, weights w of 1 for a
@@ -254,7 +258,9 @@ class Connections(nn.Module):
 
         def shifted(given: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             one, offset = given
-            return block(one, x if offset is None else x + offset.astype(x.dtype))
+            if offset is not None:
+                x = x + offset.astype(x.dtype)[None, None, None]
+            return block(one, x)
 
         last, buffer, auxiliary = stacked.run(
             shifted,
@@ -430,6 +436,25 @@ def _mixing(
     of_bases = np.asarray([(i - blocks.start, 0, places[i - 1]) for i in blocks])
     mixing = jnp.zeros(shape).at[tuple(of_edges.T)].set(openings)
     return mixing.at[tuple(of_bases.T)].add(1.0)
+
+
+def automatic_form(spec: ConnectionSpec, platform: str) -> tuple[str, str]:
+    """The form that was measured to be best, and why.
+
+    The rules, and the figures behind them, stand in docs/connections.md.
+
+    Args:
+      spec: of the connections; its form is not read.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    deepest = max(collections.Counter(spec.topology.stages).values())
+    if spec.not_stackable:
+        return "folded", f"'stacked' cannot express {spec.not_stackable}"
+    if platform == "cpu":
+        return "folded", "a CPU's convolutions are slow in loops"
+    if deepest < STACKED_FROM:
+        return "folded", f"no stage has {STACKED_FROM} blocks or more"
+    return "stacked", f"a stage has {deepest} blocks: memory and compile time count"
 
 
 def openings(

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # (parameters of one block, its input) -> (its output of the same shape, other results).
 Block = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
@@ -149,7 +150,7 @@ def _backward(
         parameters,
         d_auxiliary,
     )
-    (buffer, d_kernel), (d_parameters, d_mixing) = jax.lax.scan(
+    (buffer, d_exact), (d_parameters, d_mixing) = jax.lax.scan(
         step, carry, given, reverse=True, unroll=unroll
     )
     weights = readers[:first].reshape(first * sums, *readers.shape[2:])
@@ -157,7 +158,7 @@ def _backward(
     d_start = _projected(totals.swapaxes(0, 1), turned)
     if read_later:
         d_start += d_buffer[:first]
-    d_kernel = None if kernel is None else d_kernel.astype(kernel.dtype)
+    d_kernel = None if kernel is None else d_exact.astype(kernel.dtype)
     return d_parameters, _earlier(d_mixing), d_kernel, d_start
 
 
@@ -167,8 +168,7 @@ run.defvjp(_forward, _backward)
 def _earlier(mixing: jax.Array) -> jax.Array:
     """The weights, with 0 wherever a block would read itself or a later one."""
     blocks, _, places = mixing.shape[:3]
-    block, place = jnp.arange(blocks)[:, None], jnp.arange(places)
-    reads = place <= places - blocks + block
+    reads = np.tri(blocks, places, places - blocks, dtype=np.float32)
     return mixing * reads.reshape(blocks, 1, places, *[1] * (mixing.ndim - 3))
 
 

@@ -65,7 +65,8 @@ class BlockOutputs:
 
     def size(self, k: int) -> tuple[int, int]:
         """Height and width of y_k."""
-        return self._outputs[k].shape[1:3]
+        _, height, width, _ = self._outputs[k].shape
+        return height, width
 
     def __getitem__(self, k: int) -> jax.Array:
         """y_k as a source, at its own resolution."""

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import ml_collections
 
 from dresnet_jax.connections import topology
-from dresnet_jax.connections.module import ConnectionSpec
+from dresnet_jax.connections.module import ConnectionSpec, automatic_form
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models.backbone import Backbone, BackboneSpec, stages
 from dresnet_jax.models.blocks import STEMS
@@ -30,6 +31,8 @@ MODELS = {
     "dresnet18": Model(shortcut="identity", connected=True),
 }
 DTYPES = ("float32", "bfloat16")
+# The form's name where `automatic_form` chooses it.
+AUTOMATIC = "auto"
 
 
 def build(
@@ -87,7 +90,8 @@ def _connections(
 ) -> ConnectionSpec:
     pattern = topology.build(config.topology, of_blocks)
     bias = config.projection_bias
-    return ConnectionSpec(
+    is_automatic = config.form == AUTOMATIC
+    spec = ConnectionSpec(
         topology=pattern if model.connected else topology.none(of_blocks),
         gate=config.gate,
         opening=config.opening,
@@ -96,7 +100,11 @@ def _connections(
         normalise_sources=config.normalise_sources,
         sharpness=config.sharpness,
         sharpness_granularity=config.sharpness_granularity,
-        form=config.form,
+        form="folded" if is_automatic else config.form,
         unroll=config.unroll,
         projection_bias=model.seed if bias is None else bias,
     )
+    if is_automatic:
+        form, _ = automatic_form(spec, jax.default_backend())
+        spec = dataclasses.replace(spec, form=form)
+    return spec

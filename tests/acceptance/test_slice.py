@@ -3,7 +3,6 @@
 import signal
 import statistics
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -17,7 +16,6 @@ from tests.acceptance.small_run import (
     timeless_lines,
 )
 from tests.conftest import run_command, start_command
-from tests.connections import test_weighted_sum
 
 
 @pytest.mark.slow
@@ -117,24 +115,6 @@ def test_preview_draws_what_a_config_does(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", test_weighted_sum.FAST_FORMS)
-def test_forms_agree_with_the_reference(name):
-    worst = 0.0
-    for seed in range(5):
-        inputs = test_weighted_sum.random_inputs(seed, [16, 16, 8, 4], 4, 32, bias=True)
-        form = test_weighted_sum.weighted_sum.FORMS[name].function
-        reference = test_weighted_sum.weighted_sum.reference
-        pairs = zip(
-            jax.tree.leaves(test_weighted_sum.value_and_gradients(form, inputs)),
-            jax.tree.leaves(test_weighted_sum.value_and_gradients(reference, inputs)),
-            strict=True,
-        )
-        for a, b in pairs:
-            worst = max(worst, float(np.abs(a - b).max() / np.abs(b).max()))
-    print(f"\n{name}: largest relative difference in value and gradients {worst:.2e}")
-    assert worst <= 1e-5
-
-
 def test_8_devices_give_the_loss_curve_of_1(tmp_path):
     curves = []
     for devices in (1, 8):
@@ -178,17 +158,3 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(tmp_path):
         np.testing.assert_array_equal(a, b)
     assert timeless_lines(unbroken) == timeless_lines(killed)
     print(f"\nkilled after steps {kills}: {len(pairs)} arrays equal bit for bit")
-
-
-@pytest.mark.slow
-def test_folded_connections_cost_little(tmp_path):
-    code, output, errors = run_command(
-        "benchmark", "connections", "--image_size=64", "--json"
-    )
-    assert code == 0, errors
-    print("\n" + "\n".join(output.splitlines()[:-1]))
-    assert not list(tmp_path.iterdir())
-    rows = {row["form"]: row for row in last_json(output)["rows"]}
-    assert rows["folded"]["flops_ratio"] <= 1.09
-    assert rows["folded"]["step_ratio"] <= 1.15
-    assert rows["reference"]["flops_ratio"] > 1.3

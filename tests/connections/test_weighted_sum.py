@@ -1,7 +1,5 @@
 """Every form of the weighted sum agrees with the reference, in value and gradient."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dresnet_jax.connections import weighted_sum
+from dresnet_jax.connections.weighted_sum import BlockOutputs
 
 FAST_FORMS = sorted(set(weighted_sum.FORMS) - {"reference"})
 
 
-def random_inputs(seed, sides, side, channels, bias, per_channel=False, batch=2):
+def random_inputs(
+    seed, sides, side, channels, bias=True, per_channel=False, project=True
+):
     """Arguments of a form: sources of the given sides, read at `side`."""
     random = np.random.RandomState(seed)
 
@@ -22,23 +23,35 @@ def random_inputs(seed, sides, side, channels, bias, per_channel=False, batch=2)
         return jnp.asarray(random.standard_normal(shape), jnp.float32)
 
     source_channels = random.randint(1, 9, size=len(sides))
-    return (
-        normal(batch, side, side, channels),
-        [normal(batch, s, s, c) for s, c in zip(sides, source_channels, strict=True)],
-        normal(len(sides), channels) if per_channel else normal(len(sides)),
-        [normal(c, channels) / np.float32(np.sqrt(c)) for c in source_channels],
-        [normal(channels) for _ in sides] if bias else None,
-    )
+    if not project:
+        source_channels[:] = channels
+    arrays = [normal(2, s, s, c) for s, c in zip(sides, source_channels, strict=True)]
+    arrays.append(normal(2, side, side, channels))
+    gates = normal(len(sides), channels) if per_channel else normal(len(sides))
+    kernels = [normal(c, channels) / np.float32(np.sqrt(c)) for c in source_channels]
+    biases = [normal(channels) for _ in sides] if bias and project else None
+    return arrays, gates, kernels if project else None, biases
+
+
+def outputs_of(arrays, **options):
+    """The arrays as y_0, y_1, ..., of which the last is the base."""
+    outputs = BlockOutputs(arrays[0], **options)
+    outputs.extend(arrays[1:])
+    return outputs
+
+
+def weighted(form, arrays, *parameters):
+    """x_i, where all arrays but the last are sources."""
+    return form(outputs_of(arrays), range(len(arrays) - 1), *parameters)
 
 
 def value_and_gradients(form, inputs):
     """The form's output, and the gradients of a random projection of it."""
-    weights = jnp.asarray(
-        np.random.RandomState(1).standard_normal(inputs[0].shape), jnp.float32
-    )
+    shape = inputs[0][-1].shape
+    weights = jnp.asarray(np.random.RandomState(1).standard_normal(shape), jnp.float32)
 
     def loss(inputs):
-        output = form(*inputs)
+        output = weighted(form, *inputs)
         return (output * weights).sum(), output
 
     return jax.grad(loss, has_aux=True)(inputs)
@@ -60,12 +73,13 @@ def assert_agree(found, expected, rtol):
     channels=st.integers(1, 6),
     bias=st.booleans(),
     per_channel=st.booleans(),
+    project=st.booleans(),
 )
-def test_agrees_with_reference(name, seed, side, extra, channels, bias, per_channel):
+def test_agrees_with_reference(name, side, extra, **options):
     sides = [side + more for more in extra]
-    inputs = random_inputs(seed, sides, side, channels, bias, per_channel)
+    inputs = random_inputs(sides=sides, side=side, **options)
     assert_agree(
-        value_and_gradients(weighted_sum.FORMS[name].function, inputs),
+        value_and_gradients(weighted_sum.FORMS[name], inputs),
         value_and_gradients(weighted_sum.reference, inputs),
         rtol=1e-5,
     )
@@ -73,32 +87,32 @@ def test_agrees_with_reference(name, seed, side, extra, channels, bias, per_chan
 
 @pytest.mark.parametrize("name", FAST_FORMS)
 def test_agrees_with_reference_in_bfloat16_to_its_precision(name):
-    base, sources, *parameters = random_inputs(0, [8, 4, 4], 4, 16, bias=True)
-    exact = weighted_sum.reference(base, sources, *parameters)
-    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (base, sources))
-    found = weighted_sum.FORMS[name].function(*low, *parameters)
+    arrays, *parameters = random_inputs(0, [8, 4, 4], 4, 16)
+    exact = weighted(weighted_sum.reference, arrays, *parameters)
+    low = [array.astype(jnp.bfloat16) for array in arrays]
+    found = weighted(weighted_sum.FORMS[name], low, *parameters)
     assert found.dtype == jnp.bfloat16
     assert_agree(found.astype(jnp.float32), exact, rtol=0.03)
 
 
+@pytest.mark.parametrize("project", [True, False])
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
-def test_closed_gates_leave_the_base_as_it_is(name):
-    base, sources, gates, *rest = random_inputs(0, [8, 4], 4, 3, bias=True)
-    form = weighted_sum.FORMS[name].function
-    found = form(base, sources, jnp.zeros_like(gates), *rest)
-    np.testing.assert_array_equal(found, base)
+def test_closed_gates_leave_the_base_as_it_is(name, project):
+    arrays, gates, *rest = random_inputs(0, [8, 4], 4, 3, project=project)
+    found = weighted(weighted_sum.FORMS[name], arrays, jnp.zeros_like(gates), *rest)
+    np.testing.assert_array_equal(found, arrays[-1])
 
 
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
 def test_no_sources_leave_the_base_as_it_is(name):
     base = jnp.ones((2, 4, 4, 3))
-    form = weighted_sum.FORMS[name].function
-    np.testing.assert_array_equal(form(base, [], jnp.zeros(0), [], None), base)
+    found = weighted(weighted_sum.FORMS[name], [base], jnp.zeros(0), [], None)
+    np.testing.assert_array_equal(found, base)
 
 
 def test_reference_is_the_formula():
-    base, (source,), gates, (kernel,), (bias,) = random_inputs(0, [4], 2, 3, bias=True)
-    found = weighted_sum.reference(base, [source], gates, [kernel], [bias])
+    (source, base), gates, (kernel,), (bias,) = random_inputs(0, [4], 2, 3)
+    found = weighted(weighted_sum.reference, [source, base], gates, [kernel], [bias])
     for row, column in np.ndindex(2, 2):
         window = source[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         projected = np.asarray(window) @ np.asarray(kernel) + np.asarray(bias)
@@ -108,14 +122,16 @@ def test_reference_is_the_formula():
 
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
 def test_wrong_shapes_are_refused(name):
-    base, sources, gates, kernels, biases = random_inputs(0, [4, 4], 4, 3, bias=True)
-    form = weighted_sum.FORMS[name].function
-    with pytest.raises((AssertionError, ValueError)):
-        form(base, sources, gates[:1], kernels, biases)
-    with pytest.raises((AssertionError, ValueError)):
-        form(base, sources, gates, kernels[:1], biases)
-    with pytest.raises((AssertionError, ValueError)):
-        form(base, sources, gates, [k[:, :2] for k in kernels], biases)
+    arrays, gates, kernels, biases = random_inputs(0, [4, 4], 4, 3)
+    form = weighted_sum.FORMS[name]
+    for wrong in (
+        (gates[:1], kernels, biases),
+        (gates, kernels[:1], biases),
+        (gates, [k[:, :2] for k in kernels], biases),
+        (gates, None, None),
+    ):
+        with pytest.raises((AssertionError, ValueError)):
+            weighted(form, arrays, *wrong)
 
 
 def adaptive_average(image, size):
@@ -148,24 +164,41 @@ def test_average_pool_refuses_to_enlarge():
 
 @pytest.mark.parametrize("sides", [(28, 14, 7, 4), (32, 16, 8, 4), (15, 8, 4, 2)])
 def test_outputs_pooled_step_by_step_equal_outputs_pooled_at_once(sides):
-    image = np.random.RandomState(0).standard_normal((1, sides[0], sides[0], 2))
-    outputs = weighted_sum.BlockOutputs(jnp.asarray(image, jnp.float32))
-    at_once = functools.partial(weighted_sum.average_pool, outputs[0])
-    for side in sides:
-        found = outputs.pooled(0, (side, side))
-        np.testing.assert_allclose(found, at_once((side, side)), atol=1e-6)
-        assert outputs.pooled(0, (side, side)) is found
+    random = np.random.RandomState(0)
+    arrays = [
+        jnp.asarray(random.standard_normal((1, side, side, 2)), jnp.float32)
+        for side in (sides[0], *sides)
+    ]
+    outputs = outputs_of(arrays)
+    for n, side in enumerate(sides):
+        blocks = tuple(range(n + 2))
+        found = outputs.pooled(blocks, (side, side))
+        at_once = [weighted_sum.average_pool(arrays[k], (side, side)) for k in blocks]
+        np.testing.assert_allclose(found, np.concatenate(at_once, axis=-1), atol=1e-6)
+        assert outputs.pooled(blocks, (side, side)) is found
+
+
+def test_pooling_starts_from_what_is_pooled_already():
+    image = jnp.ones((1, 16, 16, 2))
+
+    def pool_operations(sizes):
+        def pooled(image):
+            outputs = outputs_of([image, image])
+            return [outputs.pooled((0, 1), (side, side)) for side in sizes]
+
+        return str(jax.make_jaxpr(pooled)(image)).count("reduce_window")
+
+    assert pool_operations([8]) == 2
+    assert pool_operations([8, 4]) == 3
 
 
 def test_normalised_sources_have_a_mean_square_of_1_and_the_base_is_left():
     images = np.random.RandomState(0).standard_normal((2, 4, 4, 8)) * 5
-    outputs = weighted_sum.BlockOutputs(
-        jnp.asarray(images, jnp.float32), normalise=True
-    )
+    outputs = outputs_of([jnp.asarray(images, jnp.float32)], normalise=True)
     np.testing.assert_allclose((outputs[0] ** 2).mean(axis=-1), 1.0, rtol=1e-4)
     np.testing.assert_array_equal(outputs.last, images.astype(np.float32))
     pooled = weighted_sum.average_pool(outputs[0], (2, 2))
-    np.testing.assert_array_equal(outputs.pooled(0, (2, 2)), pooled)
+    np.testing.assert_array_equal(outputs.pooled((0,), (2, 2)), pooled)
 
 
 def test_normalising_zeros_keeps_the_gradient_finite():
