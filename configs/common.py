@@ -114,7 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.clip_norm = 1.0
     # Learning rate of gate weights and sharpness, as a multiple of the common one.
     # At 1 sigmoid gates hardly move.
-    config.optimizer.gate_multiplier = 30.0
+    config.optimizer.gate_multiplier = 10.0
     # Parts of the run, at its start and at its end, in which gates are frozen.
     config.optimizer.gate_freeze_first = 0.0
     config.optimizer.gate_freeze_last = 0.0

@@ -22,6 +22,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 from absl import flags
 
@@ -56,6 +57,8 @@ def main(subject: str) -> None:
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
     picture = cli.picture_file(_OUT.value) if _OUT.value else None
+    # What is compiled is timed, so it must not come from a cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     table, settings, rows = measure(config)
     machine = reports.machine()
     print(table, settings, machine, sep="\n")

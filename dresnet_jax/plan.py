@@ -24,6 +24,7 @@ def main() -> None:
     parts = experiment.build(config)
     params = parts.create_state(abstract=True).params
     print(reports.parameter_table(params))
+    print(f"connections: {parts.connections_description}")
     report = {
         "model": config.model.name,
         "params": optax.tree.size(params),

@@ -43,10 +43,10 @@ def start_python(*arguments, devices=1):
     )
 
 
-def run_python(*arguments, devices=1):
+def run_python(*arguments, devices=1, timeout=500):
     """Runs Python to its end: (exit code, standard output, standard error)."""
     process = start_python(*arguments, devices=devices)
-    output, errors = process.communicate(timeout=500)
+    output, errors = process.communicate(timeout=timeout)
     return process.returncode, output, errors
 
 
@@ -55,9 +55,9 @@ def start_command(name, *arguments, devices=1):
     return start_python("-m", f"dresnet_jax.{name}", *arguments, devices=devices)
 
 
-def run_command(name, *arguments, devices=1):
+def run_command(name, *arguments, **options):
     """Runs `python -m dresnet_jax.<name>` to its end, as `run_python`."""
-    return run_python("-m", f"dresnet_jax.{name}", *arguments, devices=devices)
+    return run_python("-m", f"dresnet_jax.{name}", *arguments, **options)
 
 
 def json_lines(values):

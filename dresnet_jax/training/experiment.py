@@ -141,6 +141,18 @@ class Experiment:
                     start += steps_per_call
         return calls
 
+    @property
+    def connections_description(self) -> str:
+        """How many there are, and how their sum is computed."""
+        spec, asked = self.model.spec.connections, self.config.model.connections.form
+        if not spec.topology.edges:
+            return "none"
+        why = ""
+        if asked == zoo.AUTOMATIC:
+            _, reason = connections.automatic_form(spec, jax.default_backend())
+            why = f", chosen since {reason}"
+        return f"{len(spec.topology.edges)}, form '{spec.form}'{why}"
+
     def gate_openings(self, current: TrainState) -> connections.Openings:
         """F(w) of every edge, as evaluated: {reader: {source: opening}}."""
         spec = self.model.spec

@@ -53,6 +53,7 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
       KeyboardInterrupt: Ctrl-C, after a step that is saved.
     """
     print(f"data: {experiment.road.description}", flush=True)
+    print(f"connections: {experiment.connections_description}", flush=True)
     splits = experiment.open_splits()
     evaluate = Evaluator(experiment)
     state, start = _restore_or_create(experiment, directory)
@@ -70,6 +71,9 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
             state = trainer.train(state, start, stop)
     report = {"workdir": str(directory)}
     report |= _report(experiment, state, evaluate, splits)
+    report["gate_drift"] = connections.drift(
+        metrics.first_gates(directory), report["gates"]
+    )
     workdir.write_json(directory / "report.json", report)
     return report
 
@@ -85,6 +89,7 @@ def _report(
         "seed": experiment.config.seed,
         "steps": experiment.num_steps,
         "data": experiment.road.description,
+        "connections": experiment.connections_description,
         "params": optax.tree.size(state.params),
         "val_loss": validation.loss,
         "val_accuracy": validation.accuracy,
