@@ -2,20 +2,15 @@
 
     python -m dresnet_jax.benchmark connections --depths=8,16,32,64
     python -m dresnet_jax.benchmark connections --model=dresnet18 --image_size=64
-
-compile the gradient of one stage of so many blocks, or the training step of a model, in
-each form and without connections, and print ratios of FLOPs, bytes, memory and time.
-For a --target such as v5e:2x2 chips need not be there (requirements-tpu-plan.txt); the
-time is then an estimate, the larger of FLOPs / peak and bytes / bandwidth, by the
-compiler's counts and published figures. --peers adds what others have made:
-DenseFormer's average to a stage, the original model in PyTorch to a model
-(requirements-peers.txt).
-
     python -m dresnet_jax.benchmark input --config=configs/fashion_mnist.py
 
-prints images per second of the pipeline alone, of the training step alone and of both,
-on each road to the devices. Timings are interleaved, so that a drift of the machine's
-speed hits all alike. The config is configs/synthetic.py if none is given.
+`connections` compiles the gradient of one stage of so many blocks, or the training step
+of a model, in each form and without connections, and prints ratios. The chips of a
+--target need not be there (requirements-tpu-plan.txt); the time is then an estimate, by
+FLOPs / peak and bytes / bandwidth. --peers adds DenseFormer's average to a stage, the
+original in PyTorch to a model (requirements-peers.txt). `input` prints the images per
+second of the pipeline, of the step and of both, on each road. Timings are interleaved.
+The config is configs/synthetic.py if none is given.
 """
 
 import dataclasses
@@ -32,22 +27,17 @@ from dresnet_jax.errors import UserError, pick
 
 _MODEL = flags.DEFINE_string("model", None, "Model measured, instead of one stage.")
 _DEPTHS = flags.DEFINE_list("depths", ["8", "16", "32"], "Blocks of the stage.")
-_PROJECTION = flags.DEFINE_string(
-    "projection", "none", "Of the stage: none, per_stage or per_edge."
-)
+_PROJECTION = flags.DEFINE_string("projection", "none", "Of the stage's connections.")
 _FORMS = flags.DEFINE_list("forms", None, "Forms measured; all possible ones if none.")
 _PEERS = flags.DEFINE_bool("peers", False, "Measure what others have made too.")
-_TARGET = flags.DEFINE_string(
-    "target", "cpu", "Of connections: cpu for the devices here, or TPUs as v5e:2x2."
-)
+_TRAFFIC = flags.DEFINE_bool("traffic", False, "Print where a model's bytes go.")
+_TARGET = flags.DEFINE_string("target", "cpu", "The devices here, or such as v5e:2x2.")
 _OUT = flags.DEFINE_string("out", None, "The picture's file, such as costs.png.")
-_ROADS = flags.DEFINE_list("roads", list(input_speed.ROADS), "Roads measured.")
+_ROADS = flags.DEFINE_list("roads", list(input_speed.ROADS), "Roads of input measured.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images, pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, per chip of a target.")
 _RUNS = flags.DEFINE_integer("runs", 15, "Timed rounds.", lower_bound=1)
-_STEPS = flags.DEFINE_integer(
-    "steps", 20, "Of input: training steps of each measurement.", lower_bound=1
-)
+_STEPS = flags.DEFINE_integer("steps", 20, "Of a round of input.", lower_bound=1)
 
 
 def main(subject: str) -> None:
@@ -56,7 +46,7 @@ def main(subject: str) -> None:
     config = cli.config()
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
-    picture = cli.picture_file(_OUT.value) if _OUT.value else None
+    picture = _OUT.value and cli.picture_file(_OUT.value)
     # What is compiled is timed, so it must not come from a cache.
     jax.config.update("jax_enable_compilation_cache", False)
     table, settings, rows = measure(config)
@@ -71,12 +61,12 @@ def main(subject: str) -> None:
 
 def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     asked = _MODEL.value, _FORMS.value, _DEPTHS.value, _PROJECTION.value
-    added: tuple[Any, Any] = {}, {}
+    peers_added: tuple[Any, Any] = {}, {}
     if _PEERS.value:
         from benchmarks import peers  # Outside the package, and no part of it.
 
-        added = peers.of(config, _MODEL.value, _TARGET.value)
-    schemes, others = added
+        peers_added = peers.of(config, _MODEL.value, _TARGET.value)
+    schemes, others = peers_added
     subjects = connection_costs.subjects(config, *asked, schemes)
     if _TARGET.value == "cpu":
         rows = connection_costs.measure(subjects, _RUNS.value, others)
@@ -84,7 +74,8 @@ def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
     else:
         rows = connection_costs.estimate(subjects, _TARGET.value)
         how = f"compiled for {_TARGET.value}, per chip; times are estimates"
-    return reports.connection_cost_table(rows), f"{how}; {reports.sizes(config)}", rows
+    table = reports.connection_cost_table(rows, with_traffic=_TRAFFIC.value)
+    return table, f"{how}; {reports.sizes(config)}", rows
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
@@ -97,11 +88,11 @@ def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
 
 
 if __name__ == "__main__":
-    flags_of_both = "config image_size batch_size runs json"
-    flags_of_one = "model depths projection forms peers target out roads steps"
+    of_connections = "model depths projection forms peers traffic target out"
+    of_both = "image_size batch_size runs config json"
     cli.run(
         main,
-        uses=(*flags_of_one.split(), *flags_of_both.split()),
+        uses=f"{of_connections} roads steps {of_both}".split(),
         words=("subject",),
         default_config="configs/synthetic.py",
     )

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from dresnet_jax.analysis import chips, cost
+from dresnet_jax.analysis import chips, cost, traffic
 from dresnet_jax.connections.module import FORMS
 from dresnet_jax.data import pipeline
 from dresnet_jax.errors import UserError, pick
@@ -50,6 +50,7 @@ class Row:
         another target the ratio of the estimates, None where there is none.
       step_ratio_range: the least and the largest of these; None for an estimate.
       step_seconds: median step time, or the estimate.
+      traffic: bytes read and written by each part of a model's step; None for a stage.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Row:
     step_ratio: float | None = None
     step_ratio_range: tuple[float, float] | None = None
     step_seconds: float | None = None
+    traffic: dict[str, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +256,7 @@ class _Program:
       cost: of all turns of its loops; None where that cannot be told.
       temp_bytes: temporary memory.
       saved_bytes: what is saved of a batch for the backward pass.
+      traffic: bytes by part of the network, of a step.
       trace_seconds: of the program.
       compile_seconds: of the program.
     """
@@ -264,6 +267,7 @@ class _Program:
     cost: cost.Cost | None
     temp_bytes: int
     saved_bytes: int
+    traffic: dict[str, float] | None
     trace_seconds: float
     compile_seconds: float
 
@@ -302,6 +306,7 @@ def _compile(
         cost=_of_all_turns(subject, part, given, once),
         temp_bytes=once.temp_bytes,
         saved_bytes=saved_bytes,
+        traffic=None if subject.is_stage else traffic.by_part(compiled.as_text() or ""),
         trace_seconds=traced - start,
         compile_seconds=done - traced,
     )
@@ -349,18 +354,19 @@ def _loss(
 
 
 def _loops(part: experiment.Experiment) -> list[int]:
-    """The number of turns of each loop over blocks."""
+    """The number of blocks in each loop over blocks."""
     spec = part.model.spec
     if spec.connections.form != "stacked":
         return []
-    return [len(blocks) for blocks in spec.alike if len(blocks) > 1]
+    unroll = spec.connections.unroll
+    return [len(blocks) for blocks in spec.alike if len(blocks) > unroll]
 
 
 def _packing(
     part: experiment.Experiment,
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Stacks the parameters of a stage's blocks, if they are scanned, and back."""
-    if not _loops(part):
+    if part.model.spec.connections.form != "stacked":
         return (lambda tree: tree), (lambda tree: tree)
     blocks = [f"block_{i}" for i in part.model.spec.alike[0]]
 
@@ -398,10 +404,10 @@ def _of_all_turns(
     turns = set(_loops(part))
     if not turns:
         return once
-    if len(turns) > 1:
+    spec = part.model.spec
+    if len(turns) > 1 or spec.connections.unroll > 1:
         return None
     (turns_of_each,) = turns
-    spec = part.model.spec
     unrolled = dataclasses.replace(spec.connections, unroll=2)
     model = part.model.copy(spec=dataclasses.replace(spec, connections=unrolled))
     function, _ = _program(
@@ -489,6 +495,7 @@ def _rows(subject: Subject, programs: Mapping[str, _Program]) -> list[Row]:
             trace_ratio=program.trace_seconds / plain.trace_seconds,
             compile_ratio=program.compile_seconds / plain.compile_seconds,
             compile_seconds=program.compile_seconds,
+            traffic=program.traffic,
             **counts,
         )
 

@@ -64,11 +64,15 @@ def sizes(config: ml_collections.ConfigDict) -> str:
     )
 
 
-def connection_cost_table(rows: Sequence[Row]) -> str:
+def connection_cost_table(rows: Sequence[Row], *, with_traffic: bool = False) -> str:
     """A row per form, as ratios to the plain network of its model and depth.
 
     Where a form was measured at several depths, a line per form says how what is saved
     for the backward pass grows.
+
+    Args:
+      rows: what was measured.
+      with_traffic: whether a second table says where a model's bytes go.
     """
     names = ("FLOPs", "bytes", "FLOP/byte", "temporary", "saved", "trace", "compile")
     heading = "".join(f"{name:>10s}" for name in (*names, "step"))
@@ -98,6 +102,8 @@ def connection_cost_table(rows: Sequence[Row]) -> str:
     for form in dict.fromkeys(row.form for row in rows):
         line = saved_memory_line([row for row in rows if row.form == form])
         lines.extend([line.text] if line else [])
+    if with_traffic:
+        lines.append(_traffic_table(rows))
     return "\n".join(lines)
 
 
@@ -136,6 +142,24 @@ def saved_memory_line(rows: Sequence[Row]) -> Line | None:
     slope, start = np.polyfit(depths, saved, 1)
     residual = np.abs((start + slope * depths) / saved - 1).max()
     return Line(rows[0].form, float(start), float(slope), float(residual))
+
+
+def _traffic_table(rows: Sequence[Row]) -> str:
+    """Bytes of each part of a model's step, in MB, a column per form."""
+    known = {row.form: row.traffic for row in rows if row.traffic is not None}
+    parts = {
+        part: max(t.get(part, 0) for t in known.values())
+        for t in known.values()
+        for part in t
+    }
+    lines = [f"{'MB read and written by':42s}" + "".join(f"{f:>16s}" for f in known)]
+    lines += [
+        f"{part:42s}"
+        + "".join(f"{traffic.get(part, 0) / 1e6:16.1f}" for traffic in known.values())
+        for part, size in sorted(parts.items())
+        if size > 1e6
+    ]
+    return "\n".join(lines)
 
 
 def _ratio(value: float | None, digits: str = ".3f") -> str:

@@ -75,6 +75,7 @@ def build(
         dtype=config.dtype,
         connections=_connections(config.connections, model, stages(blocks)),
     )
+    spec.connections.check(spec.channels)
     if image_size < spec.total_stride:
         raise UserError(
             f"Images of {image_size}x{image_size} are too small for the strides of "

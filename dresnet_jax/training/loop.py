@@ -69,7 +69,7 @@ def run(experiment: Experiment, directory: epath.Path) -> dict[str, Any]:
             gates = metrics.first_gates(directory)
             trainer = _Trainer(experiment, splits, evaluate, checkpoints, log, gates)
             state = trainer.train(state, start, stop)
-    report = {"workdir": str(directory)}
+    report: dict[str, Any] = {"workdir": str(directory)}
     report |= _report(experiment, state, evaluate, splits)
     report["gate_drift"] = connections.drift(
         metrics.first_gates(directory), report["gates"]

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import statistics
 
+import jax
 import numpy as np
 import pytest
 
@@ -43,14 +44,8 @@ def test_forms_agree_with_the_reference(name):
 
 def largest_difference(found, expected):
     """Of all arrays, as a part of the largest value in each, but at least of 1."""
-    pairs = zip(leaves(found), leaves(expected), strict=True)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     return max(np.abs(a - b).max() / max(np.abs(b).max(), 1.0) for a, b in pairs)
-
-
-def leaves(tree):
-    import jax
-
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 @pytest.mark.slow
@@ -78,9 +73,7 @@ def test_every_cell_equals_the_reference_or_is_refused():
             found = NETWORK.value_and_gradients(spec)
             worst = max(worst, largest_difference(found, expected))
             equal += 1
-    print(
-        f"\n{equal} cells equal the reference to {worst:.1e}, {len(refused)} are refused"
-    )
+    print(f"\n{equal} cells equal the reference to {worst:.1e}, {len(refused)} refused")
     assert worst <= 1e-5
     # per_edge in `stacked`; and `none` where the patterns connect the two stages.
     assert all("cannot" in message for message in refused)
@@ -133,6 +126,7 @@ def on_v5e():
         "--image_size=64",
         "--batch_size=128",
         "--config.model.dtype=bfloat16",
+        "--traffic",
     )
     return rows["dresnet18", "folded", 8]
 
@@ -244,10 +238,11 @@ def test_gates_learn_and_accuracy_is_no_worse_than_at_the_common_rate(
         {name: [run[n] for run in runs] for name, runs in found.items()} for n in (0, 1)
     )
     for name in found:
+        accuracy, drift = accuracies[name], drifts[name]
         print(
-            f"gate multiplier {name}: test accuracy {statistics.mean(accuracies[name]):.4f}"
-            f" ({min(accuracies[name]):.4f} to {max(accuracies[name]):.4f}), gate drift "
-            f"{statistics.mean(drifts[name]):.3f} (least {min(drifts[name]):.3f})"
+            f"gate multiplier {name}: test accuracy {statistics.mean(accuracy):.4f} "
+            f"({min(accuracy):.4f} to {max(accuracy):.4f}), gate drift "
+            f"{statistics.mean(drift):.3f} (least {min(drift):.3f})"
         )
     assert min(drifts["default"]) >= 0.05
     assert statistics.mean(accuracies["default"]) >= statistics.mean(accuracies["1"])

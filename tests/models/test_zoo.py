@@ -145,6 +145,57 @@ def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
     )
 
 
+DEEP = {"name": "dresnet18", "width": 4, "blocks_per_stage": (4, 3)}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("train", [True, False])
+def test_stacked_blocks_are_the_same_network(train, dtype, tolerance):
+    folded, stacked = (
+        zoo.build(config(**DEEP, projection="per_stage", dtype=dtype, form=form), 16, 3)
+        for form in ("folded", "stacked")
+    )
+    images = jnp.asarray(
+        np.random.RandomState(0).standard_normal((8, 16, 16, 3)), jnp.float32
+    )
+    variables = folded.init(jax.random.key(0), images, train=False)
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        stacked.init(jax.random.key(0), images, train=False)
+    )
+    expected, found = (
+        jax.jit(
+            lambda variables, model=model: model.apply(
+                variables, images, train=train, mutable=["batch_stats"]
+            )
+        )(variables)
+        for model in (folded, stacked)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("topology", ["dense", "none"])
+def test_a_stacked_stages_program_does_not_grow_with_its_depth(topology):
+    fields = {"name": "dresnet18", "width": 4, "projection": "none", "form": "stacked"}
+
+    def convolutions(depth):
+        model = config(**fields, topology=topology, blocks_per_stage=(depth,))
+        return program(zoo.build(model, 32, 10), train=True).count("convolution(")
+
+    assert convolutions(12) == convolutions(4)
+
+
+def test_auto_is_resolved_and_keeps_the_parameters():
+    fields = {"name": "dresnet18", "projection": "none", "blocks_per_stage": (16,)}
+    model = zoo.build(config(**fields, form="auto"), 32, 10)
+    assert model.spec.connections.form == "folded"  # On a CPU.
+
+
+def test_projections_that_only_pool_need_the_channels():
+    with pytest.raises(UserError, match="Projection 'none' cannot connect block 4"):
+        zoo.build(config(name="dresnet18", projection="none"), 32, 10)
+
+
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     fields = {"name": "dresnet18", "width": 4}
     low = zoo.build(config(**fields, dtype="bfloat16"), 32, 10)
