@@ -5,35 +5,44 @@ from collections.abc import Callable, Mapping
 import ml_collections
 from flax import linen as nn
 
+from benchmarks.arrangements import SCHEMES as ARRANGEMENTS
 from benchmarks.denseformer import DepthWeightedAverage
 from dresnet_jax.analysis.connection_costs import PLAIN
 from dresnet_jax.errors import UserError
 
-# Schemes that take the place of our connections in a stage.
-SCHEMES: Mapping[str, type[nn.Module]] = {"denseformer": DepthWeightedAverage}
-
+Schemes = Mapping[str, Callable[..., nn.Module]]
 
 Steps = Mapping[str, Mapping[str, Callable[[], object]]]
 
 
 def of(
-    config: ml_collections.ConfigDict, model: str | None, target: str
-) -> tuple[Mapping[str, type[nn.Module]], Steps]:
-    """Schemes to measure in a stage, and steps to measure beside those of a model.
+    config: ml_collections.ConfigDict,
+    model: str | None,
+    target: str,
+    *,
+    peers: bool,
+    arrangements: bool,
+) -> tuple[Schemes, Steps]:
+    """Schemes to measure in the place of ours, and steps to measure beside ours.
 
     Args:
       config: of a run; image size, batch, width and classes are read from it.
       model: what is measured; None for a stage.
       target: where.
+      peers: whether those of others are asked for.
+      arrangements: whether other arrangements of `folded` are.
 
     Raises:
       UserError: PyTorch is not installed, or is asked to run elsewhere.
     """
+    schemes: Schemes = ARRANGEMENTS if arrangements else {}
+    if not peers:
+        return schemes, {}
     if model is None:
-        return SCHEMES, {}
+        return {**schemes, "denseformer": DepthWeightedAverage}, {}
     if target != "cpu":
         raise UserError("--peers of a model run here, not on a --target.")
-    return {}, _pytorch_steps(config)
+    return schemes, _pytorch_steps(config)
 
 
 def _pytorch_steps(config: ml_collections.ConfigDict) -> Steps:

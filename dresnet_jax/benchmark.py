@@ -30,6 +30,7 @@ _DEPTHS = flags.DEFINE_list("depths", ["8", "16", "32"], "Blocks of the stage.")
 _PROJECTION = flags.DEFINE_string("projection", "none", "Of the stage's connections.")
 _FORMS = flags.DEFINE_list("forms", None, "Forms measured; all possible ones if none.")
 _PEERS = flags.DEFINE_bool("peers", False, "Measure what others have made too.")
+_ARRANGEMENTS = flags.DEFINE_bool("arrangements", False, "Of folded, the others too.")
 _TRAFFIC = flags.DEFINE_bool("traffic", False, "Print where a model's bytes go.")
 _TARGET = flags.DEFINE_string("target", "cpu", "The devices here, or such as v5e:2x2.")
 _OUT = flags.DEFINE_string("out", None, "The picture's file, such as costs.png.")
@@ -61,12 +62,13 @@ def main(subject: str) -> None:
 
 def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     asked = _MODEL.value, _FORMS.value, _DEPTHS.value, _PROJECTION.value
-    peers_added: tuple[Any, Any] = {}, {}
-    if _PEERS.value:
+    added: tuple[Any, Any] = {}, {}
+    if _PEERS.value or _ARRANGEMENTS.value:
         from benchmarks import peers  # Outside the package, and no part of it.
 
-        peers_added = peers.of(config, _MODEL.value, _TARGET.value)
-    schemes, others = peers_added
+        kinds = {"arrangements": _ARRANGEMENTS.value, "peers": _PEERS.value}
+        added = peers.of(config, _MODEL.value, _TARGET.value, **kinds)
+    schemes, others = added
     subjects = connection_costs.subjects(config, *asked, schemes)
     if _TARGET.value == "cpu":
         rows = connection_costs.measure(subjects, _RUNS.value, others)

@@ -88,7 +88,9 @@ class Subject:
     config: ml_collections.ConfigDict
     asked_forms: Sequence[str] | None = None
     is_stage: bool = False
-    schemes: Mapping[str, type[nn.Module]] = dataclasses.field(default_factory=dict)
+    schemes: Mapping[str, Callable[..., nn.Module]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def name(self) -> str:
@@ -139,7 +141,7 @@ def subjects(
     forms: Sequence[str] | None,
     depths: Sequence[str],
     projection: str,
-    schemes: Mapping[str, type[nn.Module]],
+    schemes: Mapping[str, Callable[..., nn.Module]],
 ) -> list[Subject]:
     """What a person asks to be measured.
 
@@ -149,7 +151,7 @@ def subjects(
       forms: those measured; None for all that can express the connections.
       depths: of the stages, blocks.
       projection: of the stages.
-      schemes: measured beside ours in the stages.
+      schemes: measured beside ours.
 
     Raises:
       UserError: a depth is no number, or so few blocks have no connections.
@@ -157,7 +159,7 @@ def subjects(
     if model:
         config = copy.deepcopy(config)
         config.model.name = model
-        return [Subject(config, forms)]
+        return [Subject(config, forms, schemes=schemes)]
     found = []
     for depth in depths:
         if not depth.isdecimal() or int(depth) < 3:

@@ -201,15 +201,20 @@ class Connections(nn.Module):
         if not sources:
             return outputs.last
         projections = [self._projection(block, k) for k in sources]
-        # By `stacked`, only a block that is not like its neighbours comes here.
-        form = "folded" if spec.form == "stacked" else spec.form
-        return weighted_sum.FORMS[form](
+        return self.sum_function(
             outputs,
             sources,
             self._openings(block),
             [p["kernel"] for p in projections] if spec.has_kernels else None,
             [p["bias"] for p in projections] if spec.has_biases else None,
         )
+
+    @property
+    def sum_function(self) -> weighted_sum.WeightedSum:
+        """The function of one block's sum."""
+        # By `stacked`, only a block that is not like its neighbours asks for it.
+        form = "folded" if self.spec.form == "stacked" else self.spec.form
+        return weighted_sum.FORMS[form]
 
     def run(
         self, first: int, block: stacked.Block, parameters: Any, outputs: BlockOutputs

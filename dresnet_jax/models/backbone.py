@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -110,7 +110,7 @@ class Backbone(nn.Module):
     """
 
     spec: BackboneSpec
-    scheme: type[nn.Module] = Connections
+    scheme: Callable[..., nn.Module] = Connections
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
