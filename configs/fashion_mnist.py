@@ -3,7 +3,8 @@
 python -m dresnet_jax.prepare --dataset=fashion_mnist
 python -m dresnet_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion
 
-50 minutes on 2 CPU cores, shared with other work; test accuracy 0.938 (one run).
+50 minutes on 2 CPU cores, shared with other work; test accuracy 0.938 (one run at
+commit d480bf2, with gate_multiplier = 30).
 """
 
 import ml_collections

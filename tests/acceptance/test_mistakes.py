@@ -75,6 +75,23 @@ def _assert_one_clear_line(code, output, errors, message):
         ("evaluate", ["--workdir=x", "--split=val"], "train|validation|test"),
         ("benchmark", ["connections", "--model=cnn18"], "cnn18 has no connections"),
         ("benchmark", ["connections", "--forms="], "No form is named"),
+        (
+            "benchmark",
+            ["connections", "--depths=2"],
+            "Depth '2' must be a whole number",
+        ),
+        ("benchmark", ["connections", "--projection=non"], "Did you mean 'none'?"),
+        ("benchmark", ["connections", "--out=costs.jpg"], "must be the name of a .png"),
+        (
+            "benchmark",
+            ["connections", "--model=dresnet18", "--forms=stacked"],
+            "Form 'stacked' cannot express projection 'per_edge'",
+        ),
+        (
+            "benchmark",
+            ["connections", "--model=dresnet18", "--peers", "--target=v5e:2x2"],
+            "--peers of a model run here, not on a --target",
+        ),
         ("prepare", [], "--dataset is missing"),
         ("prepare", ["--dataset=cifar"], "Unknown dataset 'cifar'"),
         ("prepare", ["--dataset=folder"], "folder needs --from_dir"),
