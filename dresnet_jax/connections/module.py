@@ -234,16 +234,7 @@ class Connections(nn.Module):
         blocks = range(first, first + len(jax.tree.leaves(parameters)[0]))
         edges = [(i, k) for i in blocks for k in topology.sources(i)]
         if not edges:
-            # Rematerialised as connected blocks are: their inputs are kept.
-            def step(y: jax.Array, one: Any) -> tuple[jax.Array, Any]:
-                y, auxiliary = jax.checkpoint(block)(one, y)
-                return y, (y, auxiliary)
-
-            last, (ys, auxiliary) = jax.lax.scan(
-                step, outputs.last, parameters, unroll=self.spec.unroll
-            )
-            outputs.extend([*ys[:-1], last])
-            return auxiliary
+            return _run_plain(block, parameters, outputs, self.spec.unroll)
 
         # The buffer: what is read from before, the base, and the blocks' outputs.
         before = sorted({k for _, k in edges if k < first - 1})
@@ -267,6 +258,7 @@ class Connections(nn.Module):
                 x = x + offset.astype(x.dtype)[None, None, None]
             return block(one, x)
 
+        start = [self._buffered(first, k, outputs, through_kernel) for k in before]
         last, buffer, auxiliary = stacked.run(
             shifted,
             self.spec.unroll,
@@ -274,15 +266,7 @@ class Connections(nn.Module):
             (parameters, offsets),
             _mixing(blocks, edges, openings, buffered, through_kernel),
             kernel,
-            jnp.stack(
-                [
-                    *(
-                        self._buffered(first, k, outputs, through_kernel)
-                        for k in before
-                    ),
-                    outputs.last,
-                ]
-            ),
+            jnp.stack([*start, outputs.last]),
         )
         outputs.extend([*buffer[len(before) + 1 :], last])
         return auxiliary
@@ -414,6 +398,23 @@ class Connections(nn.Module):
         if self.spec.has_biases:
             projection["bias"] = jnp.zeros(out_channels)
         return projection
+
+
+def _run_plain(
+    block: stacked.Block, parameters: Any, outputs: BlockOutputs, unroll: int
+) -> Any:
+    """Runs blocks that read nothing but the one before them, as `Connections.run`.
+
+    Rematerialised as connected blocks are by `stacked`: their inputs alone are kept.
+    """
+
+    def step(y: jax.Array, one: Any) -> tuple[jax.Array, Any]:
+        y, auxiliary = jax.checkpoint(block)(one, y)
+        return y, (y, auxiliary)
+
+    last, (ys, auxiliary) = jax.lax.scan(step, outputs.last, parameters, unroll=unroll)
+    outputs.extend([*ys[:-1], last])
+    return auxiliary
 
 
 def _mixing(
