@@ -26,7 +26,7 @@ from dresnet_jax.analysis import connection_costs, input_speed, plots, reports
 from dresnet_jax.errors import UserError, pick
 
 _MODEL = flags.DEFINE_string("model", None, "Model measured, instead of one stage.")
-_DEPTHS = flags.DEFINE_list("depths", ["8", "16", "32"], "Blocks of the stage.")
+_DEPTHS = flags.DEFINE_list("depths", ["8", "16"], "Blocks of the stage.")
 _PROJECTION = flags.DEFINE_string("projection", "none", "Of the stage's connections.")
 _FORMS = flags.DEFINE_list("forms", None, "Forms measured; all possible ones if none.")
 _PEERS = flags.DEFINE_bool("peers", False, "Measure what others have made too.")
@@ -37,7 +37,7 @@ _OUT = flags.DEFINE_string("out", None, "The picture's file, such as costs.png."
 _ROADS = flags.DEFINE_list("roads", list(input_speed.ROADS), "Roads of input measured.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images, pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, per chip of a target.")
-_RUNS = flags.DEFINE_integer("runs", 15, "Timed rounds.", lower_bound=1)
+_RUNS = flags.DEFINE_integer("runs", 7, "Timed rounds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 20, "Of a round of input.", lower_bound=1)
 
 
