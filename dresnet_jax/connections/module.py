@@ -245,9 +245,7 @@ class Connections(nn.Module):
             own = [(i, k) for i, k in edges if topology.source_stage(k) == stage]
             through_kernel = frozenset(k for _, k in own)
             kernel = self._projection(*own[0])["kernel"] if own else None
-        openings = jnp.concatenate(
-            [self._openings(i) for i in blocks if topology.sources(i)]
-        )
+        openings = self._openings_of([i for i in blocks if topology.sources(i)])
         offsets = None
         if self.spec.has_biases:
             offsets = self._offsets(blocks, edges, openings)
@@ -276,6 +274,23 @@ class Connections(nn.Module):
         return {i: self._openings(i) for i in self.spec.topology.readers}
 
     def _openings(self, block: int) -> jax.Array:
+        return gates.GATES[self.spec.gate].function(*self._raw_gates(block))
+
+    def _openings_of(self, blocks: Sequence[int]) -> jax.Array:
+        """F(w) of several readers in one array, [edges] or [edges, channels]."""
+        raw = [self._raw_gates(i) for i in blocks]
+        gate = gates.GATES[self.spec.gate]
+        if gate.compares_sources:
+            return jnp.concatenate([gate.function(*of_block) for of_block in raw])
+        # One operation for all, so that the program does not grow with the blocks.
+        weights = jnp.concatenate([weights for weights, _ in raw])
+        sharpness = raw[0][1]
+        if self._has_sharpness("per_block", "per_edge"):
+            sharpness = jnp.concatenate([jnp.broadcast_to(k, w.shape) for w, k in raw])
+        return gate.function(weights, sharpness)
+
+    def _raw_gates(self, block: int) -> tuple[jax.Array, jax.Array]:
+        """The weights of a reader, and the sharpness in a shape that broadcasts."""
         parameters = self.blocks.get(str(block), {})
         sharpness = jnp.ones(())
         if gates.GATES[self.spec.gate].has_sharpness:
@@ -291,7 +306,7 @@ class Connections(nn.Module):
             weights = parameters["gate_weights"]
         if weights.ndim > sharpness.ndim > 0:
             sharpness = sharpness[:, None]
-        return gates.GATES[self.spec.gate].function(weights, sharpness)
+        return weights, sharpness
 
     def _projection(self, block: int, source: int) -> Mapping[str, jax.Array]:
         """The kernel, and the bias if there is one, of P_ik; empty if it only pools."""
