@@ -267,8 +267,8 @@ class Network:
             return jnp.asarray(random.standard_normal(shape), jnp.float32)
 
         self.stem = normal(2, 4, 4, 3)
-        # Not large, so that rounding does not grow from block to block.
-        self.blocks = {i: 0.2 * normal(self.channels[i]) for i in range(1, 7)}
+        # Neither large nor small, so that rounding does not grow from block to block.
+        self.blocks = {i: 0.6 + 0.1 * normal(self.channels[i]) for i in range(1, 7)}
         self.widening = normal(3, 5)
 
     def last_output(self, connections, blocks, *, normalise):
