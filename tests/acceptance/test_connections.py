@@ -151,7 +151,7 @@ def test_a_deep_stage_costs_memory_and_compile_time_as_a_plain_one():
     rows = measured(
         "--depths=8,16,32,64",
         "--forms=folded,stacked",
-        "--runs=7",
+        "--runs=5",
         "--batch_size=16",
         "--config.model.width=16",
     )
