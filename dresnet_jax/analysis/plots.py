@@ -89,19 +89,21 @@ def connection_costs(rows: Sequence[Row]) -> Figure:
                 and getattr(row, field) is not None
             }
             style = {"color": f"C{n}", "label": f"{model}: {form}"}
+            if not found:
+                continue
             if len(depths) > 1:
                 axis.plot(list(found), list(found.values()), marker="o", **style)
             else:
                 axis.bar([n] * len(found), list(found.values()), **style)
-        axis.axhline(1, color="black", linewidth=0.5)
         axis.set_title(title)
         axis.set_ylim(bottom=0)
-        if len(depths) > 1:
+        if len(depths) > 1 and axis.has_data():
             axis.set_xscale("log", base=2)
             axis.set_xticks(depths, [str(depth) for depth in depths])
             axis.set_xlabel("blocks")
         else:
             axis.set_xticks([])
+        axis.axhline(1, color="black", linewidth=0.5)
     figure.suptitle("beside the plain network, which is 1")
     handles, labels = axes.flat[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

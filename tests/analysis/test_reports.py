@@ -31,14 +31,48 @@ def test_accuracy_per_class_and_confusion():
     assert found["class_accuracy"] == {"a": 0.5, "b": 2 / 3, "never": None}
 
 
+ROW = Row(
+    "m",
+    "folded",
+    8,
+    flops_ratio=1.081,
+    bytes_ratio=1.29,
+    temp_ratio=1.24,
+    saved_ratio=1.02,
+    step_ratio=1.05,
+    step_ratio_range=(0.98, 1.1),
+    step_seconds=0.0125,
+)
+
+
 def test_the_cost_table_shows_each_ratio():
-    row = Row("m", "folded", 8, 1.081, 1.29, 1.24, 1.05, (0.98, 1.1), 0.0125, 1.5)
-    _, text = reports.connection_cost_table([row]).splitlines()
-    for figure in ("folded", "1.081", "1.290", "1.240", "1.050", "0.98..1.10", "12.5"):
+    _, text = reports.connection_cost_table([ROW]).splitlines()
+    for figure in ("8 blocks: folded", "1.081", "1.290", "1.240", "1.020", "12.5"):
         assert figure in text
-    estimated = dataclasses.replace(row, step_ratio_range=None, temp_ratio=None)
+    assert "0.98..1.10" in text
+    estimated = dataclasses.replace(ROW, step_ratio_range=None, temp_ratio=None)
     cells = reports.connection_cost_table([estimated]).splitlines()[1].split()
-    assert cells[4:7] == ["-", "1.050", "estimate"]
+    assert cells[-3:] == ["1.050", "estimate", "12.5"]
+
+
+def test_where_a_models_bytes_go_is_a_second_table():
+    rows = [
+        dataclasses.replace(ROW, form="none", traffic={"forward, block": 2e6}),
+        dataclasses.replace(ROW, traffic={"forward, block": 3e6, "small": 10.0}),
+    ]
+    *_, heading, line = reports.connection_cost_table(
+        rows, with_traffic=True
+    ).splitlines()
+    assert heading.split()[-2:] == ["none", "folded"]
+    assert line.split() == ["forward,", "block", "2.0", "3.0"]
+
+
+@pytest.mark.parametrize("depths", [(8,), (8, 16, 32)])
+def test_costs_are_drawn_by_form_or_over_the_depth(tmp_path, depths):
+    rows = [dataclasses.replace(ROW, depth=depth) for depth in depths]
+    path = epath.Path(tmp_path) / "costs.png"
+    plots.save(plots.connection_costs(rows), path)
+    assert matplotlib.image.imread(path).std() > 0.01
 
 
 @pytest.mark.parametrize("gates", [OPENINGS, None], ids=["gates", "no gates"])
