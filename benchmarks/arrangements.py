@@ -18,6 +18,7 @@ from dresnet_jax.connections.weighted_sum import (
     WeightedSum,
     average_pool,
 )
+from dresnet_jax.errors import UserError
 
 Size = tuple[int, int]
 
@@ -92,8 +93,8 @@ def _arranged(
     rematerialise: bool = False,
 ) -> jax.Array:
     """As `weighted_sum.folded`, with the arrays and products that are asked for."""
-    if kernels is None or biases is not None:
-        raise ValueError("Arrangements are of projections without bias.")
+    assert kernels is not None
+    assert biases is None
     base, size = outputs.last, outputs.size(-1)
     larger = [k for k in sources if outputs.size(k) != size]
     # `folded` puts sources of higher resolutions first; they are older.
@@ -143,6 +144,18 @@ class Arranged(Connections):
     """
 
     arrangement: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses connections that the arrangements do not sum."""
+        spec = self.spec
+        if not spec.has_kernels or spec.has_biases:
+            bias = " and a bias" if spec.has_biases else ""
+            raise UserError(
+                f"--arrangements are of projections without bias, not of projection "
+                f"'{spec.projection}'{bias}: measure --model=dresnet18, or a stage "
+                "with --projection=per_edge."
+            )
+        super().__post_init__()
 
     @property
     def sum_function(self) -> WeightedSum:

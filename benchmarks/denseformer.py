@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dresnet_jax.connections.module import ConnectionSpec
+from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.connections.weighted_sum import BlockOutputs
 
 

@@ -9,6 +9,7 @@ from benchmarks.arrangements import SCHEMES as ARRANGEMENTS
 from benchmarks.denseformer import DepthWeightedAverage
 from dresnet_jax.analysis.connection_costs import PLAIN
 from dresnet_jax.errors import UserError
+from dresnet_jax.models import zoo
 
 Schemes = Mapping[str, Callable[..., nn.Module]]
 
@@ -53,7 +54,7 @@ def _pytorch_steps(config: ml_collections.ConfigDict) -> Steps:
             f"--peers of a model needs {error.name}: "
             "pip install -r requirements-peers.txt"
         ) from error
-    if tuple(config.model.blocks_per_stage) != (2, 2, 2, 2):
+    if zoo.blocks_per_stage(config.model) != (2, 2, 2, 2):
         raise UserError("--peers: the original model has 4 stages of 2 blocks.")
     return {
         name: {
@@ -63,7 +64,7 @@ def _pytorch_steps(config: ml_collections.ConfigDict) -> Steps:
                 batch=config.data.batch_size,
                 side=config.data.image_size,
                 classes=config.data.num_classes,
-                width=config.model.width,
+                width=round(zoo.width(config.model)),
             )
             for form in (PLAIN, "per edge")
         }

@@ -31,6 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.skip_corrupt = False
     # Examples held out of training for validation; None for the catalogue's number.
     config.data.validation_examples = config_dict.placeholder(int)
+    # Examples of the training split that are used, its first ones; None for all.
+    config.data.train_examples = config_dict.placeholder(int)
     # Shape, classes and examples per split of `synthetic`; None for real datasets,
     # which say it themselves; imagenet2012 and folder are brought to image_size.
     config.data.image_size = config_dict.placeholder(int)
@@ -54,14 +56,37 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.rand_augment_magnitude = 9.0
 
     config.model = ml_collections.ConfigDict()
-    # cnn18, resnet18, dresnet18 and the published forms resnet18_seed, dresnet18_seed.
+    # A name of docs/models.md, such as resnet50, resnetv2_18, convnext_tiny; with d
+    # before it, it has learned connections: dresnet50.
     config.model.name = "dresnet18"
-    # cifar (3x3), pooled (3x3, max-pool) or imagenet (7x7/2, max-pool).
+    # cifar (3x3), pooled (3x3, max-pool), imagenet (7x7/2, max-pool), deep (three 3x3,
+    # max-pool), strided (3x3/2), patches (4x4/4), or own, which is the model's.
     config.model.stem = "cifar"
-    # Channels of the first stage; each later stage has twice the one before it.
-    config.model.width = 64
-    # Residual blocks of each stage.
-    config.model.blocks_per_stage = (2, 2, 2, 2)
+    # Channels of the stem; None for the model's own number, 64 of most. Stages have a
+    # multiple of them, 1, 2, 4 and 8 of most, and bottlenecks put out 4 times as many.
+    # 16.5 has 16, then 33, 66 and 132: any number of parameters can be come near.
+    config.model.width = config_dict.placeholder(float)
+    # Residual blocks of each stage; None for the model's own number.
+    config.model.blocks_per_stage = config_dict.placeholder(tuple)
+    # None for the model's own. Block: basic, bottleneck, bottleneck_v1 (its stride is
+    # the first convolution's), preact_basic, preact_bottleneck, separable, inverted or
+    # convnext. Norm: batch, group, layer (of a pixel's channels) or none. Activation:
+    # relu, relu6, gelu or silu. Attention in each block: none, se, eca or cbam.
+    # Shortcut: identity (a 1x1 convolution where the shape changes), conv (in all
+    # blocks but the first), pool (average, then 1x1), pad (zeros for new channels),
+    # bare (a 1x1 without norm), kept (only where the shape is) or none.
+    config.model.block = config_dict.placeholder(str)
+    config.model.norm = config_dict.placeholder(str)
+    config.model.activation = config_dict.placeholder(str)
+    config.model.attention = config_dict.placeholder(str)
+    config.model.shortcut = config_dict.placeholder(str)
+    # Numbers, from 1, of the stages that are dilated instead of strided.
+    config.model.dilated_stages = ()
+    # Whether the last norm of each block starts at 0, so that the block adds nothing.
+    config.model.zero_last = False
+    # Share of the examples for which the last block is left out in training; it grows
+    # evenly from the first block's, 0.
+    config.model.drop_path = 0.0
     # Dropout rate before the classifier.
     config.model.dropout = 0.0
     # Of the computation: float32 or bfloat16. Parameters are float32.
@@ -98,6 +123,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Whether projections have a bias; None for what the model's convolutions have.
     connections.projection_bias = config_dict.placeholder(bool)
 
+    config.init = ml_collections.ConfigDict()
+    # Run whose newest weights this one starts from, where both have the same leaf; and
+    # a regular expression of the paths, as params/head/linear/kernel, that start anew.
+    config.init.workdir = ""
+    config.init.skip = ""
+
     config.optimizer = ml_collections.ConfigDict()
     # sgd (Nesterov momentum) or adamw.
     config.optimizer.name = "sgd"
@@ -115,9 +146,23 @@ def get_config() -> ml_collections.ConfigDict:
     # Learning rate of gate weights and sharpness, as a multiple of the common one.
     # At 1 sigmoid gates hardly move.
     config.optimizer.gate_multiplier = 10.0
+    # Regular expression of the paths, as head/linear/kernel, of parameters that are not
+    # trained; "" for none.
+    config.optimizer.freeze = ""
     # Parts of the run, at its start and at its end, in which gates are frozen.
     config.optimizer.gate_freeze_first = 0.0
     config.optimizer.gate_freeze_last = 0.0
+
+    # The axes of the mesh of devices; None for what is left, or for the slices found.
+    # replica: copies of the rest, one or more a slice of chips. data: the batch is
+    # split. fsdp: the batch, and parameters, averages and optimiser state too.
+    config.sharding = ml_collections.ConfigDict()
+    config.sharding.replica = config_dict.placeholder(int)
+    config.sharding.data = config_dict.placeholder(int)
+    config.sharding.fsdp = 1
+    # Whose statistics norms use in training: global (of the whole batch) or per_shard
+    # (of each device's examples, without communication).
+    config.sharding.batch_norm = "global"
 
     config.train = ml_collections.ConfigDict()
     # Length of the run: num_steps if given, else num_epochs.
@@ -126,6 +171,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Steps dispatched together, by a loop in the program: more than 1 where the host is
     # slower than the devices. On a CPU, where convolutions in a loop are slow, 1.
     config.train.steps_per_call = 1
+    # Parts of a batch computed one after the other, to need less memory; norms see one
+    # part at a time.
+    config.train.accumulate_steps = 1
     config.train.label_smoothing = 0.0
     # Added to the loss: this times the sum of |F(w)| over all connections.
     config.train.gate_penalty = 0.0
@@ -136,6 +184,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 200
     config.train.eval_every_epochs = 1
-    # Checkpoints kept, the newest.
+    # Checkpoints kept: so many of the newest; those of the multiples of a step, 0 for
+    # none; and so many of those with the highest validation accuracy, for which every
+    # evaluated step has one.
     config.train.keep_checkpoints = 3
+    config.train.keep_every_steps = 0
+    config.train.keep_best = 0
+    # Which step the run reports at its end, the only one that sees the test split: the
+    # last, or the best, which is the first of those kept by keep_best.
+    config.train.report_on = "last"
+    # Where the loss or its gradient is not finite: stop, or skip, which leaves the
+    # state as it was before that batch and stops after 10 such batches in a row.
+    config.train.on_non_finite = "stop"
     return config.lock()

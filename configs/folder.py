@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.batch_size = 32
     config.data.min_crop_area = 0.25
     config.data.flip = True
-    config.model.stem = "imagenet"
+    config.model.stem = "own"
     config.optimizer.learning_rate = 0.025
     config.optimizer.weight_decay = 1e-4
     config.train.num_epochs = 90

@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_workers = 8
     config.data.min_crop_area = 0.08
     config.data.flip = True
-    config.model.stem = "imagenet"
+    config.model.stem = "own"
     config.model.dtype = "bfloat16"
     config.optimizer.learning_rate = 0.4
     config.optimizer.weight_decay = 1e-4

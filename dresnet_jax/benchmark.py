@@ -9,8 +9,8 @@ of a model, in each form and without connections, and prints ratios. The chips o
 --target need not be there (requirements-tpu-plan.txt); the time is then an estimate, by
 FLOPs / peak and bytes / bandwidth. --peers adds DenseFormer's average to a stage, the
 original in PyTorch to a model (requirements-peers.txt). `input` prints the images per
-second of the pipeline, of the step and of both, on each road. Timings are interleaved.
-The config is configs/synthetic.py if none is given.
+second of the pipeline, of the step and of both, on each road. Rounds are interleaved;
+configs/synthetic.py is the config if none is given.
 """
 
 import dataclasses
@@ -62,16 +62,15 @@ def main(subject: str) -> None:
 
 def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     asked = _MODEL.value, _FORMS.value, _DEPTHS.value, _PROJECTION.value
-    added: tuple[Any, Any] = {}, {}
+    added: tuple[Any, Any] = ({}, {})
     if _PEERS.value or _ARRANGEMENTS.value:
         from benchmarks import peers  # Outside the package, and no part of it.
 
         kinds = {"arrangements": _ARRANGEMENTS.value, "peers": _PEERS.value}
         added = peers.of(config, _MODEL.value, _TARGET.value, **kinds)
-    schemes, others = added
-    subjects = connection_costs.subjects(config, *asked, schemes)
+    subjects = connection_costs.subjects(config, *asked, added[0])
     if _TARGET.value == "cpu":
-        rows = connection_costs.measure(subjects, _RUNS.value, others)
+        rows = connection_costs.measure(subjects, _RUNS.value, added[1])
         how = f"{_RUNS.value} interleaved runs of each"
     else:
         rows = connection_costs.estimate(subjects, _TARGET.value)

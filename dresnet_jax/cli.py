@@ -2,6 +2,7 @@
 
 import json
 import logging as stdlib_logging
+import os
 import re
 import runpy
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 import ml_collections
 from absl import flags, logging
 from etils import epath
@@ -63,6 +65,39 @@ def picture_file(name: str | None) -> epath.Path:
     return path
 
 
+def steps_range(flag: str, text: str | None) -> range:
+    """The steps that a person named as FIRST:LAST, both included; none for None.
+
+    Raises:
+      UserError: it has no such form.
+    """
+    if text is None:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--{flag}={text} must be FIRST:LAST, such as 100:105.")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def use_compilation_cache(name: str) -> None:
+    """Keeps compiled programs in a directory, and takes those that it holds.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = epath.Path(name).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--compilation_cache={name} cannot be written: {error.strerror or error}."
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+
+
 def finish(result: dict[str, Any]) -> None:
     """Prints the result as the last line, if JSON was asked for."""
     if _JSON.value:
@@ -74,16 +109,19 @@ def run(
     *,
     uses: Sequence[str],
     words: Sequence[str] = (),
+    rest: str | None = None,
     default_config: str | None = None,
 ) -> NoReturn:
     """Parses the command line, runs a command and exits.
 
-    The exit code is 0, 1 where the run failed, 2 for a wrong value, 130 for Ctrl-C.
+    The exit code is 0, 1 where the run failed, 2 for a wrong value, 130 for Ctrl-C, 75
+    where a run was told to stop and is saved, 124 where its watchdog ended it.
 
     Args:
       main: the command; its module's docstring is the help's text.
       uses: names of the flags that it reads.
       words: names of the words without dashes that it takes, and passes to `main`.
+      rest: name of a word after them, which may be given any number of times.
       default_config: the config file where none is given.
     """
     doc = sys.modules["__main__"].__doc__ or ""
@@ -95,13 +133,13 @@ def run(
     formatter = stdlib_logging.Formatter("%(levelname)s: %(message)s")
     logging.get_absl_handler().setFormatter(formatter)
     try:
-        main(*_parse(sys.argv, uses, words, default_config))
+        main(*_parse(sys.argv, uses, words, rest, default_config))
     except UserError as error:
         _fail(f"error: {error}", 2)
     except flags.Error as error:
         _fail(f"error: {' '.join(str(error).split())}", 2)
     except RunFailedError as error:
-        _fail(f"error: {error}", 1)
+        _fail(f"error: {error}", error.exit_code)
     except OSError as error:
         # A full disk, a directory without permission: nothing a traceback would mend.
         _fail(f"error: {error}", 1)
@@ -119,23 +157,25 @@ def _parse(
     argv: list[str],
     uses: Sequence[str],
     words: Sequence[str],
+    rest: str | None,
     default_config: str | None,
 ) -> list[str]:
-    given = {match[1] for match in (re.match(r"--?([\w-]+)", a) for a in argv) if match}
-    for name in sorted(given & {"config", "workdir", "json"} - set(uses)):
+    named = {match[1] for match in (re.match(r"--?([\w-]+)", a) for a in argv) if match}
+    for name in sorted(named & {"config", "workdir", "json"} - set(uses)):
         raise UserError(f"--{name} is not a flag of this command.")
     if default_config and not any(re.match(r"--?config(=|$)", a) for a in argv):
         # In argv itself, where config_flags looks for the overrides.
         argv.insert(1, f"--config={default_config}")
     _check_config(argv)
-    rest = flags.FLAGS(argv)[1:]
-    if len(rest) > len(words):
+    given = flags.FLAGS(argv)[1:]
+    if len(given) > len(words) and not rest:
         raise UserError(
-            f"'{rest[len(words)]}' is not understood: give values as --name=value."
+            f"'{given[len(words)]}' is not understood: give values as --name=value."
         )
-    if len(rest) < len(words):
-        raise UserError(f"A word is missing: the {words[len(rest)]}. See --help.")
-    return rest
+    wanted = [*words, rest] if rest else words
+    if len(given) < len(wanted):
+        raise UserError(f"A word is missing: the {wanted[len(given)]}. See --help.")
+    return given
 
 
 def _help(doc: str, uses: Sequence[str]) -> str:

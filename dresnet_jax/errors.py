@@ -16,7 +16,13 @@ class UserError(ValueError):
 
 
 class RunFailedError(RuntimeError):
-    """A run that cannot go on, by no wrong value; the commands exit with code 1."""
+    """A run that cannot go on, by no wrong value.
+
+    Attributes:
+      exit_code: of the commands.
+    """
+
+    exit_code = 1
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:

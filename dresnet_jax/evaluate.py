@@ -11,8 +11,7 @@ from absl import flags
 from dresnet_jax import cli
 from dresnet_jax.analysis import reports
 from dresnet_jax.data import catalog
-from dresnet_jax.errors import UserError
-from dresnet_jax.training import checkpointing, evaluation, experiment, workdir
+from dresnet_jax.training import evaluation, workdir
 
 _SPLIT = flags.DEFINE_enum("split", "test", catalog.SPLITS, "Split to evaluate on.")
 
@@ -20,10 +19,7 @@ _SPLIT = flags.DEFINE_enum("split", "test", catalog.SPLITS, "Split to evaluate o
 def main() -> None:
     """Evaluates, prints, writes."""
     directory = cli.workdir()
-    parts = experiment.build(workdir.read_config(directory))
-    restored = checkpointing.restore(directory, parts.create_state(abstract=True))
-    if restored is None:
-        raise UserError(f"{directory} holds no checkpoint: train it first.")
+    parts, restored = evaluation.open_run(directory)
     examples = parts.open_splits()[_SPLIT.value]
     found = evaluation.Evaluator(parts)(restored.state, examples)
     report = {

@@ -5,27 +5,67 @@
 The run directory then holds config.json, checkpoints/, metrics.jsonl, tensorboard/,
 report.json and the pictures curves.png, gates.png and gate_functions.png. The same
 command goes on with an unfinished run from its newest checkpoint.
+
+Several processes train together where Cloud TPU, GKE, Slurm or Open MPI starts them, or
+where each is told of the others (docs/pods.md). Exit codes: 0 finished, 1 failed, 2 a
+wrong value, 75 told to stop (SIGTERM) and saved, 124 ended by --watchdog, 130 Ctrl-C.
 """
 
+import contextlib
+import os
+
+import jax
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import plots, reports
+from dresnet_jax.analysis import chips, plots, reports
 from dresnet_jax.data import prepared
-from dresnet_jax.training import experiment, loop, workdir
+from dresnet_jax.training import experiment, loop, processes, watching, workdir
 
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Delete the run that the workdir holds, and start anew."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Host and port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's, from 0.")
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
+)
+_WATCHDOG = flags.DEFINE_float(
+    "watchdog", 0, "Seconds without a step that end the process; 0 for never.", 0
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Steps that are traced, such as 100:105, to profiles/."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "Directory where compiled programs are kept."
 )
 
 
 def main() -> None:
     """Trains, draws, prints."""
     config, directory = cli.config(), cli.workdir()
+    profile = cli.steps_range("profile", _PROFILE.value)
+    if _CACHE.value:
+        cli.use_compilation_cache(_CACHE.value)
+    process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    processes.join(*process, _JOIN_TIMEOUT.value, os.environ)
+    if jax.process_count() > 1:
+        processes.say(processes.description())
     parts = experiment.build(config)
     prepared.require(parts.dataset, config.data.data_dir)
-    with workdir.claim(directory, config, overwrite=_OVERWRITE.value):
-        report = loop.run(parts, directory)
+    watch = watching.Watch(
+        directory,
+        watchdog=_WATCHDOG.value,
+        profile=profile,
+        peak_flops=chips.peak_flops(jax.devices()[0]),
+    )
+    claim = workdir.claim(directory, config, overwrite=_OVERWRITE.value)
+    with contextlib.ExitStack() as stack:
+        processes.first_alone(lambda: stack.enter_context(claim))
+        report = loop.run(parts, directory, watch)
+    if not processes.is_first():
+        return
     if report["gates"]:
         print(reports.gate_table(report["gates"]))
     for picture in plots.run_pictures(directory):
@@ -36,4 +76,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("config", "workdir", "overwrite", "json"))
+    of_processes = "coordinator num_processes process_id join_timeout"
+    of_long_runs = "watchdog profile compilation_cache"
+    cli.run(
+        main,
+        uses=f"config workdir overwrite {of_processes} {of_long_runs} json".split(),
+    )

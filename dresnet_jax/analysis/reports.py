@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import platform
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +14,12 @@ import numpy as np
 from clu import parameter_overview
 from sklearn.metrics import confusion_matrix
 
-from dresnet_jax.analysis import input_speed
+from dresnet_jax.analysis import input_speed, pod
+from dresnet_jax.analysis.collectives import Group
 from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.analysis.cost import Cost
 from dresnet_jax.connections.module import Openings
+from dresnet_jax.models import zoo
 
 
 def gate_table(openings: Openings) -> str:
@@ -46,13 +50,125 @@ def cost_table(cost: Cost) -> str:
     )
 
 
+def counts(cost: Cost) -> dict[str, Any]:
+    """The compiler's counts of a training step, per device, for a program."""
+    return {
+        "flops_per_step": cost.flops,
+        "bytes_per_step": cost.bytes_accessed,
+        "temp_bytes": cost.temp_bytes,
+        "argument_bytes": cost.argument_bytes,
+    }
+
+
+def pod_table(plan: pod.Plan) -> str:
+    """What a step takes of each chip of a target, and of the whole run."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.part.mesh.shape.items())
+    lines = [
+        f"{plan.target.name}: {plan.chips} chips, {mesh}; {plan.batch_per_chip} images "
+        f"a chip, {plan.part.recipe.batch_size:,} in all",
+        f"data: {plan.part.road.description}",
+        "",
+        "memory of a chip, counted by the compiler (* by shapes, without padding)",
+        *_memory_lines(plan.memory),
+        "",
+        "a step of a chip, counted by the compiler",
+        f"  {'FLOPs':34s}{plan.cost.flops / 1e9:12,.1f} G",
+        f"  {'bytes read and written':34s}{_mib(plan.cost.bytes_accessed)}",
+        *_collective_lines(plan.collectives),
+        "",
+    ]
+    if plan.seconds is None:
+        why = "a loop was counted as one turn, in each figure of a step"
+        return "\n".join([*lines, f"no estimates: {why}"])
+    return "\n".join([*lines, *_estimate_lines(plan, plan.seconds)])
+
+
+def _mib(number: float) -> str:
+    return f"{number / 2**20:12,.1f} MiB"
+
+
+def _memory_lines(memory: pod.Memory) -> list[str]:
+    rows = {
+        "parameters *": memory.params,
+        "optimiser *": memory.optimizer,
+        "averaged parameters *": memory.average,
+        "data of a step *": memory.data,
+        "activations and the like": memory.temporary,
+        "statistics, padding, program": memory.other,
+        "used": memory.used,
+        "there is": memory.total,
+        "margin": memory.total - memory.used,
+    }
+    return [f"  {name:34s}{_mib(size)}" for name, size in rows.items()]
+
+
+def _collective_lines(groups: Sequence[Group]) -> list[str]:
+    lines = []
+    for group in groups:
+        where = "across slices" if group.across_slices else "within a slice"
+        largest = f"the largest {group.largest_bytes / 2**20:,.1f} MiB"
+        lines.append(
+            f"  {f'{group.kind}, {where}':34s}{_mib(group.bytes)} in {group.count}, "
+            + largest
+        )
+    return lines or ["  no collectives"]
+
+
+def _estimate_lines(plan: pod.Plan, seconds: pod.Seconds) -> list[str]:
+    hours = plan.run_hours or 0
+    rows = {
+        "arithmetic": seconds.arithmetic,
+        "memory": seconds.memory,
+        "interconnect of a slice": seconds.interconnect,
+        "network between slices": seconds.network,
+        "step": seconds.step,
+    }
+    return [
+        "estimates, by published figures of the chip: the longer of arithmetic and",
+        "memory, and all that is sent; latency is not in it",
+        *(f"  {name:34s}{value * 1e3:12.2f} ms" for name, value in rows.items()),
+        f"  {'bound by':34s}{seconds.bound:>12s}",
+        f"  {'FLOPs, of the peak':34s}{plan.peak_share:12.1%}",
+        f"  {'weak scaling':34s}{seconds.weak_scaling:12.3f}",
+        f"  {'images per second, all chips':34s}{plan.images_per_second:12,.0f}",
+        f"  {f'{plan.part.num_steps:,} steps':34s}{hours:12.2f} hours, "
+        f"{hours * plan.chips:,.1f} chip-hours",
+    ]
+
+
+def sweep_table(sweep: pod.Sweep) -> str:
+    """A row per batch."""
+    lines = [
+        f"{'images a chip':>14s}{'memory used':>16s}{'step':>12s}{'images/s':>12s}"
+    ]
+    for batch, plan in sweep.plans.items():
+        if plan is None:
+            lines.append(f"{batch:14d}{'does not fit':>16s}")
+            continue
+        seconds = plan.seconds.step * 1e3 if plan.seconds else None
+        lines.append(
+            f"{batch:14d}{_mib(plan.memory.used)}{_ratio(seconds, '9.2f'):>9s} ms"
+            f"{_ratio(plan.images_per_second, ',.0f'):>12s}"
+        )
+    return "\n".join(lines)
+
+
 def machine() -> str:
     """What this program runs on."""
     return (
         f"jax {jax.__version__} on {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; "
+        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores{_processor()}; "
         f"Python {platform.python_version()}"
     )
+
+
+def _processor() -> str:
+    """The processor's name and widest vectors, where Linux tells them."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    widest = next((kind for kind in ("avx512f", "avx2") if f" {kind}" in text), "")
+    return f" of {name[1]}{' with ' + widest if widest else ''}" if name else ""
 
 
 def sizes(config: ml_collections.ConfigDict) -> str:
@@ -60,7 +176,7 @@ def sizes(config: ml_collections.ConfigDict) -> str:
     side, model = config.data.image_size, config.model
     return (
         f"batch {config.data.batch_size}, {side}x{side}, {model.dtype}, stem "
-        f"{model.stem}, width {model.width}"
+        f"{model.stem}, width {zoo.width(model):g}"
     )
 
 

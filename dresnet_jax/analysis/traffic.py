@@ -3,8 +3,9 @@
 import collections
 import re
 
-_SHAPE = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?(%?[\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+from dresnet_jax.analysis import hlo
+from dresnet_jax.analysis.hlo import size
+
 # They move nothing, or what they move is counted where it starts.
 _FREE = {
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"),
@@ -14,36 +15,37 @@ _FREE = {
 _PREFETCH = {"copy-start", "slice-start"}
 
 
-def by_part(hlo: str) -> dict[str, float]:
+def by_part(program: str) -> dict[str, float]:
     """Bytes read and written by a program's instructions, by part of the network.
 
     Sizes of results and operands of each instruction outside of fusions and loops,
     which differs a little from the compiler's own sum.
 
     Args:
-      hlo: text of the compiled program.
+      program: text of the compiled program.
 
     Returns:
       {part: bytes}, the largest first: "forward, connections: dot_general" and so on.
     """
-    instructions = {}
-    for line in hlo[hlo.index("ENTRY") :].splitlines()[1:]:
-        if match := _INSTRUCTION.match(line):
-            instructions[match[1]] = match[2], match[3], match[4]
+    lines = program[program.index("ENTRY") :].splitlines()[1:]
+    instructions = hlo.instructions(lines)
     parts: collections.Counter[str] = collections.Counter()
-    for shape, operation, rest in instructions.values():
+    for instruction in instructions.values():
+        shape, operation, rest = instruction
         if operation in _FREE:
             continue
-        names = re.findall(r"%[\w.\-]+", rest.split("), ")[0])
-        operands = sum(_size(instructions[n][0]) for n in names if n in instructions)
-        size = _size(shape)
+        operands = sum(
+            size(instructions[name].shape)
+            for name in instruction.operands
+            if name in instructions
+        )
         if operation == "copy-start":
             # Its result names both ends of the copy.
-            moved = size
+            moved = size(shape)
         elif operation == "slice-start":
-            moved = 2 * (size - operands)
+            moved = 2 * (size(shape) - operands)
         else:
-            moved = size + operands
+            moved = size(shape) + operands
         parts[_part(operation, rest)] += moved
     return dict(parts.most_common())
 
@@ -61,14 +63,3 @@ def _part(operation: str, rest: str) -> str:
     if re.search(r"select_and|reduce_window_max", name):
         return f"{direction}, stem"
     return "optimiser and all else"
-
-
-def _size(shape: str) -> int:
-    """Bytes of all arrays in the text of a shape."""
-    total = 0
-    for name, bits, dimensions in _SHAPE.findall(shape):
-        elements = 1
-        for dimension in filter(None, dimensions.split(",")):
-            elements *= int(dimension)
-        total += elements * (1 if name == "pred" else max(1, int(bits) // 8))
-    return total

@@ -90,26 +90,23 @@ class BlockOutputs:
           [batch, *size, sum of the channels].
         """
         if (blocks, size) not in self._pooled:
-            found = self._nested(blocks, size)
-            rest = blocks[len(found[0]) :] if found else blocks
-            parts = [average_pool(found[1], size)] if found else []
-            if len(blocks) > 1:
-                parts += [self.pooled((k,), size) for k in rest]
-            elif rest:
-                parts = [average_pool(self[rest[0]], size)]
+            first, nearest = self._nearest(blocks, size)
+            parts = [average_pool(array, size) for array in nearest]
+            parts += [self.pooled((k,), size) for k in blocks[len(first) :]]
             self._pooled[blocks, size] = jnp.concatenate(parts, axis=-1)
         return self._pooled[blocks, size]
 
-    def _nested(
+    def _nearest(
         self, blocks: tuple[int, ...], size: tuple[int, int]
-    ) -> tuple[tuple[int, ...], jax.Array] | None:
-        """The longest array of the first blocks from which pooling is exact.
+    ) -> tuple[tuple[int, ...], Arrays]:
+        """The longest array of the first blocks from which pooling is exact, if any.
 
         Averages of averages are exact only where all windows nest.
         """
+        of_one = (blocks, [self[blocks[0]]]) if len(blocks) == 1 else ((), [])
         return max(
             (
-                (first, array)
+                (first, [array])
                 for (first, middle), array in self._pooled.items()
                 if first == blocks[: len(first)]
                 and middle != size
@@ -117,8 +114,8 @@ class BlockOutputs:
                 and all(_divides(middle, self.size(k)) for k in first)
             ),
             # Of equally long ones the smallest.
-            key=lambda found: (len(found[0]), -found[1].shape[1]),
-            default=None,
+            key=lambda found: (len(found[0]), -found[1][0].shape[1]),
+            default=of_one,
         )
 
 

@@ -27,6 +27,7 @@ class Dataset:
       tfds_splits: where TensorFlow Datasets has it under the same name, the split of
         that each of `SPLITS` is taken from.
       fixed_size: whether all images are of `image_size`; others are brought to it.
+      unused: examples between those for training and those after them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Dataset:
     source: str
     tfds_splits: dict[str, str] = dataclasses.field(default_factory=dict)
     fixed_size: bool = True
+    unused: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -61,7 +63,10 @@ class Dataset:
         """
         official = self.tfds_splits[name]
         before = SPLITS[: SPLITS.index(name)]
-        start = sum(self.splits[n] for n in before if self.tfds_splits[n] == official)
+        earlier = [n for n in before if self.tfds_splits[n] == official]
+        start = sum(self.splits[n] for n in earlier)
+        if "train" in earlier:
+            start += self.unused
         return official, start, start + self.splits[name]
 
 

@@ -1,21 +1,52 @@
 """Images to pixels, by OpenCV, which takes every format here."""
 
 import io
+import os
 
 import cv2
 import numpy as np
+from etils import epath
 from PIL import Image
+
+from dresnet_jax.errors import UserError
 
 # Top, left, height, width; pixels.
 Box = tuple[int, int, int, int]
 
 # The threads that read images are the parallelism.
 cv2.setNumThreads(1)
+# What it warns of is an error here, and names the image.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 _MODES = {
     1: cv2.IMREAD_GRAYSCALE,
     3: cv2.IMREAD_COLOR_RGB,
 }
+
+# Of the files of a directory that are taken for images.
+_SUFFIXES = (
+    *(".bmp", ".jpeg", ".jpg", ".pgm", ".png"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
+
+
+def files_in(directory: epath.Path) -> list[str]:
+    """The images in a directory at any depth, in the order of their names.
+
+    Raises:
+      UserError: there is none.
+    """
+    files, directories = [], [directory]
+    while directories:
+        for path in directories.pop().iterdir():
+            if path.is_dir():
+                directories.append(path)
+            elif path.suffix.lower() in _SUFFIXES:
+                files.append(os.fspath(path))
+    if not files:
+        kinds = ", ".join(_SUFFIXES)
+        raise UserError(f"Directory {directory} holds no image: {kinds}.")
+    return sorted(files)
 
 
 def shape(image: np.ndarray | bytes) -> tuple[int, int]:

@@ -23,7 +23,8 @@ def from_config(config: ml_collections.ConfigDict) -> Dataset:
         names = dict.fromkeys([*catalog.DATASETS, "folder", "synthetic"])
         pick("dataset", config.dataset, names)
         dataset = _resized(config, named(config.dataset, config.data_dir))
-    return _with_validation(dataset, config.validation_examples)
+    dataset = _with_validation(dataset, config.validation_examples)
+    return _with_training(dataset, config.train_examples)
 
 
 def named(name: str, data_dir: str) -> Dataset:
@@ -124,6 +125,24 @@ def _with_validation(dataset: Dataset, asked: int | None) -> Dataset:
     if dataset.is_carved:
         splits["train"] = train + validation - asked
     return dataclasses.replace(dataset, splits=splits)
+
+
+def _with_training(dataset: Dataset, asked: int | None) -> Dataset:
+    """The dataset with so many training examples; as it is for None."""
+    if asked is None:
+        return dataset
+    available = dataset.splits["train"]
+    if dataset.name == "synthetic":
+        raise UserError(
+            f"data.train_examples = {asked}: synthetic has data.num_examples instead."
+        )
+    if not 1 <= asked <= available:
+        raise UserError(
+            f"data.train_examples = {asked} must be between 1 and the {available} that "
+            f"{dataset.name} has beside those for validation."
+        )
+    splits = dataset.splits | {"train": asked}
+    return dataclasses.replace(dataset, splits=splits, unused=available - asked)
 
 
 def _synthetic(config: ml_collections.ConfigDict) -> Dataset:

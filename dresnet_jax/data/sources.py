@@ -300,11 +300,12 @@ def _digits(dataset: Dataset) -> dict[str, Examples]:
     labels = digits.target.astype(np.int32)
     # RandomState's stream is frozen, so that the splits stay the same for ever.
     order = np.random.RandomState(0).permutation(len(labels))
-    ends = np.cumsum([dataset.splits[name] for name in SPLITS])
-    parts = np.split(order, ends[:-1])
+    train, validation, test = (dataset.splits[name] for name in SPLITS)
+    ends = np.cumsum([train, dataset.unused, validation, test])
+    train_part, _, *parts, _ = np.split(order, ends)
     return {
         name: Arrays(images[part], labels[part])
-        for name, part in zip(SPLITS, parts, strict=True)
+        for name, part in zip(SPLITS, (train_part, *parts), strict=True)
     }
 
 

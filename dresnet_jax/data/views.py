@@ -71,6 +71,19 @@ class View:
             raise ValueError(f"the image has shape {pixels.shape}, not {expected}")
         return pixels
 
+    def fit(self, image: np.ndarray | bytes) -> np.ndarray:
+        """Pixels of any image: where it should have one size and has not, its middle.
+
+        Raises:
+          OSError: the image is damaged.
+        """
+        height, width = images.shape(image)
+        if not self.fixed_size or (height, width) == (self.size, self.size):
+            return self.evaluate(image)
+        side = min(height, width)
+        middle = (height - side) // 2, (width - side) // 2, side, side
+        return self._resized(image, middle)
+
     def _resized(self, image: np.ndarray | bytes, box: images.Box) -> np.ndarray:
         return images.decode_crop(image, box, (self.size, self.size), self.channels)
 

@@ -1,7 +1,6 @@
 """The one backbone: CNN, ResNet and DResNet are this class with different specs."""
 
 import dataclasses
-import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -11,11 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dresnet_jax.connections.module import Connections, ConnectionSpec
+from dresnet_jax.connections.module import Connections
+from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.connections.weighted_sum import BlockOutputs
-from dresnet_jax.models.blocks import BLOCKS, SHORTCUTS, STEMS, ConvNormFactory
+from dresnet_jax.models import stems
+from dresnet_jax.models.blocks import BLOCKS, SHORTCUT_RULES, BlockSpec
 from dresnet_jax.models.heads import Classifier
-from dresnet_jax.models.layers import ConvNorm
+from dresnet_jax.models.layers import Layers
+from dresnet_jax.models.stems import STEMS
 
 
 def stages(blocks_per_stage: Sequence[int]) -> tuple[int, ...]:
@@ -31,29 +33,50 @@ class BackboneSpec:
 
     Attributes:
       num_classes: of the classifier.
-      stem: a key of `blocks.STEMS`.
-      stem_activation: whether a ReLU follows the stem's norm.
-      block: a key of `blocks.BLOCKS`.
-      shortcut: a key of `blocks.SHORTCUTS`.
-      width: channels of the stem and the first stage; each later stage doubles them.
-      blocks_per_stage: the first block of each later stage has a stride of 2.
-      conv_bias: whether convolutions that a norm follows have a bias.
-      dropout: rate before the classifier.
-      dtype: of the computation, "float32" or "bfloat16".
       connections: the learned connections.
+      width: channels of the stem.
+      blocks_per_stage: how many there are.
+      ratios: channels of each stage, before the block's expansion, divided by the
+        width. A fraction is rounded behind the product.
+      strides_of_stages: of the first block of each.
+      dilated_stages: numbers, from 1, of the stages that have a dilation, twice that of
+        the stage before, instead of their stride.
+      stem: a key of `stems.STEMS`.
+      stem_activation: whether an activation follows the stem's norm, if it has one.
+      head: one of `heads.HEADS`; "" for the one that goes with the block.
+      block: a key of `blocks.BLOCKS`.
+      shortcut: a key of `blocks.SHORTCUT_RULES`.
+      groups: of a bottleneck's 3x3 convolution.
+      group_width: channels of each group, for 64 channels of the stage.
+      expand: hidden channels of an inverted residual divided by its input's, by stage.
+      attention: inside of each block, a key of `attention.ATTENTIONS`.
+      zero_last: whether the last norm of each block starts at 0.
+      drop_path: share of the examples for which the last block is left out in
+        training; it grows evenly from the first block's, 0.
+      dropout: rate before the classifier.
+      layers: what all layers have in common.
     """
 
     num_classes: int
-    stem: str
-    stem_activation: bool
-    block: str
-    shortcut: str
-    width: int
-    blocks_per_stage: tuple[int, ...]
-    conv_bias: bool
-    dropout: float
-    dtype: str
     connections: ConnectionSpec
+    width: float
+    blocks_per_stage: tuple[int, ...]
+    ratios: tuple[float, ...]
+    strides_of_stages: tuple[int, ...]
+    dilated_stages: tuple[int, ...] = ()
+    stem: str = "imagenet"
+    stem_activation: bool = True
+    head: str = ""
+    block: str = "basic"
+    shortcut: str = "identity"
+    groups: int = 1
+    group_width: int = 64
+    expand: tuple[float, ...] = ()
+    attention: str = "none"
+    zero_last: bool = False
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    layers: Layers = dataclasses.field(default_factory=Layers)
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -63,31 +86,45 @@ class BackboneSpec:
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of the stem's output y_0 and of each block's output y_i."""
-        return (self.width, *(self.width * 2**stage for stage in self.stages))
+        widths = [round(self.width * self.ratios[stage]) for stage in self.stages]
+        expansion = BLOCKS[self.block].expansion
+        return (round(self.width), *(expansion * width for width in widths))
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """The stride of each block."""
-        earlier = (0, *self.stages)
-        return tuple(
-            2 if stage != before else 1
-            for stage, before in zip(self.stages, earlier, strict=False)
-        )
-
-    @property
-    def shortcuts(self) -> tuple[str, ...]:
-        """The kind of shortcut of each block."""
-        return tuple(
-            SHORTCUTS[self.shortcut](i, stride == 1 and before == after)
-            for i, (stride, before, after) in enumerate(
-                zip(self.strides, self.channels, self.channels[1:], strict=False), 1
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """What each block is asked for."""
+        found: list[BlockSpec] = []
+        dilation = 1
+        channels, last = self.channels, max(1, len(self.stages) - 1)
+        for i, stage in enumerate(self.stages, 1):
+            is_first = i == 1 or stage != self.stages[i - 2]
+            stride = self.strides_of_stages[stage] if is_first else 1
+            # As in torchvision, the first block of a dilated stage has the dilation of
+            # the stage before.
+            own = dilation
+            if is_first and stage + 1 in self.dilated_stages:
+                dilation, stride = dilation * stride, 1
+            keeps_shape = stride == 1 and channels[i - 1] == channels[i]
+            found.append(
+                BlockSpec(
+                    features=channels[i],
+                    stride=stride,
+                    shortcut=SHORTCUT_RULES[self.shortcut](i, keeps_shape),
+                    dilation=own,
+                    groups=self.groups,
+                    group_width=self.group_width,
+                    expand=self.expand[stage] if self.expand else 6.0,
+                    attention=self.attention,
+                    zero_last=self.zero_last,
+                    drop_path=self.drop_path * (i - 1) / last,
+                )
             )
-        )
+        return tuple(found)
 
     @property
     def alike(self) -> list[range]:
-        """The blocks, from 1, in groups of consecutive ones that differ in no shape."""
-        kinds = list(zip(self.channels[1:], self.strides, self.shortcuts, strict=True))
+        """The blocks, from 1, in groups of consecutive ones that differ in nothing."""
+        kinds = list(zip(self.channels, self.blocks, strict=False))
         ends = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
         starts = [0, *ends]
         return [
@@ -98,7 +135,8 @@ class BackboneSpec:
     @property
     def total_stride(self) -> int:
         """Side of the image divided by the side of the last output."""
-        return STEMS[self.stem].total_stride * math.prod(self.strides)
+        strides = math.prod(block.stride for block in self.blocks)
+        return STEMS[self.stem].total_stride * strides
 
 
 class Backbone(nn.Module):
@@ -118,24 +156,23 @@ class Backbone(nn.Module):
 
         Args:
           images: [batch, height, width, channels], float32.
-          train: whether norms use the batch's statistics and dropout is on; needs
-            the "dropout" RNG where the rate is above 0.
+          train: whether norms use the batch's statistics, and dropout and stochastic
+            depth are on; needs the "dropout" RNG where a rate is above 0.
 
         Returns:
           [batch, num_classes], float32.
         """
         spec = self.spec
-        stem = STEMS[spec.stem]
-        x = self._conv_norm(
-            spec.width,
-            kernel=stem.kernel,
-            stride=stem.stride,
-            activation=nn.relu if spec.stem_activation else None,
-            name="stem",
-        )(images.astype(spec.dtype), train=train)
-        if stem.pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
+        kind = BLOCKS[spec.block]
+        x = stems.run(
+            STEMS[spec.stem],
+            spec.layers,
+            spec.channels[0],
+            images.astype(spec.layers.dtype),
+            train=train,
+            bare=kind.pre_activation,
+            activate=spec.stem_activation,
+        )
         connections = self.scheme(spec.connections, spec.channels, name="connections")
         outputs = BlockOutputs(x, normalise=spec.connections.normalise_sources)
         stacked = spec.connections.form == "stacked" and not self.is_initializing()
@@ -146,23 +183,16 @@ class Backbone(nn.Module):
             for i in blocks:
                 block = self._block(i, name=f"block_{i}")
                 outputs.append(block(connections(i, outputs), train=train))
-        head = Classifier(spec.num_classes, spec.dropout, name="head")
-        return head(outputs.last, train=train)
-
-    @property
-    def _conv_norm(self) -> ConvNormFactory:
-        spec = self.spec
-        return functools.partial(ConvNorm, use_bias=spec.conv_bias, dtype=spec.dtype)
+        head = spec.head or ("norm_act" if kind.pre_activation else "linear")
+        classify = Classifier(
+            spec.num_classes, spec.dropout, spec.layers, head, name="head"
+        )
+        return classify(outputs.last, train=train)
 
     def _block(self, i: int, **module: Any) -> nn.Module:
-        spec = self.spec
-        return BLOCKS[spec.block](
-            spec.channels[i],
-            spec.strides[i - 1],
-            spec.shortcuts[i - 1],
-            self._conv_norm,
-            **module,
-        )
+        kind = BLOCKS[self.spec.block]
+        block = self.spec.blocks[i - 1]
+        return kind.make(block, self.spec.layers, **kind.settings, **module)
 
     def _run_stacked(
         self,
@@ -181,7 +211,7 @@ class Backbone(nn.Module):
 
         def run(one: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             y, updates = block.apply(one, x, train=train, mutable=["batch_stats"])
-            return y, updates["batch_stats"]
+            return y, updates.get("batch_stats", {})
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
         updates = connections.run(blocks.start, run, stacked, outputs)

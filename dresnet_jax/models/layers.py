@@ -1,56 +1,254 @@
 """The layers that every block is made of, with PyTorch's padding."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+
+# Momentum of the running averages; PyTorch's momentum is 1 minus this.
+_MOMENTUM = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """What the layers of a network have in common, and what makes them.
+
+    Attributes:
+      norm: a key of `NORMS`.
+      activation: a key of `ACTIVATIONS`.
+      conv_bias: whether convolutions that a norm follows have a bias.
+      norm_shards: consecutive parts of a batch that batch norms take by themselves.
+      dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
+    """
+
+    norm: str = "batch"
+    activation: str = "relu"
+    conv_bias: bool = False
+    norm_shards: int = 1
+    dtype: str = "float32"
+
+    def conv(
+        self,
+        features: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        use_bias: bool | None = None,
+        zero: bool = False,
+        name: str = "conv",
+    ) -> nn.Conv:
+        """A square convolution.
+
+        Padding is symmetric, as in PyTorch: an odd kernel keeps the side, but for the
+        stride, which rounds up; an even kernel has none. Kernels start as He et al.
+        (2015) propose, by fan-out.
+
+        Args:
+          features: output channels.
+          kernel: its side.
+          stride: of the convolution.
+          groups: parts of the channels that see only each other.
+          dilation: distance of the pixels that a kernel reads.
+          use_bias: None for what the network's convolutions have.
+          zero: whether the kernel starts at 0.
+          name: of the module.
+        """
+        he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        return nn.Conv(
+            features,
+            (kernel, kernel),
+            stride,
+            padding=dilation * (kernel - 1) // 2 if kernel % 2 else 0,
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+            use_bias=(self.conv_bias or self.norm == "none")
+            if use_bias is None
+            else use_bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros if zero else he,
+            name=name,
+        )
+
+    def normalise(
+        self, x: jax.Array, *, train: bool, zero: bool = False, name: str = "norm"
+    ) -> jax.Array:
+        """The network's norm of [batch, height, width, channels].
+
+        With `train`, batch norms use the batch's statistics and update their averages.
+        With `zero`, the norm's scale starts at 0.
+        """
+        start = nn.initializers.zeros if zero else nn.initializers.ones
+        return NORMS[self.norm](self, start, name)(x, train)
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """The network's activation function."""
+        return ACTIVATIONS[self.activation](x)
+
+    def conv_norm(self, features: int, kernel: int = 3, **settings: Any) -> nn.Module:
+        """A convolution with norm and, with `activate`, an activation: `ConvNorm`."""
+        return ConvNorm(self, features, kernel, **settings)
+
+    def norm_act(self, name: str) -> nn.Module:
+        """A norm and an activation, as pre-activation blocks have them."""
+        return NormAct(self, name=name)
 
 
 class ConvNorm(nn.Module):
-    """A square convolution, batch normalisation and, if given, an activation.
-
-    Padding is symmetric, (kernel - 1) / 2 a side, as in PyTorch: a stride of 2
-    halves a side and rounds up. Kernels start as He et al. (2015) propose, by
-    fan-out. Under `jit` the batch statistics are those of the whole global batch.
+    """A convolution, a norm and, if asked for, an activation.
 
     Attributes:
+      layers: what the network's layers have in common.
       features: output channels.
-      kernel: side of the kernel, odd.
+      kernel: side of the kernel.
       stride: of the convolution.
-      activation: applied last.
-      use_bias: whether the convolution has a bias, which the norm makes redundant.
-      dtype: of the computation; parameters are float32.
+      groups: of the convolution.
+      dilation: of the convolution.
+      activate: whether an activation follows.
+      zero: whether the norm's scale starts at 0.
+      use_bias: of the convolution; None for what the network's have.
     """
 
+    layers: Layers
     features: int
     kernel: int = 3
     stride: int = 1
-    activation: Callable[[jax.Array], jax.Array] | None = None
-    use_bias: bool = False
-    dtype: Any = None
+    groups: int = 1
+    dilation: int = 1
+    activate: bool = False
+    zero: bool = False
+    use_bias: bool | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[batch, height, width, channels] to [batch, height', width', features].
-
-        With `train`, normalises by the batch and updates the running averages.
-        """
-        x = nn.Conv(
+        """[batch, height, width, channels] to [batch, height', width', features]."""
+        x = self.layers.conv(
             self.features,
-            (self.kernel, self.kernel),
-            self.stride,
-            padding=(self.kernel - 1) // 2,
+            self.kernel,
+            stride=self.stride,
+            groups=self.groups,
+            dilation=self.dilation,
             use_bias=self.use_bias,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            name="conv",
         )(x)
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            name="norm",
+        x = self.layers.normalise(x, train=train, zero=self.zero)
+        return self.layers.activate(x) if self.activate else x
+
+
+class NormAct(nn.Module):
+    """A norm and an activation."""
+
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[batch, height, width, channels], normalised and activated."""
+        return self.layers.activate(self.layers.normalise(x, train=train))
+
+
+Norm = Callable[[jax.Array, bool], jax.Array]
+
+
+def _batch_norm(layers: Layers, start: Any, name: str) -> Norm:
+    """Over the batch and all pixels; under `jit`, of the whole global batch.
+
+    With `norm_shards`, of each of so many equal parts of the batch.
+    """
+    settings: dict[str, Any] = {
+        "momentum": _MOMENTUM,
+        "epsilon": 1e-5,
+        "dtype": layers.dtype,
+        "scale_init": start,
+        "name": name,
+    }
+
+    def norm(x: jax.Array, train: bool) -> jax.Array:
+        if train and layers.norm_shards > 1:
+            return _PerShardNorm(shards=layers.norm_shards, **settings)(x)
+        return nn.BatchNorm(use_running_average=not train, **settings)(x)
+
+    return norm
+
+
+def _group_norm(layers: Layers, start: Any, name: str) -> Norm:
+    """Over all pixels and a group of channels: 32 groups, or fewer that divide them."""
+
+    def norm(x: jax.Array, train: bool) -> jax.Array:
+        del train
+        groups = math.gcd(32, x.shape[-1])
+        return nn.GroupNorm(
+            groups, epsilon=1e-5, dtype=layers.dtype, scale_init=start, name=name
         )(x)
-        return x if self.activation is None else self.activation(x)
+
+    return norm
+
+
+def _layer_norm(layers: Layers, start: Any, name: str) -> Norm:
+    """Over the channels of each pixel."""
+
+    def norm(x: jax.Array, train: bool) -> jax.Array:
+        del train
+        return nn.LayerNorm(
+            epsilon=1e-6, dtype=layers.dtype, scale_init=start, name=name
+        )(x)
+
+    return norm
+
+
+def _no_norm(layers: Layers, start: Any, name: str) -> Norm:
+    """None: convolutions then have a bias."""
+    del layers, start, name
+    return lambda x, train: x
+
+
+NORMS: dict[str, Callable[[Layers, Any, str], Norm]] = {
+    "batch": _batch_norm,
+    "group": _group_norm,
+    "layer": _layer_norm,
+    "none": _no_norm,
+}
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "silu": nn.silu,
+}
+
+
+class _PerShardNorm(nn.Module):
+    """In training, batch normalisation of equal parts of a batch, each by itself.
+
+    Has the variables of `nn.BatchNorm`. Where each device holds one part, statistics
+    need no communication; the running averages are means over the parts.
+    """
+
+    shards: int
+    momentum: float
+    epsilon: float
+    dtype: Any
+    scale_init: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, height, width, channels], normalised part by part."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        parts = x.astype(jnp.float32).reshape(self.shards, -1, *x.shape[1:])
+        mean, var = parts.mean(axis=(1, 2, 3)), parts.var(axis=(1, 2, 3))
+        for name, start, found in (("mean", jnp.zeros, mean), ("var", jnp.ones, var)):
+            running = self.variable("batch_stats", name, start, channels)
+            new = (1 - self.momentum) * found.mean(axis=0)
+            running.value = self.momentum * running.value + new
+
+        def spread(array: jax.Array) -> jax.Array:
+            return array.reshape(-1, 1, 1, 1, *channels)
+
+        factor = spread(jax.lax.rsqrt(var + self.epsilon)) * spread(scale)
+        y = (parts - spread(mean)) * factor + spread(bias)
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)

@@ -1,42 +1,124 @@
 """The named models: one line each, and the function that builds one from a config."""
 
 import dataclasses
+from typing import Any
 
-import jax
 import ml_collections
 
 from dresnet_jax.connections import topology
-from dresnet_jax.connections.module import ConnectionSpec, automatic_form
+from dresnet_jax.connections.spec import ConnectionSpec, automatic_form
 from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.backbone import Backbone, BackboneSpec, stages
-from dresnet_jax.models.blocks import STEMS
+from dresnet_jax.models.blocks import BLOCKS, SHORTCUT_RULES
+from dresnet_jax.models.layers import ACTIVATIONS, NORMS, Layers
+from dresnet_jax.models.stems import STEMS
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a model's name fixes; all else is in the config."""
+    """What a model's name fixes; `BackboneSpec` explains the fields.
 
-    shortcut: str
+    A config may name another stem, width, number of blocks, block, shortcut, attention,
+    norm or activation. `ratios` of None double from stage to stage, and `strides` of
+    None are 1 and then 2.
+    """
+
+    blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2)
+    block: str = "basic"
+    shortcut: str = "identity"
+    width: float = 64
+    ratios: tuple[float, ...] | None = None
+    strides: tuple[int, ...] | None = None
+    stem: str = "imagenet"
+    stem_activation: bool = True
+    head: str = ""
+    groups: int = 1
+    group_width: int = 64
+    expand: tuple[float, ...] = ()
+    attention: str = "none"
+    norm: str = "batch"
+    activation: str = "relu"
+    conv_bias: bool = False
     connected: bool = False
-    seed: bool = False
 
 
-# `seed` is the published form: every convolution has a bias, and no ReLU follows
-# the stem's norm.
-MODELS = {
-    "cnn18": Model(shortcut="none", seed=True),
-    "resnet18_seed": Model(shortcut="conv", seed=True),
-    "dresnet18_seed": Model(shortcut="conv", connected=True, seed=True),
-    "resnet18": Model(shortcut="identity"),
-    "dresnet18": Model(shortcut="identity", connected=True),
+_50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+_BOTTLENECK: Any = {"block": "bottleneck"}
+# Behind pre-activation blocks, whose 1x1 convolutions read what is normalised.
+_V2: Any = {"block": "preact_basic", "shortcut": "bare"}
+_V2_BOTTLENECK: Any = {"block": "preact_bottleneck", "shortcut": "bare"}
+# The published form: every convolution has a bias, no activation follows the stem's
+# norm, and each block but the first has a convolution as its shortcut.
+_SEED: Any = {"conv_bias": True, "stem_activation": False, "stem": "pooled"}
+# The networks of He et al. (2015) for CIFAR.
+_CIFAR: Any = {"width": 16, "stem": "cifar", "shortcut": "pad"}
+
+_PLAIN = {
+    "cnn18": Model(shortcut="none", **_SEED),
+    "resnet18_seed": Model(shortcut="conv", **_SEED),
+    "resnet18": Model(),
+    "resnet34": Model(_50),
+    "resnet50": Model(_50, **_BOTTLENECK),
+    "resnet101": Model(_101, **_BOTTLENECK),
+    "resnet152": Model(_152, **_BOTTLENECK),
+    "resnet50d": Model(_50, **_BOTTLENECK, shortcut="pool", stem="deep"),
+    "resnetv2_18": Model(**_V2),
+    "resnetv2_34": Model(_50, **_V2),
+    "resnetv2_50": Model(_50, **_V2_BOTTLENECK),
+    "resnetv2_101": Model(_101, **_V2_BOTTLENECK),
+    "resnetv2_152": Model(_152, **_V2_BOTTLENECK),
+    "resnext50_32x4d": Model(_50, **_BOTTLENECK, groups=32, group_width=4),
+    "resnext101_32x8d": Model(_101, **_BOTTLENECK, groups=32, group_width=8),
+    "wide_resnet50_2": Model(_50, **_BOTTLENECK, group_width=128),
+    "wide_resnet101_2": Model(_101, **_BOTTLENECK, group_width=128),
+    "seresnet50": Model(_50, **_BOTTLENECK, attention="se"),
+    "ecaresnet50": Model(_50, **_BOTTLENECK, attention="eca"),
+    "cbam_resnet50": Model(_50, **_BOTTLENECK, attention="cbam"),
+    "mobilenetv2_100": Model(
+        (1, 2, 3, 4, 3, 3, 1),
+        "inverted",
+        "kept",
+        width=32,
+        ratios=(0.5, 0.75, 1, 2, 3, 5, 10),
+        strides=(1, 2, 2, 2, 1, 2, 1),
+        stem="strided",
+        head="conv",
+        expand=(1, 6, 6, 6, 6, 6, 6),
+        activation="relu6",
+    ),
+    "convnext_tiny": Model(
+        (3, 3, 9, 3),
+        "convnext",
+        "always",
+        width=96,
+        stem="patches",
+        head="pooled_norm",
+        norm="layer",
+        activation="gelu",
+    ),
+    "resnet20": Model((3, 3, 3), **_CIFAR),
+    "resnet56": Model((9, 9, 9), **_CIFAR),
+    "resnet110": Model((18, 18, 18), **_CIFAR),
+    "wrn28_10": Model((4, 4, 4), **_V2, width=16, ratios=(10, 20, 40), stem="cifar"),
+    "dssresnet18": Model(block="separable", shortcut="bare", attention="se"),
+}
+# Each with dense learned connections, too.
+MODELS = _PLAIN | {
+    f"d{name}": dataclasses.replace(model, connected=True)
+    for name, model in _PLAIN.items()
 }
 DTYPES = ("float32", "bfloat16")
-# The form's name where `automatic_form` chooses it.
-AUTOMATIC = "auto"
+# Of the form, where `automatic_form` chooses it; of the stem, where the model does.
+AUTOMATIC, OWN = "auto", "own"
 
 
 def build(
-    config: ml_collections.ConfigDict, image_size: int, num_classes: int
+    config: ml_collections.ConfigDict,
+    image_size: int,
+    num_classes: int,
+    norm_shards: int = 1,
+    platform: str = "cpu",
 ) -> Backbone:
     """The network that `config.model` names.
 
@@ -45,49 +127,119 @@ def build(
         `configs/common.py`.
       image_size: height and width of the images.
       num_classes: of the dataset.
+      norm_shards: parts of a batch whose statistics norms take by themselves.
+      platform: "cpu", "gpu" or "tpu", for which `auto` chooses a form.
 
     Raises:
       UserError: a name is unknown, a value is out of range, or the images are too
         small for the strides.
     """
     model = pick("model", config.name, MODELS)
-    pick("stem", config.stem, STEMS)
     pick("model.dtype", config.dtype, dict.fromkeys(DTYPES))
-    blocks = tuple(config.blocks_per_stage)
-    if not blocks or any(type(n) is not int or n < 1 for n in blocks):
-        raise UserError(
-            f"model.blocks_per_stage = {blocks} must be whole numbers above 0."
-        )
-    if config.width < 1:
-        raise UserError(f"model.width = {config.width} must be above 0.")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout = {config.dropout} must be in [0, 1).")
+    blocks = blocks_per_stage(config)
+    _check(config, model, blocks)
+    ratios = model.ratios or tuple(2**stage for stage in range(len(blocks)))
+    strides = model.strides or (1, *(2,) * (len(blocks) - 1))
+
+    def chosen(field: str, registry: Any) -> str:
+        """A field of the config, or the model's own where it has None."""
+        value = getattr(model, field) if config[field] is None else config[field]
+        pick(f"model.{field}", value, registry)
+        return value
+
     spec = BackboneSpec(
         num_classes=num_classes,
-        stem=config.stem,
-        stem_activation=not model.seed,
-        block="basic",
-        shortcut=model.shortcut,
-        width=config.width,
+        connections=_connections(config.connections, model, stages(blocks), platform),
+        width=width(config),
         blocks_per_stage=blocks,
-        conv_bias=model.seed,
+        ratios=ratios,
+        strides_of_stages=strides,
+        dilated_stages=tuple(config.dilated_stages),
+        stem=model.stem if config.stem == OWN else config.stem,
+        stem_activation=model.stem_activation,
+        head=model.head,
+        block=chosen("block", BLOCKS),
+        shortcut=chosen("shortcut", SHORTCUT_RULES),
+        groups=model.groups,
+        group_width=model.group_width,
+        expand=model.expand,
+        attention=chosen("attention", ATTENTIONS),
+        zero_last=config.zero_last,
+        drop_path=config.drop_path,
         dropout=config.dropout,
-        dtype=config.dtype,
-        connections=_connections(config.connections, model, stages(blocks)),
+        layers=Layers(
+            norm=chosen("norm", NORMS),
+            activation=chosen("activation", ACTIVATIONS),
+            conv_bias=model.conv_bias,
+            norm_shards=norm_shards,
+            dtype=config.dtype,
+        ),
     )
     spec.connections.check(spec.channels)
     if image_size < spec.total_stride:
         raise UserError(
             f"Images of {image_size}x{image_size} are too small for the strides of "
-            f"{config.name} with stem '{config.stem}', {spec.total_stride} in all: use "
+            f"{config.name} with stem '{spec.stem}', {spec.total_stride} in all: use "
             f"images of at least {spec.total_stride}x{spec.total_stride}, stem 'cifar' "
             "or fewer stages."
         )
     return Backbone(spec)
 
 
+def _check(
+    config: ml_collections.ConfigDict, model: Model, blocks: tuple[int, ...]
+) -> None:
+    """Checks the numbers of `config.model`."""
+    pick("stem", config.stem, {**STEMS, OWN: None})
+    if not blocks or any(type(n) is not int or n < 1 for n in blocks):
+        raise UserError(
+            f"model.blocks_per_stage = {blocks} must be whole numbers above 0."
+        )
+    if model.ratios and len(blocks) > len(model.ratios):
+        raise UserError(
+            f"model.blocks_per_stage = {blocks}: {config.name} has at most "
+            f"{len(model.ratios)} stages."
+        )
+    if width(config) < 1:
+        raise UserError(f"model.width = {config.width:g} must be above 0.")
+    for field in ("dropout", "drop_path"):
+        if not 0 <= config[field] < 1:
+            raise UserError(f"model.{field} = {config[field]} must be in [0, 1).")
+    stages_there = range(1, len(blocks) + 1)
+    for stage in config.dilated_stages:
+        if stage not in stages_there:
+            raise UserError(
+                f"model.dilated_stages = {tuple(config.dilated_stages)} must be "
+                f"numbers of stages, 1 to {len(blocks)}."
+            )
+
+
+def width(config: ml_collections.ConfigDict) -> float:
+    """That of `config.model`, or the named model's own where it has None.
+
+    Raises:
+      UserError: the model is unknown.
+    """
+    own = pick("model", config.name, MODELS).width
+    return own if config.width is None else config.width
+
+
+def blocks_per_stage(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Those of `config.model`, or the named model's own where it has None.
+
+    Raises:
+      UserError: the model is unknown.
+    """
+    if config.blocks_per_stage is not None:
+        return tuple(config.blocks_per_stage)
+    return pick("model", config.name, MODELS).blocks_per_stage
+
+
 def _connections(
-    config: ml_collections.ConfigDict, model: Model, of_blocks: tuple[int, ...]
+    config: ml_collections.ConfigDict,
+    model: Model,
+    of_blocks: tuple[int, ...],
+    platform: str,
 ) -> ConnectionSpec:
     pattern = topology.build(config.topology, of_blocks)
     bias = config.projection_bias
@@ -103,9 +255,9 @@ def _connections(
         sharpness_granularity=config.sharpness_granularity,
         form="folded" if is_automatic else config.form,
         unroll=config.unroll,
-        projection_bias=model.seed if bias is None else bias,
+        projection_bias=model.conv_bias if bias is None else bias,
     )
     if is_automatic:
-        form, _ = automatic_form(spec, jax.default_backend())
+        form, _ = automatic_form(spec, platform)
         spec = dataclasses.replace(spec, form=form)
     return spec

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import jax
 from absl import logging
@@ -14,30 +15,75 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from dresnet_jax.errors import RunFailedError, UserError
+from dresnet_jax.training import leaves, processes
 
 Tree = TypeVar("Tree")
 
-# Written into each finished checkpoint: the SHA-256 of its every file. Orbax itself
-# notices some damage, but not a flipped byte, and reports it through many threads.
+# Written last, so that a checkpoint with it is finished: its step, and the SHA-256 of
+# its every other file. Orbax itself notices some damage, but not a flipped byte, and
+# reports it through many threads.
 _DIGESTS = "sha256.json"
 
 
-class Checkpoints:
-    """The checkpoints a run writes, the newest kept; use as a context manager."""
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints of a run are kept.
 
-    def __init__(self, workdir: epath.Path, keep: int) -> None:
+    Attributes:
+      newest: so many of the newest.
+      every_steps: those of the multiples of this step too; 0 for none.
+      best: so many of those with the highest metric too.
+      metric: its name.
+    """
+
+    newest: int
+    every_steps: int = 0
+    best: int = 0
+    metric: str = "val_accuracy"
+
+    @property
+    def policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
+        """As orbax takes it."""
+        policies = ocp.training.preservation_policies
+        found = [policies.LatestN(self.newest)]
+        if self.every_steps:
+            found.append(policies.EveryNSteps(self.every_steps))
+        if self.best:
+            found.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[self.metric],
+                    n=self.best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        return policies.AnyPreservationPolicy(found)
+
+
+class Checkpoints:
+    """The checkpoints a run writes beside its steps; use as a context manager."""
+
+    def __init__(
+        self, workdir: epath.Path, keep: Keep, about: Mapping[str, Any]
+    ) -> None:
         """Opens `workdir/checkpoints`, and makes it if need be.
 
         Args:
           workdir: the run directory.
-          keep: how many of the newest checkpoints are kept.
+          keep: which checkpoints are kept.
+          about: what is written into each beside its state, of JSON's types.
         """
         self._directory = _directory(workdir)
+        self._about = dict(about)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=keep.policy,
             cleanup_tmp_directories=True,
         )
+        # Orbax asks JAX whether to stop with numbers of its own, also from its threads,
+        # and JAX then agrees on a call that the loop never makes: the signal is lost.
+        self._checkpointer._manager.reached_preemption = lambda step: False
+        self._writing: threading.Thread | None = None
+        self._failure: Exception | None = None
 
     def __enter__(self) -> "Checkpoints":
         """Nothing but the object itself."""
@@ -45,20 +91,95 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         """Waits for what is being written and closes."""
+        if self._writing is not None:
+            self._writing.join()
         self._checkpointer.close()
 
-    def save(self, step: int, state: object) -> None:
-        """Writes a checkpoint; it appears whole or not at all.
+    def save(
+        self, step: int, state: object, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Copies a state and writes it while the run goes on.
+
+        A checkpoint appears whole or not at all. Where one cannot be written, the run
+        is told so and goes on; those before it stay.
+
+        Args:
+          step: of the checkpoint.
+          state: arrays on the devices.
+          metrics: by which the best are kept.
+        """
+        self.wait()
+        if obstacle := self._obstacle(state):
+            logging.error("Checkpoint %d is not written: %s", step, obstacle)
+            return
+        response = self._checkpointer.save_async(
+            step,
+            state,
+            force=True,
+            metrics=dict(metrics) if metrics else None,
+            custom_metadata=self._about,
+        )
+        assert response is not None, "orbax was told to save"
+        self._writing = threading.Thread(target=self._finish, args=(step, response))
+        self._writing.start()
+
+    def wait(self) -> bool:
+        """Waits for what is being written; whether it was."""
+        if self._writing is None:
+            return False
+        self._writing.join()
+        self._writing = None
+        if self._failure is None:
+            return True
+        failure, self._failure = self._failure, None
+        logging.error("A checkpoint could not be written: %s", _first_line(failure))
+        return False
+
+    def save_last(
+        self, step: int, state: object, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """As `save`, but waits until it is written.
 
         Raises:
-          RunFailedError: the disk has no room for it.
+          RunFailedError: it could not be.
         """
-        _require_room(self._directory, state)
-        self._checkpointer.save(step, state, force=True)
-        checkpoint = self._directory / str(step)
-        partial = checkpoint / (_DIGESTS + ".partial")
-        partial.write_text(json.dumps(_digests(checkpoint)))
-        partial.replace(checkpoint / _DIGESTS)
+        self.save(step, state, metrics)
+        if not processes.agreed(self.wait()):
+            raise RunFailedError(
+                f"Checkpoint {step} could not be written to {self._directory}. Earlier "
+                "checkpoints are kept; the same command goes on from them."
+            )
+
+    def _finish(self, step: int, response: ocp.AsyncResponse) -> None:
+        """Waits for orbax, in a thread, and marks the checkpoint as finished."""
+        try:
+            response.result()
+            if processes.is_first():
+                checkpoint = self._directory / str(step)
+                partial = checkpoint / (_DIGESTS + ".partial")
+                record = {"step": step, "files": _digests(checkpoint)}
+                partial.write_text(json.dumps(record))
+                partial.replace(checkpoint / _DIGESTS)
+        # Of a full disk, a lost bucket and more, each of a type of its own.
+        except Exception as error:
+            self._failure = error
+
+    def _obstacle(self, state: object) -> str:
+        """Why nothing can be written; looks before orbax, which reports in many voices.
+
+        All processes find the same.
+        """
+        lacks = 0
+        if processes.is_first() and "://" not in os.fspath(self._directory):
+            needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+            lacks = max(0, needed - shutil.disk_usage(self._directory).free)
+        lacks = processes.agreed(lacks)
+        if not lacks:
+            return ""
+        return (
+            f"no space left in {self._directory}, {lacks / 1e6:.1f} MB more are "
+            "needed. Earlier checkpoints are kept, and the run goes on."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,40 +197,120 @@ class Restored(Generic[Tree]):
     damaged: tuple[int, ...]
 
 
-def restore(workdir: epath.Path, abstract_state: Tree) -> Restored[Tree] | None:
-    """Reads the newest checkpoint of a run that can be read, and writes nothing.
+def restore(
+    workdir: epath.Path, abstract_state: Tree, only: int | None = None
+) -> Restored[Tree] | None:
+    """Reads the newest whole checkpoint of a run, on any devices; writes nothing.
 
     Args:
       workdir: the run directory.
       abstract_state: the shapes, dtypes and shardings that are wanted.
+      only: the step of the one that is wanted, and no other.
 
     Returns:
       What was read, or None where there is no checkpoint.
 
     Raises:
-      UserError: there are checkpoints, but none can be read.
+      UserError: there are checkpoints, but none is whole, or the state is of another
+        kind than what is wanted.
     """
+    candidates = steps(workdir) if only is None else [only]
+    found = processes.first_alone(lambda: _newest_whole(workdir, candidates))
+    step, damaged = found or (None, ())
+    # Process 0 alone reads every byte to check it.
+    step = processes.agreed(-1 if step is None else step)
+    if step < 0:
+        return None
+    try:
+        state = ocp.load(_directory(workdir) / str(step), abstract_state)
+    # The files are those that were written, so it is not what was asked for.
+    except Exception as error:
+        raise UserError(
+            f"Checkpoint {step} in {_directory(workdir)} is whole, but holds another "
+            f"state than this run's: {_first_line(error)}"
+        ) from error
+    return Restored(state, step, damaged)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of orbax says, without the many lines that follow."""
+    return f"{str(error).splitlines()[0] if str(error) else repr(error):.300}"
+
+
+def _newest_whole(
+    workdir: epath.Path, candidates: Sequence[int]
+) -> tuple[int | None, tuple[int, ...]]:
+    """The first checkpoint that is as it was written, and those before that are not."""
     damaged: list[int] = []
-    for step in steps(workdir):
-        checkpoint = _directory(workdir) / str(step)
+    for step in candidates:
         try:
-            _verify(checkpoint)
-            state = ocp.load(checkpoint, abstract_state)
-        # Orbax and TensorStore raise errors of many types for damaged files.
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else repr(error)
-            logging.warning("Checkpoint %d cannot be read: %.200s", step, reason)
+            _verify(_directory(workdir) / str(step))
+        except (ValueError, OSError) as error:
+            logging.warning("Checkpoint %d cannot be read: %s", step, error)
             damaged.append(step)
             continue
         if damaged:
             logging.warning("Going back to checkpoint %d.", step)
-        return Restored(state, step, tuple(damaged))
+        return step, tuple(damaged)
     if damaged:
         raise UserError(
             f"No checkpoint in {_directory(workdir)} can be read: train anew with "
             "--overwrite, or in another workdir."
         )
-    return None
+    return None, ()
+
+
+def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
+    """Shapes of the weights in the newest whole checkpoint of a run, and its step.
+
+    Returns:
+      {"params": a tree, "batch_stats": a tree}; the parameters are the averaged ones
+      where there are some.
+
+    Raises:
+      UserError: no checkpoint is whole.
+    """
+    found = processes.first_alone(lambda: _newest_whole(workdir, steps(workdir))[0])
+    step = processes.agreed(found or 0)
+    tree = ocp.metadata(_directory(workdir) / str(step)).metadata
+    return {
+        "params": tree[_weights(tree)],
+        "batch_stats": tree["batch_stats"],
+    }, step
+
+
+def load_weights(
+    workdir: epath.Path, step: int, places: Mapping[str, jax.sharding.Sharding]
+) -> dict[str, jax.Array]:
+    """Reads some leaves of `weight_shapes` to where they shall lie.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint.
+      places: by path, such as params/stem/conv/kernel.
+    """
+    checkpoint = _directory(workdir) / str(step)
+    tree = ocp.metadata(checkpoint).metadata
+    sources = {"params": _weights(tree), "batch_stats": "batch_stats"}
+
+    def wanted(path: Any, leaf: Any) -> Any:
+        place = places.get(leaves.name(path))
+        if place is None:
+            return ocp.PLACEHOLDER
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    of_weights = {kind: tree[source] for kind, source in sources.items()}
+    of_weights = jax.tree_util.tree_map_with_path(wanted, of_weights)
+    asked = jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
+    asked |= {source: of_weights[kind] for kind, source in sources.items()}
+    loaded = ocp.load(checkpoint, asked)
+    found = leaves.by_name({kind: loaded[s] for kind, s in sources.items()})
+    return {name: leaf for name, leaf in found.items() if name in places}
+
+
+def _weights(tree: Mapping[str, Any]) -> str:
+    """Which part of a state are its weights: the averaged ones where there are."""
+    return "ema_params" if tree["ema_params"] else "params"
 
 
 def set_aside(workdir: epath.Path, damaged: tuple[int, ...]) -> None:
@@ -124,44 +325,34 @@ def set_aside(workdir: epath.Path, damaged: tuple[int, ...]) -> None:
 
 
 def steps(workdir: epath.Path) -> list[int]:
-    """The steps of a run's finished checkpoints, the newest first."""
+    """The steps of a run's checkpoints, the newest first."""
     directory = _directory(workdir)
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def _require_room(directory: epath.Path, state: object) -> None:
-    """Looks before orbax writes, whose threads report a full disk in many voices."""
-    if "://" in os.fspath(directory):
-        return
-    needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise RunFailedError(
-            f"No space left for a checkpoint in {directory}: {needed / 1e6:.1f} MB are "
-            f"needed, {free / 1e6:.1f} MB are free. Earlier checkpoints are kept; the "
-            "same command goes on once there is room."
-        )
-
-
 def _verify(checkpoint: epath.Path) -> None:
-    """Raises a ValueError that names the first file that is not as it was written.
-
-    A checkpoint whose writer was killed before it wrote the digests is left to orbax.
-    """
+    """Raises a ValueError that names the first file that is not as it was written."""
     path = checkpoint / _DIGESTS
-    if not path.exists():
-        return
+    if not path.is_file():
+        raise ValueError(f"it is not finished, there is no {_DIGESTS}")
     try:
-        expected = json.loads(path.read_text())
-    except ValueError as error:
+        record = json.loads(path.read_bytes())
+        step, expected = record["step"], dict(record["files"])
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{_DIGESTS} is damaged") from error
+    if str(step) != checkpoint.name:
+        raise ValueError(f"it is that of step {step}")
     found = _digests(checkpoint)
-    for name, digest in expected.items():
+    for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise ValueError(f"{name} is missing")
-        if found[name] != digest:
+        if name not in expected:
+            raise ValueError(f"{name} was not written by the run")
+        if found[name] != expected[name]:
             raise ValueError(f"{name} has changed since it was written")
+    if not expected:
+        raise ValueError(f"{_DIGESTS} names no file")
 
 
 def _digests(checkpoint: epath.Path) -> dict[str, str]:

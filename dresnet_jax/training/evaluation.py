@@ -1,14 +1,18 @@
-"""Evaluation of a state on a whole split, every example exactly once."""
+"""What a state makes of a whole split, every example exactly once, and of images."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from dresnet_jax.data import pipeline
 from dresnet_jax.data.sources import Examples
 from dresnet_jax.data.streaming import EvalBatches
-from dresnet_jax.training import sharding, steps
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import checkpointing, experiment, sharding, steps, workdir
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
@@ -33,8 +37,31 @@ class Evaluation:
     predictions: np.ndarray
 
 
+def open_run(
+    directory: epath.Path,
+) -> tuple[Experiment, checkpointing.Restored[TrainState]]:
+    """The experiment of a run, and its newest checkpoint.
+
+    Raises:
+      UserError: there is no run, it holds no whole checkpoint, or its config is that of
+        another version.
+    """
+    config = workdir.read_config(directory)
+    try:
+        parts = experiment.build(config)
+    except (KeyError, AttributeError) as error:
+        field = str(error).splitlines()[0].strip("\"'")
+        raise UserError(
+            f"{directory} is a run of another version: its config lacks {field}."
+        ) from error
+    restored = checkpointing.restore(directory, parts.create_state(abstract=True))
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint: train it first.")
+    return parts, restored
+
+
 class Evaluator:
-    """Evaluates states of one experiment; compiles once."""
+    """Evaluates states of an experiment; compiles once for all its seeds."""
 
     def __init__(self, experiment: Experiment) -> None:
         """Only remembers the experiment."""
@@ -50,7 +77,9 @@ class Evaluator:
         self._experiment = experiment
         self._rows = sharding.local_rows(mesh, recipe.batch_size)
         self._place = sharding.split_batch(mesh)
-        self._eval_step = jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+        self._eval_step = experiment.programs.setdefault(
+            "eval_step", jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+        )
 
     def __call__(self, state: TrainState, examples: Examples) -> Evaluation:
         """Evaluates the state on every example of a split.
@@ -79,3 +108,35 @@ class Evaluator:
             labels=labels,
             predictions=predictions,
         )
+
+
+class Predictor:
+    """Classifies images by states of one experiment; compiles once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        """Only remembers the experiment."""
+        recipe, mesh = experiment.recipe, experiment.mesh
+
+        def probabilities(state: TrainState, pixels: jax.Array) -> jax.Array:
+            labels = jnp.zeros(len(pixels), jnp.int32)
+            batch = pipeline.make_batch(recipe, pixels, labels)
+            return jax.nn.softmax(steps.eval_step(state, batch)[1])
+
+        self.batch_size = recipe.batch_size
+        self._place = sharding.split_batch(mesh)
+        self._probabilities = jax.jit(
+            probabilities, out_shardings=sharding.replicated(mesh)
+        )
+
+    def __call__(self, state: TrainState, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """The probability of each class: [images, classes], float32.
+
+        Args:
+          state: of the experiment.
+          pixels: at most `batch_size` images, each [height, width, channels], uint8.
+        """
+        shape = (self.batch_size, *pixels[0].shape)
+        batch = np.zeros(shape, np.uint8)
+        batch[: len(pixels)] = pixels
+        found = self._probabilities(state, sharding.put(batch, self._place))
+        return np.asarray(found)[: len(pixels)]

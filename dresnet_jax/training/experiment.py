@@ -1,8 +1,11 @@
 """From a config to everything a run is made of, each value checked on the way."""
 
+import copy
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +14,13 @@ import optax
 from jax.sharding import Mesh
 
 from dresnet_jax.connections import module as connections
+from dresnet_jax.connections.spec import automatic_form
 from dresnet_jax.data import catalog, lookup, pipeline, sources, views
 from dresnet_jax.data.streaming import Call
-from dresnet_jax.errors import UserError
+from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
-from dresnet_jax.training import optimizer, roads, sharding, steps
+from dresnet_jax.training import optimizer, roads, sharding, steps, transfer
 from dresnet_jax.training import state as train_state
 from dresnet_jax.training.state import TrainState
 
@@ -35,6 +39,7 @@ class Experiment:
       road: how examples reach them.
       num_steps: the run's length.
       steps_per_epoch: full batches in an epoch.
+      programs: what has been compiled, shared by experiments that differ in the seed.
     """
 
     config: ml_collections.ConfigDict
@@ -46,6 +51,13 @@ class Experiment:
     road: roads.Road
     num_steps: int
     steps_per_epoch: int
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def with_seed(self, seed: int) -> "Experiment":
+        """The same with another seed, which no program depends on."""
+        config = copy.deepcopy(self.config).unlock()
+        config.seed = seed
+        return dataclasses.replace(self, config=config.lock())
 
     @property
     def eval_every_steps(self) -> int:
@@ -64,16 +76,17 @@ class Experiment:
 
     def create_state(self, *, abstract: bool = False) -> TrainState:
         """A fresh state, or its shapes, dtypes and shardings."""
-        dataset = self.dataset
-        return train_state.create(
-            self.model,
-            self.optimizer,
-            seed=self.config.seed,
-            image_shape=(dataset.image_size, dataset.image_size, dataset.channels),
-            averaged=self.config.train.ema_decay > 0,
-            mesh=self.mesh,
-            abstract=abstract,
-        )
+        if "create_state" not in self.programs:
+            size = self.dataset.image_size
+            self.programs["create_state"] = train_state.creation(
+                self.model,
+                self.optimizer,
+                image_shape=(size, size, self.dataset.channels),
+                averaged=self.config.train.ema_decay > 0,
+                mesh=self.mesh,
+            )
+        create, shapes = self.programs["create_state"]
+        return shapes if abstract else create(jax.random.key(self.config.seed))
 
     @property
     def step(self) -> steps.TrainStep:
@@ -81,6 +94,9 @@ class Experiment:
         train = self.config.train
         return functools.partial(
             steps.train_step,
+            accumulate_steps=train.accumulate_steps,
+            skip_non_finite=train.on_non_finite == "skip",
+            gathered=functools.partial(sharding.gathered, self.mesh),
             label_smoothing=train.label_smoothing,
             gate_penalty=train.gate_penalty,
             ema_decay=train.ema_decay,
@@ -93,6 +109,11 @@ class Experiment:
         Consumes the state. Returns the next one, and a `steps.StepResult` with a
         leading axis of steps.
         """
+        if num_steps not in self.programs:
+            self.programs[num_steps] = self._compile_train_step(num_steps)
+        return self.programs[num_steps]
+
+    def _compile_train_step(self, num_steps: int) -> jax.stages.Compiled:
         step, road = self.step, self.road
         over_devices = sharding.split_batch(self.mesh)
 
@@ -149,7 +170,7 @@ class Experiment:
             return "none"
         why = ""
         if asked == zoo.AUTOMATIC:
-            _, reason = connections.automatic_form(spec, jax.default_backend())
+            _, reason = automatic_form(spec, sharding.platform(self.mesh))
             why = f", chosen since {reason}"
         return f"{len(spec.topology.edges)}, form '{spec.form}'{why}"
 
@@ -160,14 +181,24 @@ class Experiment:
         return connections.openings(spec.connections, spec.channels, parameters)
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict,
+    devices: Sequence[jax.Device] | None = None,
+    device_bytes: int | None = None,
+) -> Experiment:
     """Makes and checks every part; writes nothing and allocates nothing.
+
+    Args:
+      config: of the run.
+      devices: all that there are, if None.
+      device_bytes: memory of each; None to ask the first one here.
 
     Raises:
       UserError: a value of the config is wrong.
     """
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed = {config.seed} must be between 0 and 2**32 - 1.")
+    transfer.check(config)
     dataset = lookup.from_config(config.data)
     recipe = pipeline.Recipe(
         batch_size=config.data.batch_size,
@@ -190,17 +221,33 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         skip_corrupt=config.data.skip_corrupt,
     )
     _check_data(config.data, dataset)
-    mesh = sharding.make_mesh(recipe.batch_size)
+    mesh = sharding.make_mesh(config.sharding, recipe.batch_size, devices)
+    parts = mesh.size * config.train.accumulate_steps
+    if config.train.accumulate_steps > 0 and recipe.batch_size % parts:
+        raise UserError(
+            f"data.batch_size = {recipe.batch_size} is not divisible by {mesh.size} "
+            f"devices x train.accumulate_steps = {config.train.accumulate_steps}."
+        )
+    norms = {"global": 1, "per_shard": mesh.size}
+    shards = pick("sharding.batch_norm", config.sharding.batch_norm, norms)
     steps_per_epoch = recipe.steps_per_epoch(dataset.splits["train"])
     num_steps = _num_steps(config.train, steps_per_epoch)
     return Experiment(
         config=config,
         dataset=dataset,
         recipe=recipe,
-        model=zoo.build(config.model, dataset.image_size, dataset.num_classes),
+        model=zoo.build(
+            config.model,
+            dataset.image_size,
+            dataset.num_classes,
+            shards,
+            sharding.platform(mesh),
+        ),
         optimizer=optimizer.build(config.optimizer, num_steps),
         mesh=mesh,
-        road=roads.choose(config.data, dataset, recipe, mesh),
+        road=roads.choose(
+            config.data, dataset, recipe, mesh, device_bytes or sharding.device_bytes()
+        ),
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
     )
@@ -245,9 +292,17 @@ def _num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
         "eval_every_epochs",
         "keep_checkpoints",
         "steps_per_call",
+        "accumulate_steps",
     ):
         if train[field] < 1:
             raise UserError(f"train.{field} = {train[field]} must be above 0.")
+    for field in ("keep_every_steps", "keep_best"):
+        if train[field] < 0:
+            raise UserError(f"train.{field} = {train[field]} must not be below 0.")
+    pick("train.on_non_finite", train.on_non_finite, dict.fromkeys(("stop", "skip")))
+    pick("train.report_on", train.report_on, dict.fromkeys(("last", "best")))
+    if train.report_on == "best" and not train.keep_best:
+        raise UserError("train.report_on = best needs a train.keep_best above 0.")
     if train.steps_per_call > train.log_every_steps:
         raise UserError(
             f"train.steps_per_call = {train.steps_per_call} must not be above "

@@ -26,27 +26,33 @@ class Log:
     """Writes a run's metrics; use as a context manager.
 
     `metrics.jsonl` holds one JSON object a line, each with its `step`. A run that
-    goes on from a checkpoint first drops the lines after it, so that no line is
-    lost or stands twice.
+    goes on from a checkpoint first drops the lines after it, and one that begins anew
+    drops all, so that no line is lost or stands twice. Of several processes one writes.
     """
 
-    def __init__(self, workdir: epath.Path, start_step: int, num_steps: int) -> None:
+    def __init__(
+        self, workdir: epath.Path, start_step: int, num_steps: int, *, writes: bool
+    ) -> None:
         """Opens the files.
 
         Args:
           workdir: the run directory.
-          start_step: steps already done, whose lines are kept.
+          start_step: steps already done, whose lines are kept; 0 keeps none.
           num_steps: of the whole run.
+          writes: whether this process is the one that writes.
         """
+        self._writes = writes
+        if not writes:
+            return
         self._path = workdir / "metrics.jsonl"
-        kept = [line for line in read(workdir) if line["step"] <= start_step]
+        # At step 0 stand the gates, and they are written anew with the run.
+        first = start_step + 1 if start_step else 0
+        kept = [line for line in read(workdir) if line["step"] < first]
         partial = self._path.with_name(self._path.name + ".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self._path)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first)
         self._bar = tqdm(
             total=num_steps,
             initial=start_step,
@@ -60,16 +66,22 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         """Closes every file."""
+        if not self._writes:
+            return
         self._bar.close()
         self._file.close()
         self._board.close()
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to a step."""
+        if not self._writes:
+            return
         self._bar.update(step - self._bar.n)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line, and shows it."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
@@ -85,7 +97,7 @@ class Log:
         self, step: int, openings: Mapping[int, Mapping[int, float]]
     ) -> None:
         """Writes every gate's F(w): a line of its own, and a curve in TensorBoard."""
-        if not openings:
+        if not openings or not self._writes:
             return
         self._file.write(json.dumps({"step": step, "gates": openings}) + "\n")
         self._file.flush()

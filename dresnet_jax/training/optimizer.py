@@ -1,6 +1,8 @@
 """The optimiser of a config, from optax's parts."""
 
+import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import optax
 
 from dresnet_jax.connections.module import GATE_PARAMETERS
 from dresnet_jax.errors import UserError, pick
+from dresnet_jax.training import leaves
 
 
 def build(
@@ -36,6 +39,12 @@ def build(
     ):
         if not 0 <= config[field] < 1:
             raise UserError(f"optimizer.{field} = {config[field]} must be in [0, 1).")
+    first, last = config.gate_freeze_first, config.gate_freeze_last
+    if first + last >= 1:
+        raise UserError(
+            f"optimizer.gate_freeze_first = {first} and gate_freeze_last = {last} "
+            "freeze the gates in the whole run: their sum must be below 1."
+        )
     clip = (
         optax.clip_by_global_norm(config.clip_norm)
         if config.clip_norm
@@ -45,6 +54,11 @@ def build(
         clip,
         make(config, schedule(config, num_steps)),
         optax.masked(_gate_scale(config, num_steps), is_gate),
+        *(
+            [optax.masked(optax.set_to_zero(), functools.partial(_frozen, config))]
+            if config.freeze
+            else []
+        ),
     )
 
 
@@ -79,6 +93,13 @@ def is_kernel(params: Any) -> Any:
 def is_gate(params: Any) -> Any:
     """Marks the leaves that the gate multiplier acts on."""
     return _named(params, GATE_PARAMETERS)
+
+
+def _frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
+    """Marks the leaves whose path has the pattern of what is not trained."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(re.search(config.freeze, leaves.name(path))), params
+    )
 
 
 def _named(params: Any, names: tuple[str, ...]) -> Any:

@@ -234,15 +234,23 @@ def choose(
     dataset: catalog.Dataset,
     recipe: pipeline.Recipe,
     mesh: Mesh,
+    device_bytes: int,
 ) -> Road:
     """The road that `config.data.mode` names; for `auto`, by size and memory.
+
+    Args:
+      config: the `data` part of a config.
+      dataset: what the dataset is.
+      recipe: how batches are made.
+      mesh: the devices.
+      device_bytes: memory of each.
 
     Raises:
       UserError: the mode is unknown, or resident is asked for and not possible.
     """
     pick("data.mode", config.mode, dict.fromkeys(("auto", "resident", "streaming")))
     needed = dataset.splits["train"] * recipe.view.size**2 * recipe.view.channels
-    room = int(_RESIDENT_SHARE * sharding.device_bytes())
+    room = int(_RESIDENT_SHARE * device_bytes)
     size = f"{needed / _MIB:,.1f} MiB of images"
     obstacle = None
     if not dataset.fixed_size:

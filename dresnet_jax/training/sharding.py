@@ -1,38 +1,109 @@
 """Where arrays lie: the only file that knows a mesh."""
 
+import math
 import os
+import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import ml_collections
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dresnet_jax.errors import UserError
+from dresnet_jax.training import leaves
 
 Tree = TypeVar("Tree")
 
+# Slices of chips are copies of one another; within one, `data` splits the batch, and
+# `fsdp` splits the batch and the state too.
+AXES = ("replica", "data", "fsdp")
 
-def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices along one axis, `data`, over which a batch is split.
+# Where the leaves of a state lie: the first pattern that is found in a leaf's path, as
+# params/block_1/conv1/conv/kernel. What the optimiser and the average keep of a
+# parameter has a path with the same end, and so lies as it does. A leaf whose axis
+# cannot be split evenly lies whole on every device.
+RULES = (
+    (r"/conv/kernel$", PartitionSpec(None, None, None, "fsdp")),
+    (r"/(head|connections)/.*kernel$", PartitionSpec("fsdp", None)),
+    (r"", PartitionSpec()),
+)
+
+
+def make_mesh(
+    config: ml_collections.ConfigDict,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """The devices along `AXES`, over all of which a batch is split.
 
     Args:
+      config: the `sharding` part of a config.
       batch_size: over all devices.
-      devices: all that this program has, if None.
+      devices: all that there are, if None.
 
     Raises:
-      UserError: the batch cannot be split evenly.
+      UserError: the axes do not fit the devices, or the batch cannot be split evenly.
     """
-    count = jax.device_count() if devices is None else len(devices)
-    if batch_size % count:
-        nearest = max(1, round(batch_size / count)) * count
+    devices = jax.devices() if devices is None else devices
+    slices = num_slices(devices)
+    replica = slices if config.replica is None else config.replica
+    for axis, size in (("replica", replica), ("fsdp", config.fsdp)):
+        if size < 1:
+            raise UserError(f"sharding.{axis} = {size} must be above 0.")
+    data = config.data
+    if data is None:
+        data = max(1, len(devices) // (replica * config.fsdp))
+    shape = (replica, data, config.fsdp)
+    if math.prod(shape) != len(devices) or replica % slices:
         raise UserError(
-            f"data.batch_size = {batch_size} is not divisible by the {count} "
+            f"sharding: replica {replica} x data {data} x fsdp {config.fsdp} do not "
+            f"fit what was found: {len(devices)} devices in {slices} slices."
+        )
+    if batch_size % len(devices):
+        nearest = max(1, round(batch_size / len(devices))) * len(devices)
+        raise UserError(
+            f"data.batch_size = {batch_size} is not divisible by the {len(devices)} "
             f"devices; the nearest that is: {nearest}."
         )
-    return jax.make_mesh(
-        (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (replica // slices, *shape[1:]), (slices, 1, 1), devices
     )
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+    """Slices of a pod that the devices are of; 1 where there are no slices."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def place_state(mesh: Mesh, shapes: Tree) -> Tree:
+    """Shapes, dtypes and shardings of a state, by `RULES`."""
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = "/" + leaves.name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        parts = [1 if axis is None else mesh.shape[axis] for axis in spec]
+        if any(size % n for size, n in zip(leaf.shape, parts, strict=False)):
+            spec = PartitionSpec()
+        return abstract(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def gathered(mesh: Mesh, params: Tree) -> Tree:
+    """Parameters whole on every device, inside a program; their gradients add up.
+
+    Without it the compiler might split the computation in another way.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -42,7 +113,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """One axis, the first if none is named, split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXES))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
@@ -68,6 +139,19 @@ def put_rows(rows: np.ndarray, place: NamedSharding, batch_axis: int) -> jax.Arr
     shape = list(rows.shape)
     shape[batch_axis] *= place.num_devices // len(place.addressable_devices)
     return jax.make_array_from_process_local_data(place, rows, tuple(shape))
+
+
+def platform(mesh: Mesh) -> str:
+    """What its devices are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of a tree of arrays or shapes on each device, without padding."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def device_bytes() -> int:

@@ -1,5 +1,6 @@
 """The state of a run, made straight into place on the devices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -45,26 +46,25 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params if self.ema_params is None else self.ema_params
 
 
-def create(
+def creation(
     model: Backbone,
     optimizer: optax.GradientTransformation,
     *,
-    seed: int,
     image_shape: tuple[int, int, int],
     averaged: bool,
     mesh: Mesh,
-    abstract: bool = False,
-) -> TrainState:
-    """A fresh state, replicated over the mesh.
+) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+    """What makes fresh states where `sharding.RULES` say, compiled once.
 
     Args:
       model: the network.
       optimizer: the optax transformation.
-      seed: of the run.
       image_shape: (height, width, channels).
       averaged: whether averaged parameters are kept.
       mesh: the devices.
-      abstract: return shapes, dtypes and shardings instead of arrays.
+
+    Returns:
+      From the key of a run to its state, and the shapes, dtypes and shardings of that.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -75,7 +75,7 @@ def create(
             step=jnp.zeros((), jnp.int32),
             key=key,
             params=params,
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(params),
             ema_params=params if averaged else None,
             running=Metrics.empty(),
@@ -83,10 +83,6 @@ def create(
             optimizer=optimizer,
         )
 
-    key = jax.random.key(seed)
-    place = sharding.replicated(mesh)
-    shapes = sharding.abstract(jax.eval_shape(init, key), place)
-    if abstract:
-        return shapes
+    shapes = sharding.place_state(mesh, jax.eval_shape(init, jax.random.key(0)))
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    return jax.jit(init, out_shardings=shardings)(key)
+    return jax.jit(init, out_shardings=shardings), shapes

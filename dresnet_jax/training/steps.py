@@ -39,6 +39,9 @@ def train_step(
     gate_penalty: float,
     ema_decay: float,
     log_every_steps: int,
+    accumulate_steps: int = 1,
+    skip_non_finite: bool = False,
+    gathered: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, StepResult]:
     """One step of the optimiser.
 
@@ -49,35 +52,74 @@ def train_step(
       gate_penalty: this times the sum of |F(w)| is added to the loss.
       ema_decay: of the averaged parameters, if the state has them.
       log_every_steps: the running metrics start anew after so many steps.
+      accumulate_steps: parts of the batch whose gradients are made one after the other,
+        and then averaged; norms see one part at a time.
+      skip_non_finite: whether a batch whose loss or gradient is not finite leaves all
+        but the step as it was.
+      gathered: makes parameters that are split over devices whole.
 
     Returns:
       The state after the step, and what the host is told.
     """
 
-    def loss_function(params: optax.Params) -> tuple[jax.Array, tuple]:
+    def loss_function(
+        params: optax.Params, batch_stats: Any, part: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        params = gathered(params)
         logits, updates = state.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch.images,
+            {"params": params, "batch_stats": batch_stats},
+            part.images,
             train=True,
             mutable=["batch_stats"],
-            rngs={
-                "dropout": jax.random.fold_in(
-                    derive_key(state.key, "dropout"), state.step
-                )
-            },
+            rngs={"dropout": key},
         )
-        losses = cross_entropy(logits, batch.targets, label_smoothing)
+        losses = cross_entropy(logits, part.targets, label_smoothing)
         loss = losses.mean()
         if gate_penalty:
             spec = state.model.spec
             loss += gate_penalty * total_opening(
                 spec.connections, spec.channels, params.get("connections", {})
             )
-        return loss, (losses, logits, updates["batch_stats"])
+        metrics = Metrics.single_from_model_output(
+            loss=losses, logits=logits, labels=part.labels, mask=part.mask
+        )
+        return loss, (updates.get("batch_stats", {}), metrics)
 
-    (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(
-        loss_function, has_aux=True
-    )(state.params)
+    gradient = jax.value_and_grad(loss_function, has_aux=True)
+    key = jax.random.fold_in(derive_key(state.key, "dropout"), state.step)
+    if accumulate_steps == 1:
+        (loss, (batch_stats, metrics)), grads = gradient(
+            state.params, state.batch_stats, batch, key
+        )
+    else:
+
+        def add_part(total: Any, i: jax.Array) -> tuple[Any, None]:
+            loss, batch_stats, metrics, grads = total
+            # Every n-th example, so that each part lies on all devices.
+            part = jax.tree.map(
+                lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:])[:, i], batch
+            )
+            (part_loss, (batch_stats, part_metrics)), part_grads = gradient(
+                state.params, batch_stats, part, jax.random.fold_in(key, i)
+            )
+            grads = optax.tree.add(grads, part_grads)
+            return (
+                loss + part_loss,
+                batch_stats,
+                metrics.merge(part_metrics),
+                grads,
+            ), None
+
+        nothing = (
+            jnp.zeros(()),
+            state.batch_stats,
+            Metrics.empty(),
+            optax.tree.zeros_like(state.params),
+        )
+        (loss, batch_stats, metrics, grads), _ = jax.lax.scan(
+            add_part, nothing, jnp.arange(accumulate_steps)
+        )
+        loss, grads = optax.tree.scale(1 / accumulate_steps, (loss, grads))
     updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
@@ -87,9 +129,17 @@ def train_step(
         decay = jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
         ema_params = optax.incremental_update(params, ema_params, 1 - decay)
 
-    metrics = Metrics.single_from_model_output(
-        loss=losses, logits=logits, labels=batch.labels, mask=batch.mask
-    )
+    grad_norm = optax.tree.norm(grads)
+    if skip_non_finite:
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        found = params, batch_stats, opt_state, ema_params, metrics
+        before = (
+            *(state.params, state.batch_stats, state.opt_state, state.ema_params),
+            Metrics.empty(),
+        )
+        params, batch_stats, opt_state, ema_params, metrics = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old), found, before
+        )
     starts_anew = state.step % log_every_steps == 0
     running = jax.tree.map(
         lambda alone, merged: jnp.where(starts_anew, alone, merged),
@@ -104,8 +154,7 @@ def train_step(
         ema_params=ema_params,
         running=running,
     )
-    result = StepResult(loss=loss, grad_norm=optax.tree.norm(grads), running=running)
-    return new_state, result
+    return new_state, StepResult(loss=loss, grad_norm=grad_norm, running=running)
 
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:

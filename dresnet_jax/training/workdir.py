@@ -14,9 +14,20 @@ from etils import epath
 from dresnet_jax.errors import UserError
 
 _CONFIG = "config.json"
-# Fields that decide where batches come from and how fast, but not what is in them: a
-# run may go on with others.
-_FREE = {"data.mode", "data.data_dir", "data.num_threads", "data.num_workers"}
+# Axes of the devices, in the place of those that the run had.
+_ANY_DEVICES = {"replica": None, "data": None, "fsdp": 1}
+# Fields that decide where batches and the state are and how fast, but not what is in
+# them: a run may go on with others.
+_FREE_OF_A_RUN = {
+    *("data.mode", "data.data_dir", "data.num_threads", "data.num_workers"),
+    *(f"sharding.{axis}" for axis in _ANY_DEVICES),
+}
+# A comparison may have more seeds, and more hands.
+_FREE = (
+    _FREE_OF_A_RUN
+    | {f"base.{field}" for field in _FREE_OF_A_RUN}
+    | {"seeds", "other_seeds", "at_once"}
+)
 
 
 @contextlib.contextmanager
@@ -47,7 +58,7 @@ def claim(
             if overwrite:
                 for path in workdir.iterdir():
                     path.rmtree() if path.is_dir() else path.unlink()
-            write_json(workdir / _CONFIG, _plain(config))
+            write_json(workdir / _CONFIG, plain(config))
         except OSError as error:
             raise UserError(
                 f"workdir {workdir} cannot be written: {error.strerror or error}."
@@ -66,7 +77,7 @@ def _check(
         return
     if overwrite:
         return
-    differences = _differences(_read_config(workdir), _plain(config))
+    differences = _differences(_read_config(workdir), plain(config))
     if differences:
         raise UserError(
             f"workdir {workdir} holds a run of another config: "
@@ -96,14 +107,18 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """The config of the run in a directory.
+    """The config of the run in a directory, for whatever devices are here.
 
     Raises:
       UserError: there is no run, or its config is damaged.
     """
     if not (workdir / _CONFIG).exists():
         raise UserError(f"{workdir} holds no run: there is no {_CONFIG} in it.")
-    return ml_collections.ConfigDict(_read_config(workdir)).lock()
+    config = _read_config(workdir)
+    if not isinstance(config.get("sharding"), dict):
+        raise UserError(f"{workdir / _CONFIG} is damaged: it holds no config.")
+    config["sharding"] |= _ANY_DEVICES
+    return ml_collections.ConfigDict(config).lock()
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -128,7 +143,7 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
     return config
 
 
-def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as it reads after a round trip through JSON."""
     return json.loads(json.dumps(config.to_dict()))
 

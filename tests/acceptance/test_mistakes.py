@@ -31,9 +31,11 @@ BAD_VALUES = {
     "model.connections.sharpness=0": "k = 0.0 must be a number above 0",
     "train.num_steps=0": "must have at least one step",
     "train.steps_per_call=0": "steps_per_call = 0 must be above 0",
+    "train.report_on=best": "report_on = best needs a train.keep_best above 0",
     "data.mode=residnet": "Did you mean 'resident'? Choices: auto",
     "data.min_crop_area=2": "must be a number, not below 0 and not above 1",
     "data.validation_examples=5000": "between 1 and the 1436 that digits has",
+    "data.train_examples=5000": "between 1 and the 1257 that digits has",
 }
 
 
@@ -92,6 +94,16 @@ def _assert_one_clear_line(code, output, errors, message):
             ["connections", "--model=dresnet18", "--peers", "--target=v5e:2x2"],
             "--peers of a model run here, not on a --target",
         ),
+        (
+            "benchmark",
+            ["connections", "--arrangements"],
+            "--arrangements are of projections without bias, not of projection 'none'",
+        ),
+        (
+            "benchmark",
+            ["connections", "--arrangements", "--model=dresnet18_seed"],
+            "not of projection 'per_edge' and a bias",
+        ),
         ("prepare", [], "--dataset is missing"),
         ("prepare", ["--dataset=cifar"], "Unknown dataset 'cifar'"),
         ("prepare", ["--dataset=folder"], "folder needs --from_dir"),
@@ -109,6 +121,57 @@ def _assert_one_clear_line(code, output, errors, message):
                 "--config.data.mode=resident",
             ],
             "data.mode = resident is not possible: 2,929,687.5 MiB of images",
+        ),
+        ("plan", ["--target=v5e:2x2"], "--config is missing: give one of configs/"),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--target=v5e"],
+            "--target=v5e must be cpu, or a TPU and how its chips lie",
+        ),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--target=v7e:2x2"],
+            "Unknown TPU 'v7e'. Did you mean 'v6e'? Choices: v4, v5e, v5p, v6e",
+        ),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--batch_per_chip=8"],
+            "--batch_per_chip needs a --target, such as v5e:4x4",
+        ),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--sweep=8"],
+            "--sweep needs a --target, such as v5e:4x4",
+        ),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--target=v5e:2x2", "--sweep=8,x"],
+            "--sweep=8,x must be whole numbers above 0",
+        ),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--target=v5e:2x2", "--sweep=0"],
+            "--sweep=0 must be whole numbers above 0",
+        ),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--target=v5e:2x2", "--batch_per_chip=0"],
+            "flag --batch_per_chip=0: ",
+        ),
+        (
+            "plan",
+            [
+                "--config=configs/digits.py",
+                "--target=v5e:2x2",
+                "--sweep=8",
+                "--batch_per_chip=8",
+            ],
+            "--batch_per_chip and --sweep exclude each other",
+        ),
+        (
+            "plan",
+            ["--config=configs/digits.py", "--target=v5e:2x2", "--no_compile"],
+            "--no_compile tells nothing of a --target",
         ),
         ("preview", ["--config=configs/digits.py"], "--out=None must be the name of"),
         (
@@ -170,7 +233,18 @@ def test_two_trainings_in_one_workdir_do_not_mix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "plan", "benchmark", "prepare"]
+    "command",
+    [
+        "train",
+        "evaluate",
+        "predict",
+        "compare",
+        "convert",
+        "plan",
+        "benchmark",
+        "prepare",
+        "preview",
+    ],
 )
 def test_every_command_explains_itself(command):
     code, output, errors = run_command(command, "--help")
@@ -187,7 +261,7 @@ def test_a_workdir_of_another_run_is_not_touched(tmp_path):
     result = run_command(
         "train", *SMALL, f"--workdir={tmp_path / 'run'}", "--config.model.width=9"
     )
-    _assert_one_clear_line(*result, "model.width is 8 there and 9 here")
+    _assert_one_clear_line(*result, "model.width is 8.0 there and 9.0 here")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     code, output, errors = run_command(

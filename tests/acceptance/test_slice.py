@@ -9,6 +9,7 @@ from etils import epath
 
 from dresnet_jax.training import metrics
 from tests.acceptance.small_run import (
+    GENTLE,
     SMALL,
     final_state,
     last_json,
@@ -122,9 +123,7 @@ def test_8_devices_give_the_loss_curve_of_1(tmp_path):
         code, _, errors = run_command(
             "train",
             *SMALL,
-            # Low, since a high rate multiplies the rounding of a sum taken in another
-            # order: once one ReLU flips, the curves part.
-            "--config.optimizer.learning_rate=0.003",
+            GENTLE,
             f"--workdir={directory}",
             devices=devices,
         )

@@ -41,6 +41,22 @@ def test_an_image_of_another_size_is_an_error():
         view.evaluate(archives.encoded(PHOTO))
 
 
+@pytest.mark.parametrize("shape", [(300, 500), (8, 9), (3, 2)])
+def test_any_image_can_be_made_to_fit(shape):
+    view = views.View(size=8, channels=1, fixed_size=True)
+    image = np.full((*shape, 1), 9, np.uint8)
+    rows, columns = ((side - min(shape)) // 2 for side in shape)
+    middle = image[rows : rows + min(shape), columns : columns + min(shape)]
+    middle[:] = 7
+    np.testing.assert_array_equal(view.fit(image), np.full((8, 8, 1), 7))
+
+
+def test_an_image_that_fits_stays_as_it_is():
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    view = views.View(size=8, channels=1, fixed_size=True)
+    np.testing.assert_array_equal(view.fit(image), image)
+
+
 def test_the_same_seed_gives_the_same_pixels():
     view = views.View(64, 3, False, min_crop_area=0.08, rand_augment_layers=2)
     data = archives.encoded(PHOTO)

@@ -1,5 +1,7 @@
 """The named models have the published sizes and the promised relations."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from configs import common
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
+from dresnet_jax.models.backbone import Backbone
 
 PUBLISHED = {
     "cnn18": 11_101_512,
@@ -61,10 +64,55 @@ def test_standard_models_have_no_conv_bias(name):
     assert biased == []
 
 
-def test_resnet18_has_the_size_of_torchvisions():
-    # 11,689,512 is torchvision's resnet18, of 1000 classes.
-    model = zoo.build(config(name="resnet18", stem="imagenet"), 224, 1000)
-    assert count(model, image_size=224) == 11_689_512
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)]
+)
+def test_plain_models_have_the_size_of_torchvisions(name, size):
+    model = zoo.build(config(name=name, stem="imagenet"), 224, 1000)
+    assert count(model, image_size=224) == size
+
+
+def test_dresnet50_adds_what_its_connections_have():
+    plain, dense = (
+        zoo.build(config(name=name, stem="imagenet"), 224, 1000)
+        for name in ("resnet50", "dresnet50")
+    )
+    channels = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3
+    # To the channels of the base, which is the output of the block before the reader.
+    projections = sum(
+        channels[k] * channels[i - 1] for i in range(2, 16) for k in range(i - 1)
+    )
+    weights = 15 * 14 // 2
+    added = count(dense, image_size=224) - count(plain, image_size=224)
+    assert added == projections + weights
+
+
+@pytest.mark.parametrize("name", ["dresnet18", "dresnet50"])
+def test_a_config_may_name_other_blocks_than_the_models_own(name):
+    own = zoo.build(config(name=name), 32, 10).spec
+    other = zoo.build(config(name=name, blocks_per_stage=(1, 2)), 32, 10).spec
+    assert len(own.channels) - 1 == {"dresnet18": 8, "dresnet50": 16}[name]
+    assert other.blocks_per_stage == (1, 2)
+
+
+def test_blocks_are_alike_only_if_their_inputs_are():
+    spec = zoo.build(config(name="dresnet50"), 32, 10).spec
+    groups = [list(blocks) for blocks in spec.alike]
+    assert groups[:4] == [[1], [2, 3], [4], [5, 6, 7]]
+    plain = dataclasses.replace(spec, shortcut="none")
+    assert [list(blocks) for blocks in plain.alike] == groups
+
+
+@pytest.mark.parametrize("shortcut", ["none", "identity", "conv"])
+def test_a_bottleneck_runs_with_every_shortcut(shortcut):
+    fields = {"name": "dresnet50", "width": 4, "blocks_per_stage": (2, 2)}
+    spec = zoo.build(config(**fields), 16, 3).spec
+    model = Backbone(dataclasses.replace(spec, shortcut=shortcut))
+    images = jnp.ones((2, 16, 16, 3))
+    logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+    assert logits.shape == (2, 3)
+    kernels = [k for k in variables["params"]["block_1"] if k.startswith("conv")]
+    assert sorted(kernels) == ["conv1", "conv2", "conv3"]
 
 
 @pytest.mark.parametrize("stem", ["cifar", "pooled", "imagenet"])
@@ -145,15 +193,16 @@ def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
     )
 
 
-DEEP = {"name": "dresnet18", "width": 4, "blocks_per_stage": (4, 3)}
+DEEP = {"width": 4, "blocks_per_stage": (4, 3)}
 
 
+@pytest.mark.parametrize("name", ["dresnet18", "dresnet50"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("train", [True, False])
-def test_stacked_blocks_are_the_same_network(train, dtype, tolerance):
+def test_stacked_blocks_are_the_same_network(train, dtype, tolerance, name):
+    fields = {"name": name, "projection": "per_stage", "dtype": dtype, **DEEP}
     folded, stacked = (
-        zoo.build(config(**DEEP, projection="per_stage", dtype=dtype, form=form), 16, 3)
-        for form in ("folded", "stacked")
+        zoo.build(config(**fields, form=form), 16, 3) for form in ("folded", "stacked")
     )
     images = jnp.asarray(
         np.random.RandomState(0).standard_normal((8, 16, 16, 3)), jnp.float32
@@ -187,8 +236,12 @@ def test_a_stacked_stages_program_does_not_grow_with_its_depth(topology):
 
 def test_auto_is_resolved_and_keeps_the_parameters():
     fields = {"name": "dresnet18", "projection": "none", "blocks_per_stage": (16,)}
-    model = zoo.build(config(**fields, form="auto"), 32, 10)
-    assert model.spec.connections.form == "folded"  # On a CPU.
+    chosen = {
+        platform: zoo.build(config(**fields, form="auto"), 32, 10, platform=platform)
+        for platform in ("cpu", "tpu")
+    }
+    assert chosen["cpu"].spec.connections.form == "folded"
+    assert chosen["tpu"].spec.connections.form == "stacked"
 
 
 def test_projections_that_only_pool_need_the_channels():

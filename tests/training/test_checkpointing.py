@@ -21,11 +21,16 @@ def state(value):
     }
 
 
+def open_checkpoints(workdir, **keep):
+    keep = checkpointing.Keep(**({"newest": 2} | keep))
+    return checkpointing.Checkpoints(workdir, keep, about={"seed": 3})
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A run directory with the checkpoints of steps 20 and 30, of 10, 20 and 30."""
     workdir = epath.Path(tmp_path)
-    with checkpointing.Checkpoints(workdir, keep=2) as checkpoints:
+    with open_checkpoints(workdir) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, state(float(step)))
     return workdir
@@ -73,7 +78,7 @@ def test_the_newest_are_kept_and_come_back(saved):
 
 def test_a_relative_directory_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with checkpointing.Checkpoints(epath.Path("run"), keep=1) as checkpoints:
+    with open_checkpoints(epath.Path("run")) as checkpoints:
         checkpoints.save(5, state(5.0))
     assert checkpointing.restore(epath.Path("run"), abstract()).step == 5
 
@@ -99,20 +104,66 @@ def test_damage_to_any_file_leads_back_to_the_checkpoint_before(saved, damage, c
     assert checkpointing.restore(saved, abstract()).step == 30
 
 
-def test_a_checkpoint_without_digests_is_read_by_orbax_alone(saved):
+def test_a_checkpoint_without_digests_was_not_finished(saved, caplog):
     (saved / "checkpoints" / "30" / "sha256.json").unlink()
-    assert checkpointing.restore(saved, abstract()).step == 30
+    assert checkpointing.restore(saved, abstract()).step == 20
+    assert "it is not finished" in caplog.text
 
 
-def test_a_full_disk_stops_before_anything_is_written(saved, monkeypatch):
-    usage = shutil.disk_usage(saved)._replace(free=100)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with (
-        checkpointing.Checkpoints(saved, keep=2) as checkpoints,
-        pytest.raises(RunFailedError, match="No space left for a checkpoint"),
-    ):
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "3", "\0", '{"step": 30, "files": {}}']
+)
+def test_damaged_digests_are_never_trusted(saved, text):
+    (saved / "checkpoints" / "30" / "sha256.json").write_text(text)
+    assert checkpointing.restore(saved, abstract()).step == 20
+
+
+def test_a_file_too_many_is_damage(saved):
+    (saved / "checkpoints" / "30" / "state" / "more").write_text("")
+    assert checkpointing.restore(saved, abstract()).step == 20
+
+
+def test_a_full_disk_does_not_end_the_run_and_loses_nothing(saved, monkeypatch, caplog):
+    whole = shutil.disk_usage(saved)
+    with open_checkpoints(saved) as checkpoints:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: whole._replace(free=100))
         checkpoints.save(40, state(40.0))
-    assert checkpointing.steps(saved) == [30, 20]
+        assert "no space left" in caplog.text
+        with pytest.raises(RunFailedError, match="Checkpoint 40 could not be written"):
+            checkpoints.save_last(40, state(40.0))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: whole)
+        checkpoints.save_last(50, state(50.0))
+    assert checkpointing.steps(saved) == [50, 30]
+
+
+def test_writing_that_fails_does_not_end_the_run(saved, monkeypatch, caplog):
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    with open_checkpoints(saved) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpointing, "_digests", fail)
+            checkpoints.save(40, state(40.0))
+            assert not checkpoints.wait()
+        assert "could not be written: [Errno 28]" in caplog.text
+        checkpoints.save_last(50, state(50.0))
+    assert checkpointing.restore(saved, abstract()).step == 50
+
+
+def test_a_state_of_another_kind_is_refused(saved):
+    wanted = {"weights": jnp.zeros((3, 3)), "key": jax.random.key(0), "absent": None}
+    place = SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(UserError, match=r"Checkpoint 30 .* holds another state"):
+        checkpointing.restore(saved, sharding.abstract(wanted, place))
+
+
+def test_some_are_kept_for_good(tmp_path):
+    workdir = epath.Path(tmp_path)
+    accuracies = {10: 0.5, 20: 0.9, 30: 0.4, 40: 0.6, 50: 0.7, 60: 0.1, 70: 0.2}
+    with open_checkpoints(workdir, newest=1, every_steps=30, best=2) as checkpoints:
+        for step, accuracy in accuracies.items():
+            checkpoints.save(step, state(float(step)), {"val_accuracy": accuracy})
+    assert checkpointing.steps(workdir) == [70, 60, 50, 30, 20]
 
 
 def test_an_unfinished_checkpoint_is_not_seen(saved):
@@ -132,6 +183,6 @@ def test_damaged_checkpoints_are_kept_aside(saved):
     checkpointing.set_aside(saved, (30,))
     assert checkpointing.steps(saved) == [20]
     assert (saved / "damaged" / "30" / "sha256.json").exists()
-    with checkpointing.Checkpoints(saved, keep=2) as checkpoints:
+    with open_checkpoints(saved) as checkpoints:
         checkpoints.save(30, state(31.0))
     assert checkpointing.restore(saved, abstract()).step == 30

@@ -175,13 +175,36 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(small_config, directory):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
 
 
+def test_a_run_reports_on_its_best_step(tiny_images_config, directory):
+    config = tiny_images_config
+    config.train.num_steps = 20
+    config.train.update(keep_best=1, keep_checkpoints=1, report_on="best")
+    report = train(config, directory)
+    lines = metrics.read(directory)
+    found = {x["step"]: x["val_accuracy"] for x in lines if "val_accuracy" in x}
+    best = report["reported_step"]
+    assert list(found) == [4, 8, 12, 16, 20]
+    assert found[best] == report["val_accuracy"] == max(found.values())
+    assert checkpointing.steps(directory) == sorted({best, 20}, reverse=True)
+
+
 def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(tmp_path):
     directory = epath.Path(tmp_path)
     lines = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
     (directory / "metrics.jsonl").write_text(json_lines(lines) + '{"step": 4, "lo')
-    with metrics.Log(directory, start_step=2, num_steps=9) as log:
+    with metrics.Log(directory, 2, num_steps=9, writes=True) as log:
         log.write(3, {"loss": 0.5})
     assert metrics.read(directory) == [*lines[:2], {"step": 3, "loss": 0.5}]
+
+
+def test_a_run_that_begins_anew_drops_every_line(tmp_path):
+    directory = epath.Path(tmp_path)
+    for _ in range(2):
+        with metrics.Log(directory, 0, num_steps=9, writes=True) as log:
+            log.write_gates(0, {3: {1: 0.5}})
+            log.write(1, {"loss": 0.5})
+    lines = [{"step": 0, "gates": {"3": {"1": 0.5}}}, {"step": 1, "loss": 0.5}]
+    assert metrics.read(directory) == lines
 
 
 @pytest.mark.parametrize("line", [b"garbage", b"[]", b"{}", b'{"step": ""}', b"\xff"])
@@ -209,3 +232,19 @@ def test_a_seed_out_of_range_is_refused(small_config, seed):
 def test_the_length_is_steps_or_epochs(small_config, fields, expected):
     small_config.train.update(fields)
     assert experiment.build(small_config).num_steps == expected
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_steps_move_no_array_between_host_and_devices_in_secret(small_config, mode):
+    small_config.data.mode = mode
+    parts = experiment.build(small_config)
+    splits, state = parts.open_splits(), parts.create_state()
+    step = parts.compile_train_step()
+    calls = parts.calls(0)[:3]
+    data = [arrays for arrays, _ in parts.road.data(splits["train"], 0, calls)]
+    with jax.transfer_guard("disallow"):
+        for arrays in data:
+            state, result = step(state, *arrays)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            step(state, *(np.asarray(array) for array in arrays))
+    assert np.isfinite(jax.device_get(result.loss)).all()

@@ -128,3 +128,8 @@ def test_the_rate_warms_up_and_falls_to_0():
 def test_wrong_values_are_refused(field, value, message):
     with pytest.raises(UserError, match=message):
         optimizer.build(config(**{field: value}), 10)
+
+
+def test_gates_that_never_learn_are_refused():
+    with pytest.raises(UserError, match="freeze the gates in the whole run"):
+        optimizer.build(config(gate_freeze_first=0.5, gate_freeze_last=0.5), 10)

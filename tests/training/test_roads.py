@@ -1,8 +1,10 @@
 """The road is chosen by size and memory; steps are dispatched as the config says."""
 
+import numpy as np
 import pytest
 
-from configs import digits, synthetic
+from configs import common, digits, synthetic
+from dresnet_jax.data import lookup
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment, roads, sharding
@@ -33,6 +35,12 @@ def test_auto_falls_to_streaming_where_memory_is_too_small(config, monkeypatch):
     road = choose(config, monkeypatch, memory=4 * SIZE - 4)
     assert isinstance(road, roads.Streaming)
     assert "more than a quarter of the memory of 1 devices" in road.description
+
+
+def test_devices_that_are_not_here_say_their_memory(config, monkeypatch):
+    monkeypatch.setattr(sharding, "device_bytes", lambda: 100 * SIZE)
+    road = experiment.build(config, device_bytes=SIZE).road
+    assert isinstance(road, roads.Streaming)
 
 
 def test_resident_is_refused_where_memory_is_too_small(config, monkeypatch):
@@ -88,6 +96,39 @@ def test_validation_examples_are_taken_from_training(config):
     assert sizes == {"train": 1000, "validation": 437, "test": 360}
 
 
+def test_fewer_training_examples_leave_the_other_splits_as_they_are(config):
+    whole = experiment.build(config).open_splits()
+    config.data.train_examples = 500
+    part = experiment.build(config).open_splits()
+    np.testing.assert_array_equal(part["train"].images, whole["train"].images[:500])
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(part[name].images, whole[name].images)
+
+
+def test_records_of_a_part_are_the_same_records(config):
+    config.data.dataset = "fashion_mnist"
+    whole = lookup.from_config(config.data)
+    config.data.train_examples = 5000
+    part = lookup.from_config(config.data)
+    assert part.tfds_range("train") == ("train", 0, 5000)
+    for name in ("validation", "test"):
+        assert part.tfds_range(name) == whole.tfds_range(name)
+
+
+@pytest.mark.parametrize("asked", [0, 1258])
+def test_more_training_examples_than_there_are_are_refused(config, asked):
+    config.data.train_examples = asked
+    with pytest.raises(UserError, match="between 1 and the 1257 that digits has"):
+        experiment.build(config)
+
+
+def test_synthetic_data_has_a_size_of_its_own():
+    config = synthetic.get_config()
+    config.data.train_examples = 4
+    with pytest.raises(UserError, match=r"synthetic has data\.num_examples instead"):
+        experiment.build(config)
+
+
 def test_calls_end_at_epochs_checkpoints_and_the_last_step():
     config = synthetic.get_config()
     config.data.num_examples = 10 * config.data.batch_size
@@ -107,7 +148,7 @@ def test_a_resident_set_in_parts_stays_in_parts():
     """The program moves the batch between devices, and never the set."""
     program = """
 import dataclasses, re
-from configs import digits
+from configs import common, digits
 from dresnet_jax.training import experiment
 config = digits.get_config()
 config.model.width = 4
@@ -124,7 +165,7 @@ print(max(int(n) for n in re.findall(r"u8\\[(\\d+),8,8,1\\]", text)))
 
 
 def test_the_rows_of_one_process_are_all_rows():
-    mesh = sharding.make_mesh(8)
+    mesh = sharding.make_mesh(common.get_config().sharding, 8)
     assert sharding.local_rows(mesh, 8).tolist() == list(range(8))
 
 

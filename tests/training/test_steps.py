@@ -20,24 +20,24 @@ def parts(tiny_images_config):
     return experiment.build(tiny_images_config)
 
 
-def train(parts, num_steps, log_every_steps=5, gate_penalty=0.0):
+def first_batch(parts, indices=None):
+    """A batch of the first training examples, or of those of some indices."""
+    split = sources.open_splits(parts.dataset, "")["train"]
+    indices = np.arange(parts.recipe.batch_size) if indices is None else indices
+    images, labels = split.images[indices], split.labels[indices]
+    return pipeline.make_batch(parts.recipe, jnp.asarray(images), jnp.asarray(labels))
+
+
+def compiled_step(**options):
+    """`train_step` with plain options, or with others."""
+    plain = {"label_smoothing": 0.0, "gate_penalty": 0.0, "ema_decay": 0.9}
+    options = plain | {"log_every_steps": 5} | options
+    return jax.jit(functools.partial(steps.train_step, **options))
+
+
+def train(parts, num_steps, **options):
     """The state after some steps on one batch, and every step's result."""
-    train_split = sources.open_splits(parts.dataset, "")["train"]
-    size = parts.recipe.batch_size
-    batch = pipeline.make_batch(
-        parts.recipe,
-        jnp.asarray(train_split.images[:size]),
-        jnp.asarray(train_split.labels[:size]),
-    )
-    step = jax.jit(
-        functools.partial(
-            steps.train_step,
-            label_smoothing=0.0,
-            gate_penalty=gate_penalty,
-            ema_decay=0.9,
-            log_every_steps=log_every_steps,
-        )
-    )
+    batch, step = first_batch(parts), compiled_step(**options)
     state, results = parts.create_state(), []
     for _ in range(num_steps):
         state, result = step(state, batch)
@@ -110,3 +110,49 @@ def test_evaluation_leaves_out_what_fills_the_batch(parts):
     assert metrics([True, True, False, False]).loss.count == 2
     assert metrics([True, False, False, False]).accuracy.compute() in (0, 1)
     assert metrics([True] * 4).accuracy.compute() == 0.5
+
+
+def test_a_batch_in_parts_is_counted_whole_and_learns_alike(parts):
+    (_, (whole, *_)), (state, results) = (
+        train(parts, 1),
+        train(parts, 40, accumulate_steps=4),
+    )
+    assert results[0].running.loss.count == parts.recipe.batch_size
+    # Norms see four examples at a time, so the losses are near, but not the same.
+    assert results[0].loss == pytest.approx(whole.loss, rel=0.2)
+    assert results[-1].loss < 0.2 * results[0].loss
+    assert state.step == 40
+
+
+def test_without_norms_statistics_the_gradient_of_parts_is_that_of_the_whole(parts):
+    """Four copies of four examples: the parts hold the same examples as the whole."""
+    batch = first_batch(parts, np.repeat(np.arange(4), 4))
+    found = {
+        n: compiled_step(gate_penalty=0.1, accumulate_steps=n)(
+            parts.create_state(), batch
+        )
+        for n in (1, 4)
+    }
+    for a, b in zip(
+        jax.tree.leaves((found[1][0].params, found[1][1].loss)),
+        jax.tree.leaves((found[4][0].params, found[4][1].loss)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_a_batch_that_is_not_finite_is_skipped_if_asked(parts):
+    batch, step = first_batch(parts, np.arange(4)), compiled_step(skip_non_finite=True)
+    before, _ = step(parts.create_state(), batch)
+    after, result = step(before, batch.replace(images=batch.images * jnp.nan))
+    assert not np.isfinite(result.loss)
+    assert (after.step, result.running.loss.count) == (2, 4)
+    for name in ("params", "batch_stats", "opt_state", "ema_params"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(after, name), getattr(before, name)
+        )
+    third, result = step(after, batch)
+    assert np.isfinite(result.loss)
+    assert not np.array_equal(
+        third.params["stem"]["conv"]["kernel"], after.params["stem"]["conv"]["kernel"]
+    )

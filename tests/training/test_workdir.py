@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import workdir
+from dresnet_jax.training import evaluation, workdir
 
 
 def claim(directory, config, *, overwrite):
@@ -38,10 +38,22 @@ def test_another_config_is_refused_and_says_what_differs(directory, small_config
     small_config.model.connections.gate = "gauss"
     with pytest.raises(UserError) as error:
         claim(directory, small_config, overwrite=False)
-    assert "model.width is 4 there and 77 here" in str(error.value)
+    assert "model.width is 4.0 there and 77.0 here" in str(error.value)
     assert "model.connections.gate is 'sigmoid' there and 'gauss'" in str(error.value)
     assert "--overwrite" in str(error.value)
     assert workdir.read_config(directory).model.width == 4
+
+
+def test_a_run_goes_on_with_other_axes_and_is_read_on_any(directory, small_config):
+    small_config.sharding.fsdp = 8
+    claim(directory, small_config, overwrite=False)
+    assert workdir.read_config(directory).sharding.fsdp == 1
+    small_config.sharding.data = 2
+    small_config.sharding.fsdp = 4
+    claim(directory, small_config, overwrite=False)
+    small_config.sharding.batch_norm = "per_shard"
+    with pytest.raises(UserError, match=r"sharding\.batch_norm is 'global' there"):
+        claim(directory, small_config, overwrite=False)
 
 
 def test_overwrite_deletes_the_old_run(directory, small_config):
@@ -107,6 +119,17 @@ def test_a_damaged_config_is_named(directory, small_config, text):
     with pytest.raises(UserError, match=r"config.json is damaged"):
         workdir.read_config(directory)
     claim(directory, small_config, overwrite=True)
+
+
+def test_a_run_of_another_version_is_named(directory, small_config):
+    del small_config.unlock().model["drop_path"]
+    with (
+        workdir.claim(directory, small_config, overwrite=False),
+        pytest.raises(
+            UserError, match="of another version: its config lacks drop_path"
+        ),
+    ):
+        evaluation.open_run(directory)
 
 
 def test_a_file_that_cannot_be_written_leaves_no_part_of_it(directory, monkeypatch):

@@ -1,0 +1,1 @@
+"""What `python -m dresnet_jax.compare` trains; a file a study."""

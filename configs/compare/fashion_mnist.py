@@ -1,0 +1,50 @@
+r"""CNN, ResNet and DResNets on a part of Fashion-MNIST: the study of docs/results.
+
+python -m dresnet_jax.compare --config=configs/compare/fashion_mnist.py \
+    --workdir=runs/study
+"""
+
+import ml_collections
+
+from configs import fashion_mnist
+from configs.compare import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """10 seeds of what is compared, 3 of each other gate, opening and learning rate."""
+    config = common.get_config(fashion_mnist.get_config().unlock())
+    config.question = "Do learned connections pay on Fashion-MNIST?"
+    base = config.base
+    # So few, of so few pixels, that the whole takes about an hour on 2 CPU cores.
+    base.data.train_examples = 10_000
+    base.data.validation_examples = 2_000
+    base.model.stem = "pooled"
+    base.model.width = 8
+    base.train.num_epochs = 6
+    base.train.log_every_steps = 39
+    base.train.checkpoint_every_steps = 1000
+    config.seeds = 10
+    config.other_seeds = 3
+    config.variants = {
+        "cnn": {"model": {"name": "cnn18"}},
+        "resnet": {"model": {"name": "resnet18"}},
+        "dresnet": common.dresnet(),
+        "dresnet, gates fixed": _multiplied(0.0),
+        "dresnet, gates x1": _multiplied(1.0),
+        "dresnet, gates x100": _multiplied(100.0),
+        "dresnet, opening 1/n^2": common.dresnet(opening="1/n^2"),
+        "dresnet, opening published": common.dresnet(opening="published"),
+        "dresnet, gauss": common.dresnet("gauss"),
+        "dresnet, identity": common.dresnet("identity"),
+        "dresnet, normalised sources": common.dresnet(normalise_sources=True),
+        "dresnet, within stages": common.dresnet(
+            topology="within_stage", projection="none"
+        ),
+    }
+    config.target_accuracy = 0.85
+    return config.lock()
+
+
+def _multiplied(rate: float) -> dict[str, object]:
+    """A DResNet whose gates learn at so many times the common rate."""
+    return common.dresnet() | {"optimizer": {"gate_multiplier": rate}}

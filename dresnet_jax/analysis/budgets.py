@@ -1,0 +1,131 @@
+"""What a run costs before it is trained, and configs that cost the same as another."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from dresnet_jax.analysis import cost
+from dresnet_jax.errors import UserError
+from dresnet_jax.models import zoo
+from dresnet_jax.training import experiment
+
+# Widths are tried in steps of this: by less, no stage of four changes.
+_WIDTH_STEP = 1 / 8
+# Steps in a row that are timed, and how often, after one round that is not.
+_STEPS, _ROUNDS = 5, 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What a variant costs.
+
+    Attributes:
+      params: parameters.
+      flops: of a training step, counted by the compiler.
+      step_seconds: median of the rounds, all variants in turn.
+      low_seconds: of the fastest round.
+      high_seconds: of the slowest.
+    """
+
+    params: int
+    flops: float
+    step_seconds: float
+    low_seconds: float
+    high_seconds: float
+
+
+def measure(configs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, Costs]:
+    """Counts and times a training step of every variant, in turn."""
+    steps = {name: _Step(experiment.build(config)) for name, config in configs.items()}
+    seconds = cost.interleaved_seconds(steps, _ROUNDS)
+    return {
+        name: Costs(
+            step.params,
+            step.flops,
+            *(
+                float(x) / _STEPS
+                for x in np.quantile(seconds[name], (0.5, 0, 1), method="nearest")
+            ),
+        )
+        for name, step in steps.items()
+    }
+
+
+class _Step:
+    """A compiled training step with its data; runs `_STEPS` times when called."""
+
+    def __init__(self, parts: experiment.Experiment) -> None:
+        self._program = parts.compile_train_step()
+        self._state = parts.create_state()
+        self.params = optax.tree.size(self._state.params)
+        self.flops = cost.of(self._program).flops
+        examples = parts.open_splits()["train"]
+        data = parts.road.data(examples, parts.config.seed, parts.calls(0)[:1])
+        self._arrays, _ = next(data)
+        data.close()
+
+    def __call__(self) -> object:
+        for _ in range(_STEPS):
+            self._state, result = self._program(self._state, *self._arrays)
+        return result
+
+
+def count_params(config: ml_collections.ConfigDict) -> float:
+    """Parameters of a config's network."""
+    state = experiment.build(config).create_state(abstract=True)
+    return float(sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)))
+
+
+def count_flops(config: ml_collections.ConfigDict) -> float:
+    """FLOPs of a training step's computation as written, before it is compiled."""
+    parts = experiment.build(config)
+    batch = jax.eval_shape(
+        parts.road.batch,
+        parts.road.abstract(1),
+        jax.eval_shape(jax.random.key, 0),
+        *(jax.ShapeDtypeStruct((), np.int32),) * 2,
+    )
+    lowered = jax.jit(parts.step).lower(parts.create_state(abstract=True), batch)
+    analysis = lowered.cost_analysis()
+    assert analysis is not None, "counted before any platform"
+    return analysis["flops"]
+
+
+def widened(
+    config: ml_collections.ConfigDict,
+    wanted: float,
+    count: Callable[[ml_collections.ConfigDict], float],
+) -> ml_collections.ConfigDict:
+    """The config with the width that comes nearest to a count.
+
+    Args:
+      config: of a run; its width is where the search begins.
+      wanted: what shall be counted.
+      count: `count_params` or `count_flops`, which grow with the width.
+
+    Raises:
+      UserError: no width within a factor of 4 has so much or so little.
+    """
+
+    def at(step: int) -> ml_collections.ConfigDict:
+        changed = copy.deepcopy(config)
+        changed.model.width = step * _WIDTH_STEP
+        return changed
+
+    start = zoo.width(config.model) / _WIDTH_STEP
+    low, high = max(round(1 / _WIDTH_STEP), round(start / 4)), round(start * 4)
+    if not count(at(low)) <= wanted <= count(at(high)):
+        raise UserError(
+            f"No model.width from {low * _WIDTH_STEP:g} to {high * _WIDTH_STEP:g} of "
+            f"{config.model.name} has {wanted:,.0f}."
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(at(middle)) <= wanted else (low, middle)
+    return min((at(low), at(high)), key=lambda found: abs(count(found) - wanted))

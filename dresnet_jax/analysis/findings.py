@@ -1,0 +1,160 @@
+"""The questions of a comparison that its numbers answer, each in a sentence or two."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+# p, corrected for the number of comparisons, below which a difference is called clear.
+ALPHA = 0.05
+# Mean change of F(w) in the last quarter of a run, below which gates are called solid.
+SOLID = 0.01
+# F(w) at the end from which a connection is called open, and below which closed.
+OPEN, CLOSED = 0.75, 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A question and its answer.
+
+    Attributes:
+      question: that a reader would ask.
+      answer: what the numbers say.
+      figure: name of the figure that shows it.
+    """
+
+    question: str
+    answer: str
+    figure: str
+
+
+def findings(found: Mapping[str, Any]) -> list[Finding]:
+    """What a report answers beside its main question.
+
+    Args:
+      found: the report, before numbers that are not finite are replaced.
+    """
+    return [*_against_reference(found), *_of_gates(found)]
+
+
+def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
+    """How sure one may be of a comparison, in words.
+
+    Args:
+      row: of the report's comparisons.
+      in_points: whether its difference is told in points of a hundred.
+    """
+    p = row["p_corrected"]
+    if np.isnan(p):
+        return "a single seed tells nothing of chance"
+    low, high = (
+        f"{100 * row[end]:+.2f}" if in_points else f"{row[end]:+.4f}"
+        for end in ("low", "high")
+    )
+    kind = "a clear difference" if p < ALPHA else "no clear difference"
+    return (
+        f"{kind} over {row['seeds']} seeds (95 % interval {low} to {high}, "
+        f"{p_in_words(p)} corrected for all comparisons here)"
+    )
+
+
+def p_in_words(p: float) -> str:
+    """A p-value as people write it."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _against_reference(found: Mapping[str, Any]) -> Iterator[Finding]:
+    main = found["main"]
+    for row in found["comparisons"]:
+        mean = found["variants"][main].get(row["metric"], {}).get("mean")
+        difference = row["difference"]
+        way = "above" if difference >= 0 else "below"
+        if row["metric"] == "train_loss":
+            yield Finding(
+                f"Does {main} converge to a lower training loss?",
+                f"Its mean training loss at the end, {mean:.4f}, is "
+                f"{abs(difference):.4f} {way} that of {row['reference']}: "
+                f"{verdict(row, in_points=False)}.",
+                "curves",
+            )
+        if row["metric"] == "overfit":
+            yield Finding(
+                f"Does {main} overfit more?",
+                f"Its training accuracy minus its test accuracy is {100 * mean:+.2f} "
+                f"points, {100 * abs(difference):.2f} points {way} that of "
+                f"{row['reference']}: {verdict(row)}.",
+                "splits",
+            )
+
+
+def _of_gates(found: Mapping[str, Any]) -> Iterator[Finding]:
+    gated = {
+        name: variant
+        for name, variant in found["variants"].items()
+        if "gates" in variant
+    }
+    if not gated:
+        return
+    still = [name for name, v in gated.items() if v["gate_drift"]["mean"] < SOLID]
+    solid = [name for name, v in gated.items() if v["solid"] and name not in still]
+    moved = "; ".join(
+        f"{name} {variant['gate_drift']['mean']:.3f} "
+        f"({variant['late_drift']['mean']:.3f})"
+        for name, variant in gated.items()
+    )
+    yield Finding(
+        "How far do the gates move, and do they solidify?",
+        f"Mean change of F(w) over the run, and in its last quarter: {moved}. "
+        f"Below {SOLID} in the last quarter, and so solid: "
+        f"{'; '.join(solid) or 'none'}. Below {SOLID} over the whole run, and so never "
+        f"moved: {'; '.join(still) or 'none'}.",
+        "drift",
+    )
+    learnt = [
+        f"{name} from {variant['sharpness_at_start']:g} to "
+        f"{variant['gate_sharpness']['mean']:.3f}"
+        for name, variant in gated.items()
+        if "gate_sharpness" in variant
+    ]
+    if learnt:
+        yield Finding(
+            "Does the sharpness k of gauss gates learn?",
+            f"Mean of k at the start and at the end: {'; '.join(learnt)}.",
+            "gate_functions",
+        )
+    for name, variant in gated.items():
+        if name == found["main"]:
+            yield Finding(
+                f"Which connections does {name} keep?",
+                _kept(variant["gates"]),
+                "drift",
+            )
+
+
+def _kept(gates: Mapping[str, Mapping[str, float]]) -> str:
+    """Which connections are open, and whether distance tells."""
+    edges = [
+        (opening, int(i), int(k))
+        for i, row in gates.items()
+        for k, opening in row.items()
+    ]
+    values = np.array([opening for opening, _, _ in edges])
+    distances = np.array([i - k for _, i, k in edges])
+    most = ", ".join(
+        f"block {i} from {k} ({opening:.2f})"
+        for opening, i, k in sorted(edges, reverse=True)[:3]
+    )
+    middle = np.median(distances)
+    near, far = values[distances <= middle], values[distances > middle]
+    of_far = (
+        f" Sources up to {middle:g} blocks back end at {near.mean():.2f} on average, "
+        f"those farther back at {far.mean():.2f}."
+        if len(far)
+        else ""
+    )
+    return (
+        f"Of {len(edges)} connections {(values >= OPEN).sum()} end at {OPEN} or above "
+        f"and {(values < CLOSED).sum()} below {CLOSED}; the widest open: {most}."
+        f"{of_far}"
+    )

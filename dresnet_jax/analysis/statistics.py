@@ -1,0 +1,95 @@
+"""What repeated runs tell: means, paired differences, and how sure one may be."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+# Of all intervals.
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The mean of a figure over runs.
+
+    Attributes:
+      mean: of the runs.
+      low: lower end of the interval that holds the true mean with `LEVEL` (Student's
+        t); not a number for a single run.
+      high: its upper end.
+      runs: how many there are.
+    """
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far one variant is above another on the same seeds.
+
+    Attributes:
+      estimate: of the mean difference.
+      p: of Student's paired t-test, two-sided: how often as large a mean difference
+        would be seen if there were none.
+      effect: the mean difference in standard deviations of the differences (Cohen's
+        d_z); infinite where all seeds differ by the same.
+    """
+
+    estimate: Estimate
+    p: float
+    effect: float
+
+
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+    """The mean of some runs, with its interval."""
+    found = np.asarray(values, np.float64)
+    mean, low, high = float(found.mean()), np.nan, np.nan
+    if len(found) > 1:
+        error = float(stats.sem(found))
+        reach = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
+        low, high = mean - reach, mean + reach
+    return Estimate(mean, low, high, len(found))
+
+
+def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
+    """The difference of two variants, seed by seed.
+
+    Args:
+      values: of one variant, [seeds].
+      reference: of the other, for the same seeds in the same order.
+
+    Raises:
+      ValueError: they are not as many.
+    """
+    pairs = zip(values, reference, strict=True)
+    differences = np.asarray([a - b for a, b in pairs], np.float64)
+    found = estimate(differences)
+    if len(differences) < 2:
+        return Difference(found, np.nan, np.nan)
+    spread = float(differences.std(ddof=1))
+    if spread <= 1e-12 * max(abs(found.mean), 1e-300):
+        # The test divides by it.
+        effect = float(np.sign(found.mean)) * np.inf if found.mean else 0.0
+        return Difference(found, 0.0 if found.mean else 1.0, effect)
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return Difference(found, p, found.mean / spread)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p of several tests, corrected so that p is the chance of any false finding.
+
+    Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedure". What is not
+    a number stays so, and is not counted.
+    """
+    values = np.asarray(p, np.float64)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    steps = values[order] * np.arange(len(order), 0, -1)
+    corrected = values.copy()
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected.tolist()

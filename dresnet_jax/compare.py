@@ -1,0 +1,52 @@
+"""Compares models: trains several seeds of each, and writes a report.
+
+    python -m dresnet_jax.compare --config=configs/compare/digits.py --workdir=runs/pay
+
+The same command goes on where it was stopped, and skips the runs that are done. The
+workdir then holds a run directory for each run, report.html, report.md, report.json,
+runs.csv and the figures.
+"""
+
+from dresnet_jax import cli
+from dresnet_jax.analysis import comparison, comparison_report
+from dresnet_jax.data import prepared
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import experiment, workdir
+
+
+def main() -> None:
+    """Trains what is missing, compares, writes."""
+    config, directory = cli.config(), cli.workdir()
+    if "base" not in config:
+        raise UserError("--config is that of a run: give one of configs/compare/.")
+    parts = experiment.build(config.base)
+    prepared.require(parts.dataset, config.base.data.data_dir)
+    with workdir.claim(directory, config, overwrite=False):
+        cache = str(directory / "compiled")
+        cli.use_compilation_cache(cache)
+        plan = comparison.plan(config, directory)
+        comparison.write_plan(plan, directory)
+        print(comparison_report.plan_table(plan), flush=True)
+        runs = comparison.runs(config, plan, directory)
+        missing = [run for run in runs if not run.is_done]
+        if len(missing) < len(runs):
+            print(f"{len(runs) - len(missing)} runs were done before")
+        with comparison.trainers(config.at_once, cache) as train:
+            for number, (run, seconds) in enumerate(train(missing), 1):
+                print(
+                    f"{number} of {len(missing)}: {run.variant}, seed {run.seed}: "
+                    f"{seconds:.0f} s",
+                    flush=True,
+                )
+        finished, failed = comparison.read(runs)
+        report = comparison_report.report(config, plan, finished, failed)
+        comparison_report.write(report, finished, directory)
+    print(comparison_report.table(report))
+    for sentence in report["answer"]:
+        print(sentence)
+    print(f"report: {directory / 'report.html'}")
+    cli.finish(report)
+
+
+if __name__ == "__main__":
+    cli.run(main, uses=("config", "workdir", "json"))

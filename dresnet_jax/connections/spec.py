@@ -1,0 +1,158 @@
+"""What the learned connections of a network are, apart from their parameters."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+from dresnet_jax.connections import gates, weighted_sum
+from dresnet_jax.connections.topology import Topology
+from dresnet_jax.errors import UserError, pick
+
+SHARPNESS_GRANULARITIES = ("global", "per_block", "per_edge")
+
+# What has a weight of its own: each edge, each channel of an edge, or each distance
+# i - k between reader and source, which all readers share.
+WEIGHTS = ("per_edge", "per_channel", "by_distance")
+
+# What has a projection of its own: each edge, each pair of a source's and a reader's
+# stage, or nothing: sources are then only pooled.
+PROJECTIONS = ("per_edge", "per_stage", "none")
+
+# `stacked` is no function of one block's sum: it runs the blocks of a stage together.
+FORMS = (*weighted_sum.FORMS, "stacked")
+
+# From so many blocks in a stage on, `automatic_form` takes `stacked`.
+STACKED_FROM = 16
+
+# Starts that are no number: 1 / n^2 for n blocks, which keeps the growth of a stack of
+# unnormalised blocks bounded; and that of the published code, weights w of 1 for a
+# block's newest source and of 0 to 0.1, at random, for the others.
+NAMED_OPENINGS = ("1/n^2", "published")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectionSpec:
+    """What the learned connections of a network are, apart from their parameters.
+
+    Attributes:
+      topology: which earlier blocks each block reads.
+      gate: name of the gate function, a key of `gates.GATES`.
+      opening: F(w) at the start, in (0, 1), or one of `NAMED_OPENINGS`. A gate that
+        compares sources starts them equal, whatever is asked.
+      weights: what has a weight of its own, one of `WEIGHTS`.
+      projection: what has a projection of its own, one of `PROJECTIONS`.
+      normalise_sources: whether sources are divided by their root mean square.
+      sharpness: the gauss gate's k at the start, above 0.
+      sharpness_granularity: who shares one k: "global", "per_block" or "per_edge".
+      form: how the sum is computed, one of `FORMS`.
+      unroll: of the form `stacked`, blocks in one turn of its loop.
+      projection_bias: whether projections have a bias.
+    """
+
+    topology: Topology
+    gate: str = "sigmoid"
+    opening: float | str = 0.5
+    weights: str = "per_edge"
+    projection: str = "per_edge"
+    normalise_sources: bool = False
+    sharpness: float = 1.0
+    sharpness_granularity: str = "global"
+    form: str = "folded"
+    unroll: int = 1
+    projection_bias: bool = True
+
+    def __post_init__(self) -> None:
+        gate = pick("gate", self.gate, gates.GATES)
+        pick("connection form", self.form, dict.fromkeys(FORMS))
+        names = dict.fromkeys(SHARPNESS_GRANULARITIES)
+        pick("sharpness granularity", self.sharpness_granularity, names)
+        pick("connection weights", self.weights, dict.fromkeys(WEIGHTS))
+        pick("projection", self.projection, dict.fromkeys(PROJECTIONS))
+        gates.positive_inverse(self.sharpness)
+        if isinstance(self.opening, str):
+            pick("gate opening", self.opening, dict.fromkeys(NAMED_OPENINGS))
+        else:
+            gates.starting_weight(gate, self.opening, self.sharpness)
+        if type(self.unroll) is not int or self.unroll < 1:
+            raise UserError(f"unroll = {self.unroll} must be a whole number above 0.")
+        if self.form == "stacked" and self.not_stackable:
+            raise UserError(
+                f"Form 'stacked' cannot express {self.not_stackable}: use 'folded', "
+                "'reference' or 'auto', or change that."
+            )
+
+    @property
+    def not_stackable(self) -> str:
+        """Why the form `stacked` cannot express these connections; empty if it can."""
+        if not self.topology.edges:
+            return ""
+        if self.projection == "per_edge":
+            return "projection 'per_edge', where no two readers read the same"
+        if self.normalise_sources:
+            return "normalised sources, which the buffer of outputs does not hold"
+        if self.weights == "per_channel" and self.projection == "per_stage":
+            return (
+                "weights 'per_channel' with projection 'per_stage', where the gates "
+                "act behind a projection of the sum"
+            )
+        return ""
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether projections are more than pooling."""
+        return self.projection != "none"
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether projections have a bias."""
+        return self.has_kernels and self.projection_bias
+
+    def check(self, channels: Sequence[int]) -> None:
+        """Checks that sources without a projection have the channels of their readers.
+
+        Args:
+          channels: of y_0 to y_n.
+
+        Raises:
+          UserError: one has not.
+        """
+        for i, k in () if self.has_kernels else self.topology.edges:
+            if channels[k] != channels[i - 1]:
+                raise UserError(
+                    f"Projection 'none' cannot connect block {i}, whose input has "
+                    f"{channels[i - 1]} channels, to block {k}, which gives "
+                    f"{channels[k]}: use projection 'per_stage' or 'per_edge', or "
+                    "topology 'within_stage'."
+                )
+
+    @property
+    def starting_weight(self) -> float:
+        """The weight of every edge at the start, where that is an opening."""
+        opening = self.opening
+        if isinstance(opening, str):
+            opening = 1 / self.topology.num_blocks**2
+        return gates.starting_weight(gates.GATES[self.gate], opening, self.sharpness)
+
+    @property
+    def distances(self) -> tuple[int, ...]:
+        """The distances i - k that there are, in ascending order."""
+        return tuple(sorted({i - k for i, k in self.topology.edges}))
+
+
+def automatic_form(spec: ConnectionSpec, platform: str) -> tuple[str, str]:
+    """The form that was measured to be best, and why.
+
+    The rules, and the figures behind them, stand in docs/connections.md.
+
+    Args:
+      spec: of the connections; its form is not read.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    deepest = max(collections.Counter(spec.topology.stages).values())
+    if spec.not_stackable:
+        return "folded", f"'stacked' cannot express {spec.not_stackable}"
+    if platform == "cpu":
+        return "folded", "a CPU's convolutions are slow in loops"
+    if deepest < STACKED_FROM:
+        return "folded", f"no stage has {STACKED_FROM} blocks or more"
+    return "stacked", f"a stage has {deepest} blocks: memory and compile time count"

@@ -1,0 +1,96 @@
+"""Reads weights of PyTorch's libraries into a run, and writes a run's for them.
+
+    python -m dresnet_jax.convert --from=r50.pth --model=resnet50 --workdir=runs/r50
+    python -m dresnet_jax.convert --workdir=runs/r50 --to=model.safetensors
+
+The file is a state dict of torchvision, timm or Hugging Face: .safetensors, or .pth,
+.pt or .bin, which need requirements-convert.txt. The run begins with these weights:
+evaluate, predict and train go on with it, and train --config.init.workdir= takes them
+for another dataset, or for a model with connections. The dataset of --config says how
+many classes there are. --to writes the names of torchvision.
+"""
+
+import copy
+from pathlib import Path
+
+from absl import flags
+
+from dresnet_jax import cli
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models import zoo
+from dresnet_jax.training import (
+    checkpointing,
+    evaluation,
+    experiment,
+    torch_weights,
+    transfer,
+    workdir,
+)
+
+_FROM = flags.DEFINE_string("from", None, "File with the weights that are read.")
+_MODEL = flags.DEFINE_string("model", None, "Name of the model that they are of.")
+_TO = flags.DEFINE_string("to", None, "The .safetensors file that is written.")
+
+
+def main() -> None:
+    """Reads or writes, and says what had no place."""
+    directory = cli.workdir()
+    if _TO.value is not None and _FROM.value is None:
+        cli.finish(_write(directory, Path(_TO.value)))
+        return
+    if _FROM.value is None or _TO.value is not None:
+        raise UserError("Give one of --from and --to. See --help.")
+    source = Path(_FROM.value)
+    config = copy.deepcopy(cli.config()).unlock()
+    if _MODEL.value:
+        pick("model", _MODEL.value, zoo.MODELS)
+        config.model.update(name=_MODEL.value, stem=zoo.OWN)
+    parts = experiment.build(config.lock())
+    weights = torch_weights.read(source)
+    spec = parts.model.spec
+    placed = torch_weights.place(spec, parts.create_state(abstract=True), weights)
+    with workdir.claim(directory, parts.config, overwrite=False):
+        if checkpointing.steps(directory):
+            raise UserError(f"{directory} holds a run: choose another --workdir.")
+        state = transfer.exchange(parts.create_state(), placed.weights)
+        about = {"converted_from": str(source)}
+        keep = checkpointing.Keep(1)
+        with checkpointing.Checkpoints(directory, keep, about) as checkpoints:
+            checkpoints.save_last(0, state)
+    print(f"{len(placed.weights)} weights in the names of {placed.scheme}")
+    for what, names in (
+        ("new here", placed.missing),
+        ("has no place here", placed.unplaced),
+    ):
+        for name in names:
+            print(f"  {what}: {name}")
+    cli.finish(
+        {
+            "workdir": str(directory),
+            "library": placed.scheme,
+            "weights": len(placed.weights),
+            "missing": list(placed.missing),
+            "unplaced": list(placed.unplaced),
+        }
+    )
+
+
+def _write(directory: Path, path: Path) -> dict[str, object]:
+    if path.suffix != ".safetensors":
+        raise UserError(f"--to={path} must be the name of a .safetensors file.")
+    if not path.parent.is_dir():
+        raise UserError(f"--to={path}: there is no directory {path.parent}.")
+    parts, restored = evaluation.open_run(directory)
+    left = torch_weights.write(parts.model.spec, restored.state, path)
+    print(f"{path}: step {restored.step} of {directory}")
+    for name in left:
+        print(f"  left out: {name}")
+    return {"workdir": str(directory), "to": str(path), "left_out": list(left)}
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        uses=("config", "workdir", "from", "model", "to", "json"),
+        default_config="configs/imagenet2012.py",
+    )

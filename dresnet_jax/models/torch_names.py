@@ -1,0 +1,257 @@
+"""What PyTorch's libraries call the weights of the networks that they have, too."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dresnet_jax.models.backbone import BackboneSpec
+
+# Of a library: a module here, and its name there. {s} and {n} are the numbers of a
+# block's stage and of the block in it, from 0, and {s1} the stage's from 1; {0} is the
+# first group of the pattern; `_places` has the others.
+_RESNET_STEMS = (
+    ("stem/conv", "conv1"),
+    ("stem/norm", "bn1"),
+    ("stem_1/conv", "conv1.0"),
+    ("stem_1/norm", "conv1.1"),
+    ("stem_2/conv", "conv1.3"),
+    ("stem_2/norm", "conv1.4"),
+    ("stem_3/conv", "conv1.6"),
+    ("stem_3/norm", "bn1"),
+)
+_RESNETS = (
+    *_RESNET_STEMS,
+    (r"block/conv(\d)/conv", "layer{s1}.{n}.conv{0}"),
+    (r"block/conv(\d)/norm", "layer{s1}.{n}.bn{0}"),
+    ("block/shortcut/conv", "layer{s1}.{n}.downsample.{p}"),
+    ("block/shortcut/norm", "layer{s1}.{n}.downsample.{q}"),
+    ("head/linear", "fc"),
+)
+_SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "torchvision": {
+        "basic": _RESNETS,
+        "bottleneck": _RESNETS,
+        "bottleneck_v1": _RESNETS,
+        "inverted": (
+            ("stem/conv", "features.0.0"),
+            ("stem/norm", "features.0.1"),
+            ("block/expand/conv", "features.{i1}.conv.0.0"),
+            ("block/expand/norm", "features.{i1}.conv.0.1"),
+            ("block/depthwise/conv", "features.{i1}.conv.{e}.0"),
+            ("block/depthwise/norm", "features.{i1}.conv.{e}.1"),
+            ("block/project/conv", "features.{i1}.conv.{e1}"),
+            ("block/project/norm", "features.{i1}.conv.{e2}"),
+            ("head/conv/conv", "features.{after}.0"),
+            ("head/conv/norm", "features.{after}.1"),
+            ("head/linear", "classifier.1"),
+        ),
+        "convnext": (
+            ("stem/conv", "features.0.0"),
+            ("stem/norm", "features.0.1"),
+            ("block/downsample_norm", "features.{s_down}.0"),
+            ("block/downsample", "features.{s_down}.1"),
+            ("block/depthwise", "features.{s_block}.{n}.block.0"),
+            ("block/norm", "features.{s_block}.{n}.block.2"),
+            ("block/expand", "features.{s_block}.{n}.block.3"),
+            ("block/project", "features.{s_block}.{n}.block.5"),
+            ("block", "features.{s_block}.{n}"),
+            ("head/norm", "classifier.0"),
+            ("head/linear", "classifier.2"),
+        ),
+    },
+    "timm": {
+        "bottleneck": (
+            *_RESNETS,
+            ("block/attention/weights/reduce", "layer{s1}.{n}.se.fc1"),
+            ("block/attention/weights/expand", "layer{s1}.{n}.se.fc2"),
+            ("block/attention/Conv_0", "layer{s1}.{n}.se.conv"),
+        ),
+        "preact_basic": (
+            ("stem", "stem.conv"),
+            (r"block/norm(\d)/norm", "stages.{s}.blocks.{n}.norm{0}"),
+            (r"block/conv(\d)", "stages.{s}.blocks.{n}.conv{0}"),
+            ("block/shortcut", "stages.{s}.blocks.{n}.downsample.conv"),
+            ("head/norm_act/norm", "norm"),
+            ("head/linear", "head.fc"),
+        ),
+        "inverted": (
+            ("stem/conv", "conv_stem"),
+            ("stem/norm", "bn1"),
+            ("block/expand/conv", "blocks.{s}.{n}.conv_pw"),
+            ("block/expand/norm", "blocks.{s}.{n}.bn1"),
+            ("block/depthwise/conv", "blocks.{s}.{n}.conv_dw"),
+            ("block/depthwise/norm", "blocks.{s}.{n}.bn{e1}"),
+            ("block/project/conv", "blocks.{s}.{n}.conv_pw{l}"),
+            ("block/project/norm", "blocks.{s}.{n}.bn{e2}"),
+            ("head/conv/conv", "conv_head"),
+            ("head/conv/norm", "bn2"),
+            ("head/linear", "classifier"),
+        ),
+        "convnext": (
+            ("stem/conv", "stem.0"),
+            ("stem/norm", "stem.1"),
+            ("block/downsample_norm", "stages.{s}.downsample.0"),
+            ("block/downsample", "stages.{s}.downsample.1"),
+            ("block/depthwise", "stages.{s}.blocks.{n}.conv_dw"),
+            ("block/norm", "stages.{s}.blocks.{n}.norm"),
+            ("block/expand", "stages.{s}.blocks.{n}.mlp.fc1"),
+            ("block/project", "stages.{s}.blocks.{n}.mlp.fc2"),
+            ("block", "stages.{s}.blocks.{n}"),
+            ("head/norm", "head.norm"),
+            ("head/linear", "head.fc"),
+        ),
+    },
+    "Hugging Face": {
+        "basic": (
+            ("stem/conv", "resnet.embedder.embedder.convolution"),
+            ("stem/norm", "resnet.embedder.embedder.normalization"),
+            (r"block/conv(\d)/conv", "{hf}.layer.{0_}.convolution"),
+            (r"block/conv(\d)/norm", "{hf}.layer.{0_}.normalization"),
+            ("block/shortcut/conv", "{hf}.shortcut.convolution"),
+            ("block/shortcut/norm", "{hf}.shortcut.normalization"),
+            ("head/linear", "classifier.1"),
+        ),
+        "inverted": (
+            ("stem/conv", "mobilenet_v2.conv_stem.first_conv.convolution"),
+            ("stem/norm", "mobilenet_v2.conv_stem.first_conv.normalization"),
+            ("block/expand/conv", "{m2}.expand_1x1.convolution"),
+            ("block/expand/norm", "{m2}.expand_1x1.normalization"),
+            ("block/depthwise/conv", "{m2}.conv_3x3.convolution"),
+            ("block/depthwise/norm", "{m2}.conv_3x3.normalization"),
+            ("block/project/conv", "{m2}.reduce_1x1.convolution"),
+            ("block/project/norm", "{m2}.reduce_1x1.normalization"),
+            ("head/conv/conv", "mobilenet_v2.conv_1x1.convolution"),
+            ("head/conv/norm", "mobilenet_v2.conv_1x1.normalization"),
+            ("head/linear", "classifier"),
+        ),
+        "convnext": (
+            ("stem/conv", "convnext.embeddings.patch_embeddings"),
+            ("stem/norm", "convnext.embeddings.layernorm"),
+            ("block/downsample_norm", "{cn}.downsampling_layer.0"),
+            ("block/downsample", "{cn}.downsampling_layer.1"),
+            ("block/depthwise", "{cn}.layers.{n}.dwconv"),
+            ("block/norm", "{cn}.layers.{n}.layernorm"),
+            ("block/expand", "{cn}.layers.{n}.pwconv1"),
+            ("block/project", "{cn}.layers.{n}.pwconv2"),
+            ("block", "{cn}.layers.{n}"),
+            ("head/norm", "convnext.layernorm"),
+            ("head/linear", "classifier"),
+        ),
+    },
+}
+# Kinds of blocks whose names are those of another kind.
+_ALIKE = {
+    ("timm", "basic"): "bottleneck",
+    ("timm", "bottleneck_v1"): "bottleneck",
+    ("timm", "preact_bottleneck"): "preact_basic",
+    ("Hugging Face", "bottleneck"): "basic",
+    ("Hugging Face", "bottleneck_v1"): "basic",
+}
+SCHEMES = tuple(_SCHEMES)
+# Of a leaf; that of ConvNeXt's scale differs from library to library.
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_LAYER_SCALES = {
+    "torchvision": "layer_scale",
+    "timm": "gamma",
+    "Hugging Face": "layer_scale_parameter",
+}
+
+
+def name(scheme: str, spec: BackboneSpec, path: str) -> str | None:
+    """The name of a leaf in a library's state dict; None where it has none.
+
+    Args:
+      scheme: one of `SCHEMES`.
+      spec: of the network.
+      path: such as params/block_3/conv1/conv/kernel, or batch_stats/stem/norm/mean.
+    """
+    kind = _ALIKE.get((scheme, spec.block), spec.block)
+    rules = _SCHEMES[scheme].get(kind, ())
+    _, *modules, leaf = path.split("/")
+    places: dict[str, Any] = {"after": len(spec.stages) + 1}
+    if match := re.fullmatch(r"block_(\d+)", modules[0]):
+        modules[0] = "block"
+        places |= _places(spec, int(match[1]) - 1)
+    for pattern, template in rules:
+        if found := re.fullmatch(pattern, "/".join(modules)):
+            groups = found.groups()
+            numbers = {"0_": int(groups[0]) - 1} if groups else {}
+            module = template.format(*groups, **places, **numbers)
+            is_scale = pattern == "block"
+            return f"{module}.{_LAYER_SCALES[scheme] if is_scale else _LEAVES[leaf]}"
+    return None
+
+
+def _places(spec: BackboneSpec, block: int) -> dict[str, Any]:
+    """What the templates of a block's names are filled with."""
+    stage = spec.stages[block]
+    within = block - spec.stages.index(stage)
+    pooled = spec.shortcut == "pool"
+    # Whether an inverted residual has its first convolution.
+    expands = int(bool(spec.expand) and spec.expand[stage] != 1)
+    hugging = f"resnet.encoder.stages.{stage}.layers.{within}"
+    return {
+        "s": stage,
+        "s1": stage + 1,
+        "n": within,
+        "i": block,
+        "i1": block + 1,
+        "p": int(pooled),
+        "q": int(pooled) + 1,
+        "e": expands,
+        "e1": expands + 1,
+        "e2": expands + 2,
+        "l": "l" * expands,
+        "s_down": 2 * stage,
+        "s_block": 2 * stage + 1,
+        "hf": hugging,
+        "m2": f"mobilenet_v2.layer.{block - 1}" if block else "mobilenet_v2.conv_stem",
+        "cn": f"convnext.encoder.stages.{stage}",
+    }
+
+
+def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A weight of PyTorch's in the shape that it has here; None where it cannot be.
+
+    Kernels are [height, width, in, out] here and [out, in, height, width] there; those
+    of 1x1 convolutions are matrices in some libraries.
+
+    Args:
+      array: as it is there.
+      shape: that is wanted.
+    """
+    if len(shape) > 1:
+        array = array.reshape(array.shape + (1,) * (4 - array.ndim))
+        array = array.transpose(2, 3, 1, 0)
+    if array.size != np.prod(shape) or [n for n in array.shape if n > 1] != [
+        n for n in shape if n > 1
+    ]:
+        return None
+    return array.reshape(shape)
+
+
+def to_torchvision(array: np.ndarray, name: str) -> np.ndarray:
+    """A weight as torchvision has it: `from_torch` turned round.
+
+    Args:
+      array: as it is here.
+      name: of the weight there.
+    """
+    if array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+        # ConvNeXt's 1x1 convolutions are matrices there.
+        if re.search(r"block\.[35]\.weight$", name):
+            array = array[:, :, 0, 0]
+    elif array.ndim == 2:
+        array = array.T
+    elif name.endswith("layer_scale"):
+        array = array[:, None, None]
+    return np.ascontiguousarray(array)

@@ -1,0 +1,229 @@
+"""The processes of a run: how they meet, agree, and stop at the same step."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dresnet_jax.errors import RunFailedError, UserError
+from dresnet_jax.training import sharding
+
+T = TypeVar("T")
+
+# After the time-out, until JAX's own, seconds.
+_GRACE = 60
+
+# Of an error's text that process 0 hands to the others, bytes.
+_TEXT_SIZE = 1000
+
+
+class PreemptedError(RunFailedError):
+    """The run was told to stop and is saved: the same command goes on with it."""
+
+    exit_code = 75
+
+
+def join(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: int,
+    environment: Mapping[str, str],
+) -> None:
+    """Meets the other processes of the run; nothing where this one is alone.
+
+    Where no coordinator is given, JAX looks for one that started this process: Cloud
+    TPU, GKE, Slurm or Open MPI.
+
+    Args:
+      coordinator: host and port of process 0.
+      num_processes: of the run.
+      process_id: of this one, from 0.
+      timeout: how long it waits for the others, seconds.
+      environment: the variables by which Open MPI 5 tells a process who it is.
+
+    Where the others do not come, it says so and the process ends, since JAX would end
+    it without a clear word.
+
+    Raises:
+      UserError: one of the three is given without the others, or out of range.
+    """
+    given = {
+        "--coordinator": coordinator,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise UserError(f"{' and '.join(missing)} must be given with the others.")
+    if not missing and not 0 <= (process_id or 0) < (num_processes or 0):
+        raise UserError(
+            f"--process_id={process_id} must be from 0 to --num_processes - 1, and "
+            f"--num_processes={num_processes} above 0."
+        )
+    where = f" at {coordinator}" if coordinator else ""
+    late = threading.Timer(timeout, _end, [f"Not all processes met{where}"])
+    late.daemon = True
+    late.start()
+    found = _open_mpi_5(environment) if missing else None
+    if found:
+        coordinator, num_processes, process_id = found
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            # What a person gave stands, wherever this process was started.
+            cluster_detection_method=None if missing and not found else "deactivate",
+            initialization_timeout=timeout + _GRACE,
+        )
+    except ValueError as error:
+        # What JAX says where nothing is given and nothing started this process.
+        if not missing or "coordinator_address should be defined" not in str(error):
+            raise UserError(f"The processes cannot meet: {error}") from error
+    finally:
+        late.cancel()
+
+
+def _end(reason: str) -> None:
+    print(f"error: {reason} within --join_timeout.", file=sys.stderr, flush=True)
+    os._exit(RunFailedError.exit_code)
+
+
+def _open_mpi_5(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and this one's where Open MPI 5 started it.
+
+    JAX (0.10.2) knows Open MPI by a variable that only versions before 5 set. Version 5
+    names the host and the process of `mpirun` in PMIX_NAMESPACE, prterun-HOST-PID@JOB;
+    like JAX with version 4, this takes it that process 0 runs on that host.
+    """
+    match = re.fullmatch(
+        r"prte(?:run)?-(.+)-(\d+)@(\d+)", environment.get("PMIX_NAMESPACE", "")
+    )
+    size = environment.get("OMPI_COMM_WORLD_SIZE")
+    if match is None or size is None or "OMPI_MCA_orte_hnp_uri" in environment:
+        return None
+    host, pid, job = match.groups()
+    if environment["OMPI_COMM_WORLD_LOCAL_SIZE"] == size:
+        host = "localhost"
+    # A port of the range that JAX takes with version 4, the same on all processes.
+    port = 61440 + (int(pid) + int(job)) % 4096
+    return f"{host}:{port}", int(size), int(environment["OMPI_COMM_WORLD_RANK"])
+
+
+def description() -> str:
+    """What was found, in one line."""
+    return (
+        f"processes: {jax.process_count()}, devices: {jax.device_count()}, "
+        f"slices: {sharding.num_slices(jax.devices())}"
+    )
+
+
+def say(line: str) -> None:
+    """Prints a line, once."""
+    if is_first():
+        print(line, flush=True)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def first_alone(function: Callable[[], T]) -> T | None:
+    """Runs a function on process 0; where it fails, every process stops.
+
+    Returns:
+      What it returned, on process 0; None on the others.
+
+    Raises:
+      UserError: process 0 found a wrong value.
+      RunFailedError: process 0 could not do it.
+    """
+    if jax.process_count() == 1:
+        return function()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = function()
+        except (UserError, RunFailedError, OSError) as error:
+            failure = error
+    text = np.zeros(_TEXT_SIZE, np.uint8)
+    if failure is not None:
+        encoded = f"{type(failure).__name__}: {failure}".encode()[:_TEXT_SIZE]
+        text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+    if failure is not None:
+        raise failure
+    if text.any():
+        kind, _, message = (
+            bytes(text[text > 0]).decode(errors="replace").partition(": ")
+        )
+        of_user = kind == UserError.__name__
+        raise (UserError if of_user else RunFailedError)(f"Process 0: {message}")
+    return result
+
+
+def agreed(value: int) -> int:
+    """The value of process 0, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+class Stop:
+    """SIGTERM and Ctrl-C, obeyed between two steps, the same on every process.
+
+    An exception out of a signal's handler can be lost in a callback of JAX.
+    """
+
+    def __init__(self) -> None:
+        self.by_ctrl_c = False
+        self._asked = threading.Event()
+
+    def now(self, call: int) -> bool:
+        """Whether to save and stop; asked once after each call, with its number.
+
+        One signal to one process stops all of them.
+        """
+        if jax.process_count() == 1:
+            return self._asked.is_set()
+        return multihost_utils.reached_preemption_sync_point(call)
+
+    def on_signal(self, number: int) -> None:
+        """Remembers the signal."""
+        self.by_ctrl_c = number == signal.SIGINT
+        self._asked.set()
+        if jax.process_count() > 1:
+            # JAX tells the other processes of a SIGTERM.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Catches the signals that stop a run; a second Ctrl-C acts at once."""
+    stop = Stop()
+    numbers: list[int] = [signal.SIGINT]
+    if jax.process_count() == 1:
+        numbers.append(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, _: object) -> None:
+        signal.signal(number, before[number])
+        stop.on_signal(number)
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

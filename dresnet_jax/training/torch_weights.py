@@ -1,0 +1,171 @@
+"""Weights in the files of PyTorch's libraries: read, placed, and written."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.models import torch_names
+from dresnet_jax.models.backbone import BackboneSpec
+from dresnet_jax.training import leaves
+from dresnet_jax.training.state import TrainState
+
+# Leaves that no PyTorch library has.
+_OURS = "params/connections/"
+# Where files of whole trainings keep the weights, and what parallel ones put before.
+_INSIDE, _PREFIX = ("state_dict", "model", "model_state_dict"), "module."
+# Counted by PyTorch's batch norms, and of no use here.
+_COUNTER = "num_batches_tracked"
+# How many names an error shows.
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """Where the weights of a file belong.
+
+    Attributes:
+      scheme: whose names the file has, one of `torch_names.SCHEMES`.
+      weights: by the path of the leaf here.
+      missing: paths of the leaves that the file has no weight for: connections.
+      unplaced: names in the file that have no place here.
+    """
+
+    scheme: str
+    weights: dict[str, np.ndarray]
+    missing: tuple[str, ...]
+    unplaced: tuple[str, ...]
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The weights of a .pth, .pt, .bin or .safetensors file by their names there.
+
+    Raises:
+      UserError: there is no such file, or it cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(f"--from={path} does not exist.")
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _load(path)
+    for name in _INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    weights = {
+        name.removeprefix(_PREFIX): np.asarray(value)
+        for name, value in found.items()
+        if hasattr(value, "shape") and not name.endswith(_COUNTER)
+    }
+    if not weights:
+        raise UserError(f"--from={path} holds no weights by name.")
+    return weights
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"--from={path} is no safetensors file: {error}.") from error
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--from={path} needs torch, which is not installed: "
+            "pip install -r requirements-convert.txt"
+        ) from error
+    try:
+        # Weights alone: a pickle could run any code.
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    # Of torch, pickle and zipfile, each of a type of its own.
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"--from={path} holds no weights: {first:.200}") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"--from={path} holds no weights by name.")
+    return found
+
+
+def place(
+    spec: BackboneSpec, state: TrainState, weights: Mapping[str, np.ndarray]
+) -> Placed:
+    """Finds the leaf of every weight, by the names of the library that fits best.
+
+    Args:
+      spec: of the network.
+      state: of the network, or its shapes.
+      weights: by their names in the file.
+
+    Raises:
+      UserError: a leaf other than the connections' has no weight, or one of another
+        shape.
+    """
+    wanted = _leaves(state)
+    named = {
+        scheme: {
+            path: name
+            for path in wanted
+            if (name := torch_names.name(scheme, spec, path)) and name in weights
+        }
+        for scheme in torch_names.SCHEMES
+    }
+    scheme = max(named, key=lambda scheme: len(named[scheme]))
+    names = named[scheme]
+    missing = [path for path in wanted if path not in names]
+    lacking = [path for path in missing if not path.startswith(_OURS)]
+    if lacking:
+        raise UserError(
+            f"The weights are not those of this model: {len(lacking)} of its "
+            f"{len(wanted)} leaves have none, such as {', '.join(lacking[:_SHOWN])}."
+        )
+    found = {}
+    for path, name in names.items():
+        shape = wanted[path].shape
+        array = torch_names.from_torch(weights[name], shape)
+        if array is None:
+            raise UserError(
+                f"{name} is {weights[name].shape} in the file, which does not fit "
+                f"{path}, {shape}."
+            )
+        found[path] = array.astype(wanted[path].dtype)
+    unplaced = sorted(weights.keys() - set(names.values()))
+    return Placed(scheme, found, tuple(missing), tuple(unplaced))
+
+
+def write(spec: BackboneSpec, state: TrainState, path: Path) -> tuple[str, ...]:
+    """Writes a safetensors file in torchvision's names.
+
+    Returns:
+      Paths of the leaves that torchvision has no name for, which are left out.
+
+    Raises:
+      UserError: torchvision has no such network.
+    """
+    params = state.eval_params
+    found = _leaves(state.replace(params=params))
+    names = {path: torch_names.name("torchvision", spec, path) for path in found}
+    left = tuple(sorted(path for path, name in names.items() if name is None))
+    lacking = [path for path in left if not path.startswith(_OURS)]
+    if lacking:
+        raise UserError(
+            "torchvision has no such network: it has no name for "
+            f"{', '.join(lacking[:_SHOWN])}."
+        )
+    arrays = {
+        name: torch_names.to_torchvision(np.asarray(found[path]), name)
+        for path, name in names.items()
+        if name is not None
+    }
+    partial = path.with_name(path.name + ".partial")
+    safetensors.numpy.save_file(arrays, partial)
+    partial.replace(path)
+    return left
+
+
+def _leaves(state: TrainState) -> dict[str, Any]:
+    return leaves.by_name({"params": state.params, "batch_stats": state.batch_stats})

@@ -1,0 +1,145 @@
+"""A start from the weights of another run: a new head, other connections."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import checkpointing, leaves
+from dresnet_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """What a run took from another.
+
+    Attributes:
+      step: of the other run's checkpoint.
+      taken: paths of the leaves that were taken, such as params/stem/conv/kernel.
+      missing: of those that only this run has, which start anew.
+      extra: of those that only the other run has.
+    """
+
+    step: int
+    taken: tuple[str, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        """Some lines for a person."""
+        lines = [f"weights: {len(self.taken)} leaves are those of step {self.step}"]
+        for what, paths in (("new here", self.missing), ("only there", self.extra)):
+            lines += [f"  {what}: {path}" for path in paths]
+        return "\n".join(lines)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks `config.init` and `config.optimizer.freeze` as far as they can be alone.
+
+    Raises:
+      UserError: a pattern is no regular expression, or there is no run to start from.
+    """
+    for field, pattern in (
+        ("init.skip", config.init.skip),
+        ("optimizer.freeze", config.optimizer.freeze),
+    ):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"{field} = '{pattern}' is no regular expression: {error}."
+            ) from error
+    if config.init.workdir and not checkpointing.steps(_other(config.init)):
+        raise UserError(f"init.workdir = {config.init.workdir} holds no checkpoint.")
+
+
+def check_frozen(pattern: str, params: Any) -> None:
+    """Checks that a pattern of frozen parameters names some, and not all.
+
+    Raises:
+      UserError: it does not.
+    """
+    names = list(leaves.by_name(params))
+    frozen = [name for name in names if pattern and re.search(pattern, name)]
+    if pattern and len(frozen) in (0, len(names)):
+        parts = ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
+        raise UserError(
+            f"optimizer.freeze = '{pattern}' names {'no' if not frozen else 'every'} "
+            f"parameter. Their paths begin with {parts}."
+        )
+
+
+def start_from(
+    config: ml_collections.ConfigDict, state: TrainState
+) -> tuple[TrainState, Transfer]:
+    """A fresh state with the weights of another run where both have the same leaf.
+
+    Averaged parameters of the other run are taken where it has them. The optimiser
+    starts anew.
+
+    Args:
+      config: `init` of a config.
+      state: the fresh state.
+
+    Raises:
+      UserError: a leaf has another shape there, or no leaf is the same.
+    """
+    wanted = leaves.by_name({"params": state.params, "batch_stats": state.batch_stats})
+    shapes, step = checkpointing.weight_shapes(_other(config))
+    there = leaves.by_name(shapes)
+    skipped = {path for path in wanted if config.skip and re.search(config.skip, path)}
+    taken = [path for path in wanted if path in there and path not in skipped]
+    for path in taken:
+        if wanted[path].shape != there[path].shape:
+            raise UserError(
+                f"{path} is {there[path].shape} in {config.workdir} and "
+                f"{wanted[path].shape} here: give a pattern that names it as "
+                "config.init.skip, and it starts anew."
+            )
+    if not taken:
+        raise UserError(f"No leaf of {config.workdir} is one of this model's.")
+    places = {path: wanted[path].sharding for path in taken}
+    found = checkpointing.load_weights(_other(config), step, places)
+    return exchange(state, found), Transfer(
+        step=step,
+        taken=tuple(taken),
+        missing=tuple(sorted(wanted.keys() - set(taken))),
+        extra=tuple(sorted(there.keys() - wanted.keys())),
+    )
+
+
+def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """A fresh state with some weights, and averages that start from them.
+
+    Args:
+      state: the fresh state.
+      weights: by path, such as params/stem/conv/kernel; put where the leaves lie.
+    """
+
+    def of(root: str, tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.device_put(
+                weights.get(f"{root}/{leaves.name(path)}", leaf), leaf.sharding
+            ),
+            tree,
+        )
+
+    params = of("params", state.params)
+    return state.replace(
+        params=params,
+        batch_stats=of("batch_stats", state.batch_stats),
+        # Copies, since a step consumes each array of the state once.
+        ema_params=None
+        if state.ema_params is None
+        else jax.tree.map(lambda x: x.copy(), params),
+    )
+
+
+def _other(config: ml_collections.ConfigDict) -> epath.Path:
+    return epath.Path(config.workdir).expanduser()

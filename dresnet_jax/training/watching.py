@@ -1,0 +1,119 @@
+"""What looks at a run's steps from outside: a watchdog, profiles, utilisation."""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from dresnet_jax.data.streaming import Call
+
+# Of a process whose watchdog ended it, as of the command `timeout`.
+HUNG_EXIT_CODE = 124
+
+
+class Watch:
+    """Looks at each call of the compiled step; use as a context manager."""
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        *,
+        watchdog: float = 0.0,
+        profile: range = range(0),
+        peak_flops: float | None = None,
+    ) -> None:
+        """Sets up, and starts nothing.
+
+        Args:
+          directory: of the run; profiles are written to `profiles` in it.
+          watchdog: seconds without a finished step after which the process ends; 0 for
+            never. The first step waits for the compiler too.
+          profile: the steps, from 1, that are traced; those of a call are all or none.
+          peak_flops: of a device, FLOPs per second; None where it is not known.
+        """
+        self._profiles = directory / "profiles"
+        self._limit = watchdog
+        self._profile = profile
+        self._peak_flops = peak_flops
+        self._ideal_seconds: float | None = None
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._tracing = False
+        self._memory_asked = threading.Event()
+
+    def __enter__(self) -> "Watch":
+        """Starts the watchdog; SIGUSR1 asks for a profile of the memory."""
+        self._last = time.monotonic()
+        if self._limit:
+            threading.Thread(target=self._guard, daemon=True).start()
+        self._before = signal.signal(
+            signal.SIGUSR1, lambda *_: self._memory_asked.set()
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the watchdog, and a trace under way."""
+        self._ended.set()
+        signal.signal(signal.SIGUSR1, self._before)
+        if self._tracing:
+            jax.profiler.stop_trace()
+
+    def count(self, program: jax.stages.Compiled, parts: int) -> None:
+        """Counts the FLOPs of a step, which utilisation is measured by.
+
+        Args:
+          program: of one step, or of a loop of steps, whose body is counted once.
+          parts: of a batch, which are in a loop too.
+        """
+        analysis = program.cost_analysis()
+        if self._peak_flops is not None and analysis is not None:
+            self._ideal_seconds = parts * analysis["flops"] / self._peak_flops
+
+    def before(self, call: Call) -> None:
+        """Starts a trace where the call's first step is the first to be traced."""
+        steps = range(call.start + 1, call.start + call.steps + 1)
+        if not self._tracing and any(step in self._profile for step in steps):
+            jax.profiler.start_trace(os.fspath(self._profiles))
+            self._tracing = True
+
+    def after(self, call: Call) -> None:
+        """Notes that the call's steps have ended, on the devices too."""
+        self._last = time.monotonic()
+        done = call.start + call.steps
+        if self._tracing and done >= self._profile.stop - 1:
+            jax.profiler.stop_trace()
+            self._tracing = False
+        if self._memory_asked.is_set():
+            self._memory_asked.clear()
+            self._profiles.mkdir(parents=True, exist_ok=True)
+            path = self._profiles / f"memory_{done}_{jax.process_index()}.prof"
+            jax.profiler.save_device_memory_profile(os.fspath(path))
+
+    def utilisation(self, step_seconds: float) -> dict[str, Any]:
+        """The share of the device's peak that steps of this time make (MFU).
+
+        By the FLOPs that the compiler counts, which counts a loop over blocks once.
+        """
+        if self._ideal_seconds is None:
+            return {}
+        return {"mfu": self._ideal_seconds / step_seconds}
+
+    def _guard(self) -> None:
+        while not self._ended.wait(min(1.0, self._limit / 10)):
+            silent = time.monotonic() - self._last
+            if silent > self._limit:
+                print(
+                    f"error: No step ended for {silent:.0f} s, more than --watchdog="
+                    f"{self._limit:g}. The threads stand here:",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                # Nothing gentler ends a process whose main thread hangs.
+                os._exit(HUNG_EXIT_CODE)

@@ -1,0 +1,32 @@
+"""What README.md says of a study is what the study's report says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+STUDIES = sorted(Path(ROOT, "docs/results").glob("*/report.json"))
+
+
+def test_readmes_rows_are_those_of_a_report():
+    reports = "\n".join(path.with_suffix(".md").read_text() for path in STUDIES)
+    lines = Path(ROOT, "README.md").read_text().splitlines()
+    rows = [line for line in lines if re.match(r"\| (cnn|d?resnet)", line)]
+    assert len(rows) > 3
+    for row in rows:
+        assert row in reports
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_a_study_is_whole(path):
+    found = json.loads(path.read_text())
+    runs = path.with_name("runs.csv").read_text().splitlines()[1:]
+    assert len(runs) == sum(len(v["seeds"]) for v in found["variants"].values())
+    page = path.with_suffix(".md").read_text()
+    figures = re.findall(r"\]\((\w+\.png)\)", page)
+    assert len(figures) > 3
+    for name in ("report.html", "plan.json", *figures):
+        assert path.with_name(name).stat().st_size > 0

@@ -1,0 +1,113 @@
+"""The mesh fits the devices, and the state lies where the rules say."""
+
+import json
+
+import pytest
+
+from configs import common
+from dresnet_jax.errors import UserError
+from dresnet_jax.training import experiment, sharding
+from tests.conftest import run_python
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"fsdp": 3}, "replica 1 x data 1 x fsdp 3 do not fit what was found: 1 dev"),
+        ({"data": 2}, "data 2 x fsdp 1 do not fit"),
+        ({"replica": 2}, "replica 2 x data 1"),
+        ({"fsdp": 0}, r"sharding\.fsdp = 0 must be above 0"),
+        ({"replica": -1}, r"sharding\.replica = -1 must be above 0"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(axes, message):
+    config = common.get_config().sharding
+    config.update(axes)
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(config, 8)
+
+
+def test_a_name_of_norms_is_checked(tiny_images_config):
+    tiny_images_config.sharding.batch_norm = "per_shart"
+    with pytest.raises(UserError, match="Did you mean 'per_shard'"):
+        experiment.build(tiny_images_config)
+
+
+def test_parts_of_a_batch_have_to_be_whole(tiny_images_config):
+    tiny_images_config.train.accumulate_steps = 3
+    with pytest.raises(UserError, match=r"by 1 devices x train\.accum"):
+        experiment.build(tiny_images_config)
+
+
+PLACES = """
+import json, jax
+from configs import digits
+from dresnet_jax.training import experiment, sharding
+config = digits.get_config()
+config.model.width = 4
+config.model.blocks_per_stage = (1, 1, 1)
+config.train.ema_decay = 0.9
+config.sharding.fsdp = 2
+state = experiment.build(config).create_state()
+print(json.dumps({
+    jax.tree_util.keystr(path, simple=True, separator="/"): [
+        leaf.size, leaf.addressable_shards[0].data.size]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if hasattr(leaf, "addressable_shards") and leaf.ndim}))
+"""
+
+
+def test_parameters_their_average_and_their_momentum_are_split():
+    code, output, errors = run_python("-c", PLACES, devices=4)
+    assert code == 0, errors
+    sizes = json.loads(output)
+    kernels = [name for name in sizes if name.endswith("kernel")]
+    for start in ("params", "ema_params", "opt_state"):
+        assert any(name.startswith(start) for name in kernels)
+    for name, (whole, part) in sizes.items():
+        assert part == (whole // 2 if name in kernels else whole), name
+
+
+def program(**fields):
+    """Three steps of a small network on eight devices: the losses, and its text."""
+    settings = "\n".join(f"config.{name} = {value!r}" for name, value in fields.items())
+    return f"""
+import json, jax
+from configs import digits
+from dresnet_jax.training import experiment
+config = digits.get_config()
+config.model.width = 4
+config.model.blocks_per_stage = (1, 1, 1)
+config.train.num_steps = 3
+{settings}
+parts = experiment.build(config)
+splits = parts.open_splits()
+state, step = parts.create_state(), parts.compile_train_step()
+losses = []
+for arrays, _ in parts.road.data(splits["train"], 0, parts.calls(0)):
+    state, result = step(state, *arrays)
+    losses.append(float(result.loss[0]))
+text = step.as_text()
+print(json.dumps([losses, text.count(" all-reduce("), text.count(" all-gather(")]))
+"""
+
+
+def run_program(devices, **fields):
+    code, output, errors = run_python("-c", program(**fields), devices=devices)
+    assert code == 0, errors
+    return json.loads(output)
+
+
+def test_split_parameters_train_as_whole_ones():
+    whole, _, _ = run_program(8)
+    split, _, gathers = run_program(8, **{"sharding.fsdp": 4})
+    assert split == pytest.approx(whole, rel=1e-5)
+    assert gathers > 0
+
+
+def test_norms_of_each_shard_need_no_communication():
+    """Eight devices compute what one does whose norms take eight parts of the batch."""
+    losses, reduces, _ = run_program(8)
+    of_shards, fewer, _ = run_program(8, **{"sharding.batch_norm": "per_shard"})
+    assert fewer < reduces
+    assert of_shards != pytest.approx(losses, rel=1e-3)

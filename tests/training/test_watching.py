@@ -1,0 +1,52 @@
+"""A step that hangs ends the process; steps are traced and memory profiled."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.training import watching
+from tests.conftest import run_python
+
+HANGS = """
+import time
+from etils import epath
+from dresnet_jax.training.watching import Watch
+with Watch(epath.Path("."), watchdog=0.3):
+    time.sleep(60)
+"""
+
+
+def test_the_watchdog_shows_where_a_process_hangs_and_ends_it():
+    code, _, errors = run_python("-c", HANGS)
+    assert code == watching.HUNG_EXIT_CODE == 124
+    assert "No step ended for 0 s, more than --watchdog=0.3" in errors
+    assert 'File "<string>", line 6 in <module>' in errors
+
+
+def test_asked_steps_are_traced_and_memory_is_profiled(tmp_path):
+    with watching.Watch(epath.Path(tmp_path), profile=range(2, 4)) as watch:
+        for start in range(4):
+            call = Call(start, 1)
+            watch.before(call)
+            jax.block_until_ready(jnp.ones(3) + 1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            watch.after(call)
+    names = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(name.endswith(".xplane.pb") for name in names)
+    assert sorted(n for n in names if n.startswith("memory_")) == [
+        f"memory_{step}_0.prof" for step in (1, 2, 3, 4)
+    ]
+
+
+def test_utilisation_is_the_share_of_the_peak():
+    program = jax.jit(jnp.matmul).lower(jnp.ones((8, 8)), jnp.ones((8, 8))).compile()
+    flops = 2 * 8**3
+    watch = watching.Watch(epath.Path("."), peak_flops=flops / 2)
+    watch.count(program, parts=1)
+    assert watch.utilisation(4.0)["mfu"] == pytest.approx(0.5)
+    assert not watching.Watch(epath.Path(".")).utilisation(4.0)
