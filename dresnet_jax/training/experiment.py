@@ -39,7 +39,8 @@ class Experiment:
       road: how examples reach them.
       num_steps: the run's length.
       steps_per_epoch: full batches in an epoch.
-      programs: what has been compiled, shared by experiments that differ in the seed.
+      programs: what has been compiled; only `with_seed` hands it on, since a program
+        depends on every other part.
     """
 
     config: ml_collections.ConfigDict
@@ -51,13 +52,15 @@ class Experiment:
     road: roads.Road
     num_steps: int
     steps_per_epoch: int
-    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False)
 
     def with_seed(self, seed: int) -> "Experiment":
         """The same with another seed, which no program depends on."""
         config = copy.deepcopy(self.config).unlock()
         config.seed = seed
-        return dataclasses.replace(self, config=config.lock())
+        other = dataclasses.replace(self, config=config.lock())
+        object.__setattr__(other, "programs", self.programs)  # It is frozen.
+        return other
 
     @property
     def eval_every_steps(self) -> int:

@@ -12,7 +12,7 @@ from tests.acceptance.small_run import SMALL, final_state, last_json, signal_at
 from tests.conftest import run_command, start_command
 
 BAD_VALUES = {
-    "model.name=dresnet81": "Did you mean 'dresnet18'? Choices: cnn18",
+    "model.name=dresnet81": "Did you mean 'dresnet18'? Choices: cbam",
     "model.connections.gate=sigmoit": "Did you mean 'sigmoid'? Choices: gauss",
     "data.dataset=digit": "Did you mean 'digits'?",
     "optimizer.name=adam": "Did you mean 'adamw'?",
