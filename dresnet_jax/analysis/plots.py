@@ -110,6 +110,34 @@ def connection_costs(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def gradient_flow(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Norms of the gradient over the blocks: lines with the range of their states.
+
+    Args:
+      panels: {title: {line: [states, blocks]}}.
+    """
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(1 + 4 * len(panels), 3.8),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (title, flows) in zip(axes[0], panels.items(), strict=True):
+        for name, norms in flows.items():
+            blocks = np.arange(1, norms.shape[1] + 1)
+            axis.plot(blocks, np.median(norms, axis=0), marker=".", label=name)
+            axis.fill_between(blocks, norms.min(axis=0), norms.max(axis=0), alpha=0.2)
+        axis.set_title(title)
+        axis.set_xlabel("block, the last is next to the loss")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0, 0].set_ylabel("norm of the loss's gradient\nby the block's output")
+    return figure
+
+
 def curves(lines: list[dict[str, Any]]) -> Figure:
     """Loss and accuracy over the steps, on the training and the validation split."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,20 @@ def gate_table(openings: Openings) -> str:
     for block, row in sorted(openings.items()):
         cells = (f"{row[k]:9.3f}" if k in row else " " * 9 for k in sources)
         lines.append(f"block {block:2d} " + "".join(cells))
+    return "\n".join(lines)
+
+
+def gradient_table(title: str, flows: Mapping[str, np.ndarray]) -> str:
+    """Norms of the gradient, a row per block: the median of each line's states.
+
+    Args:
+      title: of the table.
+      flows: {line: [states, blocks]}.
+    """
+    medians = {name: np.median(norms, axis=0) for name, norms in flows.items()}
+    lines = [title, "gradient " + "".join(f"{name:>12}" for name in medians)]
+    for i, row in enumerate(zip(*medians.values(), strict=True), 1):
+        lines.append(f"block {i:3d}" + "".join(f"{norm:12.3e}" for norm in row))
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """The one backbone: CNN, ResNet and DResNet are this class with different specs."""
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ class BackboneSpec:
         expansion = BLOCKS[self.block].expansion
         return (round(self.width), *(expansion * width for width in widths))
 
-    @property
+    @functools.cached_property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """What each block is asked for."""
         found: list[BlockSpec] = []

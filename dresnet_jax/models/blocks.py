@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dresnet_jax.errors import pick
 from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.layers import Layers
 
@@ -41,6 +42,15 @@ class BlockSpec:
     attention: str = "none"
     zero_last: bool = False
     drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the names.
+
+        Raises:
+          UserError: one is unknown.
+        """
+        pick("shortcut", self.shortcut, {**SHORTCUTS, "none": None})
+        pick("attention", self.attention, ATTENTIONS)
 
 
 class Block(nn.Module):

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.denseformer import DepthWeightedAverage
 from dresnet_jax.analysis import connection_costs, reports
 from dresnet_jax.analysis.connection_costs import Subject
 from dresnet_jax.errors import UserError
@@ -30,6 +31,24 @@ def test_others_are_measured_beside_their_own_plain_network(tiny_images_config):
         ("per edge", None),
     ]
     assert peers[0].step_ratio == 1
+
+
+def test_a_scheme_of_others_has_parameters_of_its_own(tiny_images_config):
+    (subject,) = connection_costs.subjects(
+        tiny_images_config,
+        None,
+        ["folded"],
+        ["3"],
+        "none",
+        {"average": DepthWeightedAverage},
+    )
+    params = {
+        name: part.create_state(abstract=True).params["connections"]["block_3"]
+        for name, part in subject.experiments().items()
+        if name != connection_costs.PLAIN
+    }
+    assert set(params["folded"]) == {"gate_weights"}
+    assert params["average"].shape == (3,)
 
 
 @pytest.mark.parametrize("depth", ["4", "5"])

@@ -118,6 +118,14 @@ STEM = ("stem", "images", "conv", {"features": 8})
             r"'a' cannot add what it reads: stem is \(8, 8, 8\), images is \(8, 8, 1\)",
         ),
         ([("stem", "images", "conv", {"feature": 8})], "Layer 'stem': settings"),
+        (
+            [("a", "images", "block", {"features": 8, "shortcut": "convs"})],
+            "shortcut 'convs'. Did you mean 'conv'",
+        ),
+        (
+            [("a", "images", "block", {"features": 8, "attention": "sa"})],
+            "attention 'sa'. Did you mean 'se'",
+        ),
         ([("stem", "images")], "is not .layer, reads, operation, settings"),
         ([("stem", [], "activate")], "is not .layer, reads, operation, settings"),
     ],

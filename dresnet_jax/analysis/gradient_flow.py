@@ -1,0 +1,127 @@
+"""How much of the gradient arrives at the output of each block."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import linen as nn
+
+from dresnet_jax.data import pipeline
+from dresnet_jax.data.streaming import EvalBatches
+from dresnet_jax.models import zoo
+from dresnet_jax.training import experiment, steps
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.state import TrainState
+
+
+def stacks(config: ml_collections.ConfigDict) -> dict[str, Experiment]:
+    """The blocks of a config's model, joined in three ways.
+
+    Returns:
+      `plain`: by nothing; `residual`: by the model's shortcuts, or identity where it
+      has none; `dense`: by these and the config's connections.
+
+    Raises:
+      UserError: a value of the config is wrong.
+    """
+    own = experiment.build(config).model.spec.shortcut
+    shortcut = "identity" if own == "none" else own
+    name = config.model.name
+    if zoo.MODELS[name].connected:
+        name = name.removeprefix("d")
+
+    def joined(name: str, shortcut: str) -> Experiment:
+        other = copy.deepcopy(config)
+        other.model.update({"name": name, "shortcut": shortcut})
+        return experiment.build(other)
+
+    return {
+        "plain": joined(name, "none"),
+        "residual": joined(name, shortcut),
+        "dense": joined(f"d{name}", shortcut),
+    }
+
+
+def first_batch(part: Experiment) -> pipeline.Batch:
+    """The first examples of the training split, not augmented.
+
+    Raises:
+      UserError: the dataset is not prepared, or is damaged.
+    """
+    rows = np.arange(part.recipe.batch_size)
+    read = EvalBatches(part.open_splits()["train"], part.recipe, rows)[0]
+    arrays = map(jnp.asarray, (read.images, read.labels, read.mask))
+    return pipeline.make_batch(part.recipe, *arrays)
+
+
+def norms(
+    part: Experiment, batch: pipeline.Batch, states: Sequence[TrainState]
+) -> np.ndarray:
+    """Norms of the gradient of a batch's mean loss by the output of each block.
+
+    The network runs as in training: its norms see the batch.
+
+    Args:
+      part: whose states they are.
+      batch: its examples.
+      states: one or more.
+
+    Returns:
+      Euclidean norms over the whole batch, [states, blocks].
+    """
+    of_state = jax.jit(_norms(part))
+    return np.array([of_state(state, batch) for state in states])
+
+
+def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array]:
+    spec = part.model.spec
+    # In a loop over blocks their outputs have no names.
+    folded = dataclasses.replace(spec.connections, form="folded")
+    model = part.model.copy(spec=dataclasses.replace(spec, connections=folded))
+    names = [f"block_{i}" for i in range(1, len(spec.stages) + 1)]
+
+    def apply(
+        state: TrainState, batch: pipeline.Batch, **options: Any
+    ) -> tuple[jax.Array, Any]:
+        return model.apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            batch.images,
+            train=True,
+            rngs={"dropout": state.key},
+            **options,
+        )
+
+    def outputs(state: TrainState, batch: pipeline.Batch) -> dict[str, jax.Array]:
+        _, found = apply(
+            state,
+            batch,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.name in names,
+        )
+        calls = found["intermediates"]
+        return {name: calls[name]["__call__"][0] for name in names}
+
+    def of_state(state: TrainState, batch: pipeline.Batch) -> jax.Array:
+        def loss(added: dict[str, jax.Array]) -> jax.Array:
+            def tapped(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+                made = call(*args, **kwargs)
+                name = context.module.name
+                is_block = name in names and context.method_name == "__call__"
+                return made + added[name] if is_block else made
+
+            with nn.intercept_methods(tapped):
+                logits, _ = apply(state, batch, mutable=["batch_stats"])
+            smoothing = part.config.train.label_smoothing
+            return steps.cross_entropy(logits, batch.targets, smoothing).mean()
+
+        nothing = optax.tree.zeros_like(jax.eval_shape(outputs, state, batch))
+        gradients = jax.grad(loss)(nothing)
+        return jnp.stack([optax.tree.norm(gradients[name]) for name in names])
+
+    return of_state
