@@ -1,4 +1,4 @@
-"""The named models: one line each, and the function that builds one from a config."""
+"""The named models: one line each, and what builds one from a config or a table."""
 
 import dataclasses
 from typing import Any
@@ -13,6 +13,7 @@ from dresnet_jax.models.backbone import Backbone, BackboneSpec, stages
 from dresnet_jax.models.blocks import BLOCKS, SHORTCUT_RULES
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS, Layers
 from dresnet_jax.models.stems import STEMS
+from dresnet_jax.models.table import from_table as from_table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dresnet_jax.models import blocks, table, zoo
+from dresnet_jax.models import blocks, zoo
 from tests.conftest import ROOT
 
 
@@ -49,5 +49,5 @@ def test_the_table_of_the_page_is_a_network(tmp_path):
     (text,) = _codes("yaml", "stem")
     path = tmp_path / "network.yaml"
     path.write_text(text)
-    network = table.from_table(path, (32, 32, 3))
+    network = zoo.from_table(path, (32, 32, 3))
     assert [row.layer for row in network.rows] == ["stem", "one", "two", "head"]

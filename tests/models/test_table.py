@@ -8,7 +8,7 @@ import yaml
 
 from configs import common
 from dresnet_jax.errors import UserError
-from dresnet_jax.models import table, zoo
+from dresnet_jax.models import zoo
 
 SHAPE = (32, 32, 3)
 WIDTH, CLASSES = 4, 5
@@ -62,7 +62,7 @@ def test_resnet18_as_a_table_is_resnet18(tmp_path, form, train):
     config = common.get_config().unlock().model
     config.update(name="resnet18", stem="own", width=WIDTH)
     named = zoo.build(config, SHAPE[0], CLASSES)
-    network = table.from_table(rows, SHAPE)
+    network = zoo.from_table(rows, SHAPE)
     images = np.random.RandomState(0).standard_normal((2, *SHAPE)).astype(np.float32)
     variables = named.init(jax.random.key(0), images, train=False)
 
@@ -92,7 +92,7 @@ def test_blocks_are_operations_too():
         ("two", ["stem", "one"], "block", {"kind": "convnext", "features": 8}),
         ("head", ["one", "two"], "classifier", {"classes": 3}),
     ]
-    network = table.from_table(rows, (8, 8, 1))
+    network = zoo.from_table(rows, (8, 8, 1))
     logits, _ = network.init_with_output(
         jax.random.key(0), jnp.ones((2, 8, 8, 1)), train=False
     )
@@ -132,7 +132,7 @@ STEM = ("stem", "images", "conv", {"features": 8})
 )
 def test_a_table_that_describes_no_network_is_refused(rows, message):
     with pytest.raises(UserError, match=message):
-        table.from_table(rows, (8, 8, 1))
+        zoo.from_table(rows, (8, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=message):
-        table.from_table(path, (8, 8, 1))
+        zoo.from_table(path, (8, 8, 1))

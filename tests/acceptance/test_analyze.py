@@ -1,0 +1,63 @@
+"""Gradients drawn from a config and from runs; a wrong word is one clear line."""
+
+import pytest
+
+from tests.acceptance.small_run import SMALL, last_json
+from tests.conftest import run_command
+
+
+def test_gradients_of_stacks_and_of_a_run_are_drawn(tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "flow.png"
+    code, _, errors = run_command("train", *SMALL, f"--workdir={run}")
+    assert code == 0, errors
+    code, output, errors = run_command(
+        "analyze",
+        "gradients",
+        "--config=configs/digits.py",
+        "--config.model.width=4",
+        "--config.model.blocks_per_stage=(8,)",
+        "--seeds=2",
+        f"--runs={run}",
+        f"--out={picture}",
+        "--json",
+    )
+    assert code == 0, errors
+    start, of_run = last_json(output)["norms"].values()
+    ratios = {
+        name: sorted(norms[0] / norms[-1] for norms in seeds)
+        for name, seeds in start.items()
+    }
+    print(
+        "\n8 blocks: the gradient at the first, divided by that at the last: "
+        f"{ {name: [round(x, 2) for x in found] for name, found in ratios.items()} }"
+    )
+    assert [len(found) for found in ratios.values()] == [2, 2, 2]
+    assert ratios["plain"][0] > 2 * ratios["residual"][-1]
+    before, after = of_run.values()
+    assert len(before[0]) == len(after[0])
+    assert before != after
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "A word is missing: the subject"),
+        (["gradient"], "Unknown analysis 'gradient'. Did you mean 'gradients'?"),
+        (["gradients"], "--out=None must be the name of a .png file"),
+        (["gradients", "--out=flow.jpg"], "--out=flow.jpg must be the name of a .png"),
+        (["gradients", "--out=none/flow.png"], "there is no directory none"),
+        (["gradients", "--out=flow.png"], "--config is missing"),
+        (
+            ["gradients", "--out=flow.png", "--runs=nowhere"],
+            "nowhere holds no run",
+        ),
+        (["gradients", "--out=flow.png", "--seeds=0"], "seeds"),
+    ],
+)
+def test_a_wrong_word_is_one_clear_line(arguments, message):
+    code, output, errors = run_command("analyze", *arguments)
+    assert (code, output) == (2, "")
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
