@@ -35,6 +35,8 @@ def gate_table(openings: Openings) -> str:
 def gradient_table(title: str, flows: Mapping[str, np.ndarray]) -> str:
     """Norms of the gradient, a row per block: the median of each line's states.
 
+    The last row has that of the first block divided by that of the last.
+
     Args:
       title: of the table.
       flows: {line: [states, blocks]}.
@@ -43,6 +45,8 @@ def gradient_table(title: str, flows: Mapping[str, np.ndarray]) -> str:
     lines = [title, "gradient " + "".join(f"{name:>12}" for name in medians)]
     for i, row in enumerate(zip(*medians.values(), strict=True), 1):
         lines.append(f"block {i:3d}" + "".join(f"{norm:12.3e}" for norm in row))
+    ratios = (norms[0] / norms[-1] for norms in medians.values())
+    lines.append("1st/last " + "".join(f"{ratio:12.1f}" for ratio in ratios))
     return "\n".join(lines)
 
 
