@@ -34,7 +34,7 @@ SAVED = processes.PreemptedError.exit_code
 LAYOUT, OTHERS = (2, 1), ((1, 1), (1, 2), (2, 1))
 
 
-def soak(directory, *, kills, change, seed, steps):
+def soak(directory, *, kills, change, seed, steps, rate=small_run.GENTLE):
     """Runs both, and returns the figures.
 
     Args:
@@ -43,12 +43,13 @@ def soak(directory, *, kills, change, seed, steps):
       change: the life, from 0, from which the number of processes changes.
       seed: of the moments and the ways.
       steps: of the run.
+      rate: the flag of the learning rate.
     """
     chance = random.Random(seed)
     directory = Path(directory)
     arguments = (
         *small_run.SMALL,
-        small_run.GENTLE,
+        rate,
         f"--config.train.num_steps={steps}",
         "--config.train.checkpoint_every_steps=10",
         # So that what is printed fits the pipe that is read at the end.

@@ -126,9 +126,16 @@ def test_a_signal_to_one_process_stops_and_saves_all(tmp_path):
             0,
             marks=pytest.mark.slow,
         ),
-        # Other numbers of processes add up in other orders.
+        # Other numbers of devices add up in other orders. At the rate of the others,
+        # and by the CPU, runs of 400 steps differ by more even where none is killed.
         pytest.param(
-            {"kills": 10, "change": 0, "seed": 1, "steps": 400},
+            {
+                "kills": 10,
+                "change": 0,
+                "seed": 1,
+                "steps": 400,
+                "rate": "--config.optimizer.learning_rate=0.00003",
+            },
             1e-6,
             marks=pytest.mark.slow,
         ),
