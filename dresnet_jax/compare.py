@@ -26,15 +26,19 @@ def main() -> None:
         cli.use_compilation_cache(cache)
         plan = comparison.plan(config, directory)
         comparison.write_plan(plan, directory)
-        print(comparison_report.plan_table(plan), flush=True)
+        print(comparison_report.plan_table(plan))
+        print(plan.together.description, flush=True)
         runs = comparison.runs(config, plan, directory)
         missing = [run for run in runs if not run.is_done]
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} runs were done before")
-        with comparison.trainers(config.at_once, cache) as train:
-            for number, (run, seconds) in enumerate(train(missing), 1):
+        together = plan.together.seeds
+        groups = comparison.grouped(missing, together)
+        with comparison.trainers(config.at_once, together, cache) as train:
+            for number, (group, seconds) in enumerate(train(groups), 1):
+                seeds = ", ".join(str(run.seed) for run in group)
                 print(
-                    f"{number} of {len(missing)}: {run.variant}, seed {run.seed}: "
+                    f"{number} of {len(groups)}: {group[0].variant}, seed {seeds}: "
                     f"{seconds:.0f} s",
                     flush=True,
                 )

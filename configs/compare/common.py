@@ -21,13 +21,17 @@ def get_config(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     base.train.report_on = "best"
     base.train.keep_best = 1
     base.train.keep_checkpoints = 1
-    # Runs of the main variant and of the reference in all its forms, of seeds 0, 1, 2,
-    # ...; and of each other variant, None for as many.
+    # Runs of the main variant and of the reference in all its forms, of seeds
+    # first_seed, first_seed + 1, ...; and of each other variant, None for as many.
+    config.first_seed = 0
     config.seeds = 3
     config.other_seeds = config_dict.placeholder(int)
     # Runs trained at once, each in a process of its own; None for one a core on a CPU,
     # and one elsewhere.
     config.at_once = config_dict.placeholder(int)
+    # Seeds of a variant that one program trains side by side; 1 for one after the
+    # other, None for what is measured to be faster.
+    config.together = config_dict.placeholder(int)
     # By name, the fields of a run's config in which a variant differs from the base.
     config.variants = ml_collections.ConfigDict()
     # The variant that the others are compared with, and the one the question is about.

@@ -13,7 +13,7 @@ import optax
 from dresnet_jax.analysis import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
-from dresnet_jax.training import experiment
+from dresnet_jax.training import experiment, together
 
 # Widths are tried in steps of this: by less, no stage of four changes.
 _WIDTH_STEP = 1 / 8
@@ -38,6 +38,50 @@ class Costs:
     step_seconds: float
     low_seconds: float
     high_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """How many seeds of a variant one program trains.
+
+    Attributes:
+      seeds: so many; 1 where they are trained one after the other.
+      tried: seeds of the program that was measured; 0 for none.
+      ratio: a step's time in it, a seed, to that of a step of one seed alone.
+    """
+
+    seeds: int
+    tried: int = 0
+    ratio: float | None = None
+
+    @property
+    def description(self) -> str:
+        """In a sentence."""
+        how = "one after the other"
+        if self.seeds > 1:
+            how = f"{self.seeds} in one program"
+        why = "as the config says"
+        if self.ratio is not None:
+            why = (
+                f"a step of {self.tried} in one program takes {self.ratio:.2f} times "
+                f"as long as {self.tried} steps"
+            )
+        return f"The seeds of a variant are trained {how}: {why}."
+
+
+def measure_together(config: ml_collections.ConfigDict, seeds: int) -> Together:
+    """Whether so many seeds of a run train faster in one program; measured in turn."""
+    if seeds == 1:
+        return Together(1)
+    parts = experiment.build(config)
+    steps: dict[int, Callable[[], object]] = {
+        1: _Step(parts),
+        seeds: _StepTogether(parts, seeds),
+    }
+    seconds = cost.interleaved_seconds(steps, _ROUNDS)
+    medians = {count: float(np.median(found)) for count, found in seconds.items()}
+    ratio = medians[seeds] / (seeds * medians[1])
+    return Together(seeds if ratio < 1 else 1, seeds, ratio)
 
 
 def measure(configs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, Costs]:
@@ -65,8 +109,8 @@ class _Step:
         self._state = parts.create_state()
         self.params = optax.tree.size(self._state.params)
         self.flops = cost.of(self._program).flops
-        examples = parts.open_splits()["train"]
-        data = parts.road.data(examples, parts.config.seed, parts.calls(0)[:1])
+        placed = parts.road.place(parts.open_splits()["train"])
+        data = parts.road.data(placed, parts.config.seed, parts.calls(0)[:1])
         self._arrays, _ = next(data)
         data.close()
 
@@ -74,6 +118,27 @@ class _Step:
         for _ in range(_STEPS):
             self._state, result = self._program(self._state, *self._arrays)
         return result
+
+
+class _StepTogether:
+    """As `_Step`, of several seeds in one program."""
+
+    def __init__(self, parts: experiment.Experiment, seeds: int) -> None:
+        self._program = together.compile_train_steps(parts, seeds, 1)
+        placed = parts.road.place(parts.open_splits()["train"])
+        states, data = [], []
+        for seed in range(seeds):
+            states.append(parts.with_seed(seed).create_state())
+            found = parts.road.data(placed, seed, parts.calls(0)[:1])
+            data.append(next(found).arrays)
+            found.close()
+        self._states, self._data = tuple(states), tuple(data)
+
+    def __call__(self) -> object:
+        for _ in range(_STEPS):
+            found = self._program(self._states, self._data)
+            self._states = tuple(state for state, _ in found)
+        return [result for _, result in found]
 
 
 def count_params(config: ml_collections.ConfigDict) -> float:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,13 +21,17 @@ import ml_collections
 from etils import epath
 
 from dresnet_jax.analysis import budgets
-from dresnet_jax.analysis.budgets import Costs
+from dresnet_jax.analysis.budgets import Costs, Together
 from dresnet_jax.errors import RunFailedError, UserError, pick, unknown
-from dresnet_jax.training import experiment, loop, metrics, workdir
+from dresnet_jax.training import experiment, late_report, loop, metrics, workdir
 from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.together import Group, Member
 
 # Processes that `trainers` starts by itself; each takes about a gigabyte.
 _MOST_AT_ONCE = 8
+
+# Seeds of a variant that are tried in one program, if there are as many.
+_MOST_TOGETHER = 8
 
 BUDGETS = ("parameters", "flops", "time")
 
@@ -41,11 +45,13 @@ class Plan:
       references: names of the reference and its forms with the main variant's budgets,
         by the budget: steps, parameters, flops, time.
       costs: of a step of each variant.
+      together: how many seeds of a variant one program trains.
     """
 
     variants: Mapping[str, ml_collections.ConfigDict]
     references: Mapping[str, str]
     costs: Mapping[str, Costs]
+    together: Together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +93,8 @@ class Finished:
     lines: list[dict[str, Any]]
 
 
-# Trains runs, and yields each as it ends, with the seconds that it took.
-Trainer = Callable[[Iterable[Run]], Iterator[tuple[Run, float]]]
+# Trains groups of runs, and yields each as it ends, with the seconds that it took.
+Trainer = Callable[[Iterable[list[Run]]], Iterator[tuple[list[Run], float]]]
 
 _DONE, _FAILED, _PLAN = "report.json", "failed.json", "plan.json"
 
@@ -106,9 +112,13 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
     Raises:
       UserError: a value is wrong.
     """
-    for field in ("seeds", "other_seeds", "at_once"):
+    for field in ("seeds", "other_seeds", "at_once", "together"):
         if config[field] is not None and config[field] < 1:
             raise UserError(f"{field} = {config[field]} must be above 0.")
+    if not 0 <= config.first_seed <= 2**32 - config.seeds:
+        raise UserError(
+            f"first_seed = {config.first_seed} must be from 0 to 2**32 - seeds."
+        )
     variants = {
         name: _changed(config.base, changes, f"variants.{name}")
         for name, changes in config.variants.items()
@@ -149,7 +159,16 @@ def _new_plan(
         longer.train.num_steps = round(experiment.build(reference).num_steps * ratio)
         matched[name] = longer
         costs[name] = costs[config.reference]
-    return Plan(variants | matched, references, costs)
+    return Plan(variants | matched, references, costs, _together(config, main))
+
+
+def _together(
+    config: ml_collections.ConfigDict, main: ml_collections.ConfigDict
+) -> Together:
+    if config.together is not None:
+        return Together(config.together)
+    fewest = min(config.seeds, config.other_seeds or config.seeds)
+    return budgets.measure_together(main, min(fewest, _MOST_TOGETHER))
 
 
 def write_plan(plan: Plan, directory: epath.Path) -> None:
@@ -169,6 +188,7 @@ def write_plan(plan: Plan, directory: epath.Path) -> None:
             "costs": {
                 name: dataclasses.asdict(cost) for name, cost in plan.costs.items()
             },
+            "together": dataclasses.asdict(plan.together),
         },
     )
 
@@ -182,7 +202,8 @@ def _read_plan(
         changed.train.num_steps = fields["num_steps"]
         variants[name] = changed
     costs = {name: Costs(**cost) for name, cost in found["costs"].items()}
-    return Plan(variants, found["references"], costs)
+    together = Together(**found["together"])
+    return Plan(variants, found["references"], costs, together)
 
 
 def runs(
@@ -198,49 +219,77 @@ def runs(
     return [
         Run(
             name,
-            seed,
-            directory / "runs" / _slug(name) / str(seed),
-            parts[name].with_seed(seed),
+            config.first_seed + i,
+            directory / "runs" / _slug(name) / str(config.first_seed + i),
+            parts[name].with_seed(config.first_seed + i),
         )
-        for seed in range(max(seeds.values()))
+        for i in range(max(seeds.values()))
         for name in plan.variants
-        if seed < seeds[name]
+        if i < seeds[name]
     ]
 
 
-def train(run: Run) -> None:
-    """Trains a run to its end, or goes on with it; what it prints goes to log.txt.
+def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
+    """The runs that one program trains together: so many seeds of a variant."""
+    groups: dict[tuple[int, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.seed // together, run.variant), []).append(run)
+    return list(groups.values())
+
+
+def train(group: Sequence[Run], together: int) -> None:
+    """Trains runs to their end, or goes on with them; what they print goes to log.txt.
 
     A run whose loss is not finite has failed, and is not tried again.
+
+    Args:
+      group: one of `grouped`.
+      together: seeds that the program has room for; with 1 it is that of `train`.
     """
-    with (
-        workdir.claim(run.directory, run.experiment.config, overwrite=False),
-        (run.directory / "log.txt").open("a") as log,
-        contextlib.redirect_stdout(log),
-    ):
+    with contextlib.ExitStack() as stack:
+        members = {}
+        for run in group:
+            config, directory = run.experiment.config, run.directory
+            stack.enter_context(workdir.claim(directory, config, overwrite=False))
+            log = stack.enter_context((directory / "log.txt").open("a"))
+            member = Member(run.experiment, directory, log)
+            members[run.seed % together] = member
+        for slot, error in _trained(members, together).items():
+            directory = members[slot].directory
+            workdir.write_json(directory / _FAILED, {"error": str(error)})
+
+
+def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exception]:
+    """Trains; returns by slot why a run failed."""
+    if together > 1:
+        return Group(members, together).train()
+    (member,) = members.values()
+    with contextlib.redirect_stdout(member.output):
         try:
-            loop.run(run.experiment, run.directory)
-        except loop.NonFiniteLossError as error:
-            workdir.write_json(run.directory / _FAILED, {"error": str(error)})
+            loop.run(member.experiment, member.directory)
+        except late_report.NonFiniteLossError as error:
+            return {0: error}
+    return {}
 
 
 @contextlib.contextmanager
-def trainers(at_once: int | None, cache: str) -> Iterator[Trainer]:
-    """What trains runs, so many at once.
+def trainers(at_once: int | None, together: int, cache: str) -> Iterator[Trainer]:
+    """What trains groups of runs, so many at once.
 
     On a CPU small steps leave cores idle, so that runs side by side end sooner than one
     after the other.
 
     Args:
-      at_once: how many, each in a process of its own; 1 for this process; None for one
-        a core on a CPU, at most `_MOST_AT_ONCE`, and else 1.
+      at_once: how many groups, each in a process of its own; 1 for this process; None
+        for one a core on a CPU, at most `_MOST_AT_ONCE`, and else 1.
+      together: seeds of a group's program.
       cache: directory of compiled programs.
     """
     if at_once is None:
         cores = len(os.sched_getaffinity(0))
         at_once = min(cores, _MOST_AT_ONCE) if jax.default_backend() == "cpu" else 1
     if at_once == 1:
-        yield lambda runs: ((run, _timed(run)) for run in runs)
+        yield lambda groups: ((group, _timed(group, together)) for group in groups)
         return
     with concurrent.futures.ProcessPoolExecutor(
         at_once,
@@ -249,33 +298,37 @@ def trainers(at_once: int | None, cache: str) -> Iterator[Trainer]:
         initializer=_start_worker,
         initargs=(cache,),
     ) as pool:
-        yield functools.partial(_train_in, pool, at_once)
+        yield functools.partial(_train_in, pool, at_once, together)
 
 
 def _train_in(
-    pool: concurrent.futures.Executor, at_once: int, runs: Iterable[Run]
-) -> Iterator[tuple[Run, float]]:
-    waiting = iter(runs)
-    under_way: dict[concurrent.futures.Future[float], Run] = {}
+    pool: concurrent.futures.Executor,
+    at_once: int,
+    together: int,
+    groups: Iterable[list[Run]],
+) -> Iterator[tuple[list[Run], float]]:
+    waiting = iter(groups)
+    under_way: dict[concurrent.futures.Future[float], list[Run]] = {}
     while True:
         # No more than can start, so that nothing does after Ctrl-C.
-        for run in itertools.islice(waiting, at_once - len(under_way)):
-            config = run.experiment.config
-            task = pool.submit(_train_there, config, run.variant, str(run.directory))
-            under_way[task] = run
+        for group in itertools.islice(waiting, at_once - len(under_way)):
+            places = {run.seed: str(run.directory) for run in group}
+            config, variant = group[0].experiment.config, group[0].variant
+            task = pool.submit(_train_there, config, variant, places, together)
+            under_way[task] = group
         if not under_way:
             return
         ended, _ = concurrent.futures.wait(
             under_way, return_when=concurrent.futures.FIRST_COMPLETED
         )
         for task in ended:
-            run = under_way.pop(task)
+            group = under_way.pop(task)
             try:
-                yield run, task.result()
+                yield group, task.result()
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise RunFailedError(
-                    f"The process that trained {run.directory} was killed; the same "
-                    "command goes on. A lower at_once needs less memory."
+                    f"The process that trained {group[0].directory} was killed; the "
+                    "same command goes on. A lower at_once needs less memory."
                 ) from error
 
 
@@ -293,22 +346,29 @@ def _start_worker(cache: str) -> None:
 
 
 def _train_there(
-    config: ml_collections.ConfigDict, variant: str, directory: str
+    config: ml_collections.ConfigDict,
+    variant: str,
+    places: Mapping[int, str],
+    together: int,
 ) -> float:
-    """Trains a run in a worker, which keeps the programs of every variant."""
+    """Trains a group in a worker, which keeps the programs of every variant."""
     if variant not in _EXPERIMENTS:
         _EXPERIMENTS[variant] = experiment.build(config)
-    parts = _EXPERIMENTS[variant].with_seed(config.seed)
-    return _timed(Run(variant, config.seed, epath.Path(directory), parts))
+    parts = _EXPERIMENTS[variant]
+    group = [
+        Run(variant, seed, epath.Path(directory), parts.with_seed(seed))
+        for seed, directory in places.items()
+    ]
+    return _timed(group, together)
 
 
 # Of a worker, by variant.
 _EXPERIMENTS: dict[str, Experiment] = {}
 
 
-def _timed(run: Run) -> float:
+def _timed(group: Sequence[Run], together: int) -> float:
     start = time.monotonic()
-    train(run)
+    train(group, together)
     return time.monotonic() - start
 
 

@@ -106,7 +106,7 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
     per_call = parts.config.train.steps_per_call
     train_step = parts.compile_train_step(per_call)
     make_batches = _compile_batches(parts, per_call)
-    examples = parts.open_splits()["train"]
+    placed = parts.road.place(parts.open_splits()["train"])
     # So many calls first that all that was read ahead of them is used up.
     data = parts.config.data
     before = 2 * data.num_threads * max(1, data.num_workers)
@@ -123,7 +123,7 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
         return make_batches(arrays, state.key, state.step)
 
     def read() -> Iterator[CallData]:
-        return parts.road.data(examples, parts.config.seed, calls)
+        return parts.road.data(placed, parts.config.seed, calls)
 
     same = next(read())
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -116,7 +116,8 @@ class Experiment:
             self.programs[num_steps] = self._compile_train_step(num_steps)
         return self.programs[num_steps]
 
-    def _compile_train_step(self, num_steps: int) -> jax.stages.Compiled:
+    def train_steps(self, num_steps: int) -> Callable[..., Any]:
+        """What `compile_train_step` compiles."""
         step, road = self.step, self.road
         over_devices = sharding.split_batch(self.mesh)
 
@@ -136,12 +137,19 @@ class Experiment:
                 return state, jax.tree.map(lambda x: x[None], result)
             return jax.lax.scan(one, state, jnp.arange(num_steps))
 
+        return train_step
+
+    def _compile_train_step(self, num_steps: int) -> jax.stages.Compiled:
         abstract = self.create_state(abstract=True)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         place = sharding.replicated(self.mesh)
         return (
-            jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, place))
-            .lower(abstract, *road.abstract(num_steps))
+            jax.jit(
+                self.train_steps(num_steps),
+                donate_argnums=0,
+                out_shardings=(shardings, place),
+            )
+            .lower(abstract, *self.road.abstract(num_steps))
             .compile()
         )
 

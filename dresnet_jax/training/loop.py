@@ -1,15 +1,13 @@
 """The only training loop."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
-import math
 import platform
-import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import AbstractContextManager
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -21,11 +19,9 @@ import dresnet_jax
 from dresnet_jax.connections import module as connections
 from dresnet_jax.connections.module import Openings
 from dresnet_jax.data.streaming import Call
-from dresnet_jax.errors import RunFailedError
 from dresnet_jax.training import (
     checkpointing,
     metrics,
-    optimizer,
     processes,
     transfer,
     watching,
@@ -33,20 +29,44 @@ from dresnet_jax.training import (
 )
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.metrics import Log, Metrics
-from dresnet_jax.training.roads import Splits
+from dresnet_jax.training.late_report import LateReport
+from dresnet_jax.training.metrics import Log
+from dresnet_jax.training.roads import Placed, Splits
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
 
 # Mean change of F(w), from half of the run on, below which a person is warned.
 _STILL_GATES = 0.01
 
-# Batches in a row whose loss is not finite, after which a run that skips them stops.
-_MOST_SKIPPED = 10
+
+class Opened(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      splits: as the road reads them.
+      train: the training split in its place.
+    """
+
+    splits: Splits
+    train: Placed
 
 
-class NonFiniteLossError(RunFailedError):
-    """The loss or its gradient is infinite or not a number."""
+class Wanted(NamedTuple):
+    """What a run wants computed next.
+
+    Attributes:
+      call: the steps.
+      state: before them; it is consumed.
+      arrays: their data, as the road gives it.
+    """
+
+    call: Call
+    state: TrainState
+    arrays: tuple[jax.Array, ...]
+
+
+# Wants calls computed, takes what came of each, and returns the report.
+Run = Generator[Wanted, tuple[TrainState, StepResult], dict[str, Any]]
 
 
 def run(
@@ -65,13 +85,56 @@ def run(
       The report, which is also written to `report.json`.
 
     Raises:
-      NonFiniteLossError: names the step; the checkpoints before it stay.
+      late_report.NonFiniteLossError: names the step; the checkpoints before it stay.
       KeyboardInterrupt: Ctrl-C, after a step that is saved.
       PreemptedError: SIGTERM, after a step that is saved.
     """
+    watch = watch or watching.Watch(directory)
+
+    @functools.cache
+    def compiled(steps: int) -> jax.stages.Compiled:
+        program = experiment.compile_train_step(steps)
+        watch.count(program, experiment.config.train.accumulate_steps)
+        return program
+
+    asking = begin(
+        experiment, directory, open_data(experiment), processes.stop_signals(), watch
+    )
+    with contextlib.closing(asking):
+        try:
+            wanted = next(asking)
+            while True:
+                program = compiled(wanted.call.steps)
+                wanted = asking.send(program(wanted.state, *wanted.arrays))
+        except StopIteration as end:
+            return end.value
+
+
+def open_data(experiment: Experiment) -> Opened:
+    """Opens every split, and puts the training split in its place."""
+    splits = experiment.open_splits()
+    return Opened(splits, experiment.road.place(splits["train"]))
+
+
+def begin(
+    experiment: Experiment,
+    directory: epath.Path,
+    data: Opened,
+    stopping: AbstractContextManager[processes.Stop],
+    watched: AbstractContextManager[watching.Watch],
+) -> Run:
+    """As `run`, but for the calls of the compiled step, which the driver makes.
+
+    Args:
+      experiment: what is trained.
+      directory: the run directory, claimed for this experiment's config.
+      data: of the experiment.
+      stopping: gives what says when to stop.
+      watched: gives what looks at the steps from outside.
+    """
     processes.say(f"data: {experiment.road.description}")
     processes.say(f"connections: {experiment.connections_description}")
-    splits = experiment.open_splits()
+    splits = data.splits
     evaluate = Evaluator(experiment)
     state, start = _restore_or_create(experiment, directory)
     keep = _keep(experiment.config.train)
@@ -79,17 +142,17 @@ def run(
     with (
         checkpointing.Checkpoints(directory, keep, _about(experiment)) as checkpoints,
         Log(directory, start, experiment.num_steps, writes=writes) as log,
-        processes.stop_signals() as stop,
-        watch or watching.Watch(directory) as watch,
+        stopping as stop,
+        watched as watch,
     ):
         if start == 0:
             log.write_gates(0, experiment.gate_openings(state))
         if start < experiment.num_steps:
             gates = metrics.first_gates(directory) if writes else {}
             trainer = _Trainer(
-                experiment, splits, evaluate, checkpoints, log, gates, watch
+                experiment, data, evaluate, checkpoints, log, gates, watch
             )
-            state = trainer.train(state, start, stop)
+            state = yield from trainer.train(state, start, stop)
     step = experiment.num_steps
     if experiment.config.train.report_on == "best":
         best = processes.first_alone(lambda: _best_step(directory))
@@ -163,28 +226,28 @@ class _Trainer:
     """What the steps of a run need besides the state."""
 
     experiment: Experiment
-    splits: Splits
+    data: Opened
     evaluate: Evaluator
     checkpoints: checkpointing.Checkpoints
     log: Log
     first_gates: Openings
     watch: watching.Watch
 
-    def train(self, state: TrainState, start: int, stop: processes.Stop) -> TrainState:
-        """Runs the steps after `start`; evaluates, logs and saves on the way."""
+    def train(
+        self, state: TrainState, start: int, stop: processes.Stop
+    ) -> Generator[Wanted, tuple[TrainState, StepResult], TrainState]:
+        """Asks for the steps after `start`; evaluates, logs and saves on the way."""
         experiment, config = self.experiment, self.experiment.config.train
-        compiled = functools.cache(self._compile)
         calls = experiment.calls(start)
-        data = experiment.road.data(self.splits["train"], experiment.config.seed, calls)
-        late = _LateReport(experiment, self.log, start, self.watch)
+        data = experiment.road.data(self.data.train, experiment.config.seed, calls)
+        late = LateReport(experiment, self.log, start, self.watch)
         with contextlib.closing(data):
             for number, call in enumerate(calls):
                 step = call.start + call.steps
-                train_step = compiled(call.steps)
                 with late.waiting("data_wait"):
                     arrays, skipped = next(data)
                 self.watch.before(call)
-                state, result = train_step(state, *arrays)
+                state, result = yield Wanted(call, state, arrays)
                 late.add(call, result, skipped)
                 is_last = step == experiment.num_steps
                 # Every process has to ask after every call.
@@ -214,14 +277,9 @@ class _Trainer:
                     raise processes.PreemptedError(f"told to stop {words}")
         return state
 
-    def _compile(self, steps: int) -> jax.stages.Compiled:
-        program = self.experiment.compile_train_step(steps)
-        self.watch.count(program, self.experiment.config.train.accumulate_steps)
-        return program
-
     def _validate(self, state: TrainState, step: int) -> dict[str, float]:
         """Evaluates and logs; returns what checkpoints are compared by."""
-        validation = self.evaluate(state, self.splits["validation"])
+        validation = self.evaluate(state, self.data.splits["validation"])
         scalars = {
             "epoch": step / self.experiment.steps_per_epoch,
             "val_loss": validation.loss,
@@ -246,105 +304,6 @@ class _Trainer:
                 drift,
                 multiplier,
             )
-
-
-class _LateReport:
-    """Looks at a call's result when the next is under way, so as not to stop it."""
-
-    def __init__(
-        self, experiment: Experiment, log: Log, start: int, watch: watching.Watch
-    ) -> None:
-        config = experiment.config
-        self._schedule = optimizer.schedule(config.optimizer, experiment.num_steps)
-        self._every = config.train.log_every_steps
-        self._last_step = experiment.num_steps
-        self._batch_size = experiment.recipe.batch_size
-        self._log = log
-        self._watch = watch
-        self._skips = config.train.on_non_finite == "skip"
-        self._in_a_row = 0
-        self._pending: tuple[Call, StepResult] | None = None
-        self._logged = (start, time.monotonic())
-        self._rates: dict[str, float] = {}
-        self._waited: dict[str, float] = collections.defaultdict(float)
-        self._skipped = 0
-        self._skipped_batches = 0
-
-    @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Counts the time inside as time that the loop waited for something."""
-        start = time.monotonic()
-        yield
-        self._waited[what] += time.monotonic() - start
-
-    def add(self, call: Call, result: StepResult, skipped: int) -> None:
-        """Takes the result of a call just dispatched; reports the one before it."""
-        self.flush()
-        self._pending = (call, result)
-        self._skipped += skipped
-
-    def flush(self) -> None:
-        """Waits for the call last taken and reports its steps."""
-        if self._pending is None:
-            return
-        (call, result), self._pending = self._pending, None
-        losses, grad_norms = jax.device_get((result.loss, result.grad_norm))
-        for i, (loss, grad_norm) in enumerate(zip(losses, grad_norms, strict=True)):
-            step = call.start + i + 1
-            if math.isfinite(loss) and math.isfinite(grad_norm):
-                self._in_a_row = 0
-            else:
-                self._non_finite(step, loss, grad_norm)
-            if step % self._every == 0 or step == self._last_step:
-                running = jax.tree.map(lambda x, i=i: x[i], result.running)
-                self._write(step, running, call.start + call.steps)
-            self._log.advance(step)
-        self._watch.after(call)
-
-    def _non_finite(self, step: int, loss: float, grad_norm: float) -> None:
-        self._in_a_row += 1
-        self._skipped_batches += 1
-        found = f"At step {step} the loss is {loss} and the norm of its gradient "
-        if self._skips and self._in_a_row < _MOST_SKIPPED:
-            logging.warning("%s%s: the batch is skipped.", found, grad_norm)
-            return
-        often = f", in {self._in_a_row} batches in a row" if self._skips else ""
-        raise NonFiniteLossError(
-            f"{found}{grad_norm}{often}. Training stopped; earlier checkpoints are "
-            "kept. A lower optimizer.learning_rate or optimizer.clip_norm may help."
-        )
-
-    def _write(self, step: int, running: Metrics, done: int) -> None:
-        """Writes the line of a step, of a call after which `done` steps are done."""
-        means = jax.device_get(running).compute()
-        before, then = self._logged
-        if done > before:
-            now = time.monotonic()
-            step_seconds = (now - then) / (done - before)
-            self._rates = {
-                "images_per_second": self._batch_size / step_seconds,
-                "step_seconds": step_seconds,
-                **self._watch.utilisation(step_seconds),
-                "data_wait": self._waited["data_wait"] / (now - then),
-                "checkpoint_wait": self._waited["checkpoint_wait"] / (now - then),
-            }
-            self._logged = (done, now)
-            self._waited.clear()
-        self._log.write(
-            step,
-            {
-                "train_loss": float(means["loss"]),
-                "train_accuracy": float(means["accuracy"]),
-                "learning_rate": float(self._schedule(step - 1)),
-            }
-            | self._rates
-            | ({"skipped_records": self._skipped} if self._skipped else {})
-            | (
-                {"skipped_batches": self._skipped_batches}
-                if self._skipped_batches
-                else {}
-            ),
-        )
 
 
 def _restore_or_create(

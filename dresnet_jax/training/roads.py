@@ -25,6 +25,18 @@ _RESIDENT_SHARE = 0.25
 _MIB = 2**20
 
 
+class Placed(NamedTuple):
+    """A training split, and what of it stays on the devices from call to call.
+
+    Attributes:
+      examples: of the split.
+      arrays: its first arrays of every call, the same for every seed.
+    """
+
+    examples: sources.Examples
+    arrays: tuple[jax.Array, ...]
+
+
 class CallData(NamedTuple):
     """What one call of the compiled program reads.
 
@@ -44,6 +56,10 @@ class Road(Protocol):
     def description(self) -> str:
         """One line on the road and why it was taken."""
 
+    @property
+    def num_placed(self) -> int:
+        """How many arrays of a call's data are those of `place`: the first."""
+
     def abstract(self, steps: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes, dtypes and shardings of the data of a call of so many steps."""
 
@@ -55,8 +71,11 @@ class Road(Protocol):
     def open(self, splits: Splits) -> Splits:
         """The splits as this road reads them."""
 
+    def place(self, examples: sources.Examples) -> Placed:
+        """Puts a training split where it stays, if it does."""
+
     def data(
-        self, examples: sources.Examples, seed: int, calls: Sequence[Call]
+        self, placed: Placed, seed: int, calls: Sequence[Call]
     ) -> Generator[CallData]:
         """The data of each call of a run."""
 
@@ -81,6 +100,8 @@ class Resident:
     num_examples: int
     sharded: bool
     reason: str
+
+    num_placed = 2
 
     @property
     def description(self) -> str:
@@ -117,21 +138,30 @@ class Resident:
             for name, examples in splits.items()
         }
 
-    def data(
-        self, examples: sources.Examples, seed: int, calls: Sequence[Call]
-    ) -> Generator[CallData]:
-        """The same images and labels for each call, and its epoch's order."""
+    def place(self, examples: sources.Examples) -> Placed:
+        """The images and labels, on the devices."""
         assert isinstance(examples, sources.Arrays), "of another road's `open`"
-        split = tuple(
+        arrays = tuple(
             sharding.put(self._fill_up(array), self._place)
             for array in (examples.images, examples.labels)
         )
+        return Placed(examples, arrays)
+
+    def data(
+        self, placed: Placed, seed: int, calls: Sequence[Call]
+    ) -> Generator[CallData]:
+        """The same images and labels for each call, and its epoch's order."""
+        examples = placed.examples
+        assert isinstance(examples, sources.Arrays), "of another road's `place`"
         skipped = len(examples.corrupt)
         steps_per_epoch = self.recipe.steps_per_epoch(len(examples))
         by_epoch = itertools.groupby(calls, lambda call: call.start // steps_per_epoch)
         for epoch, group in by_epoch:
             order = pipeline.epoch_order(seed, epoch, len(examples))
-            arrays = (*split, sharding.put(order, sharding.replicated(self.mesh)))
+            arrays = (
+                *placed.arrays,
+                sharding.put(order, sharding.replicated(self.mesh)),
+            )
             for _ in group:
                 yield CallData(arrays, skipped)
                 skipped = 0
@@ -176,6 +206,8 @@ class Streaming:
     workers: int
     reason: str
 
+    num_placed = 0
+
     @property
     def description(self) -> str:
         """One line on the road and why it was taken."""
@@ -204,8 +236,12 @@ class Streaming:
         """The splits as they are."""
         return splits
 
+    def place(self, examples: sources.Examples) -> Placed:
+        """Nothing is on the devices yet."""
+        return Placed(examples, ())
+
     def data(
-        self, examples: sources.Examples, seed: int, calls: Sequence[Call]
+        self, placed: Placed, seed: int, calls: Sequence[Call]
     ) -> Generator[CallData]:
         """The images and labels of each call's steps."""
         rows = sharding.local_rows(self.mesh, self.recipe.batch_size)
@@ -218,7 +254,9 @@ class Streaming:
             )
             return CallData(tuple(arrays), int((~batch.mask).sum()))
 
-        batches = streaming.TrainBatches(examples, self.recipe, seed, rows, calls)
+        batches = streaming.TrainBatches(
+            placed.examples, self.recipe, seed, rows, calls
+        )
         ahead = streaming.read_ahead(batches, self.threads, self.workers, to_devices)
         # Ends the readers where the run ends early.
         with contextlib.closing(ahead):

@@ -66,7 +66,7 @@ def digests(parts, road, train):
         return jax.lax.with_sharding_constraint(batch, over_devices)
 
     calls = parts.calls(_START.value)
-    data = road.data(train, parts.config.seed, calls)
+    data = road.data(road.place(train), parts.config.seed, calls)
     for call, (arrays, _) in zip(calls, data, strict=True):
         for i in range(call.steps):
             batch = make(arrays, call.start + i, i)

@@ -18,6 +18,7 @@ SMALL_STUDY = (
     "--config.base.model.blocks_per_stage=(1, 1, 1, 1)",
     "--config.base.train.num_epochs=4",
     "--config.seeds=2",
+    "--config.together=2",
     "--config.budgets=('parameters',)",
 )
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -43,7 +43,8 @@ def _twin(name):
 def test_every_network_learns(name, connected):
     parts = _twin(connected + name)
     state, losses = parts.create_state(), []
-    data = parts.road.data(parts.open_splits()["train"], 0, parts.calls(0))
+    placed = parts.road.place(parts.open_splits()["train"])
+    data = parts.road.data(placed, 0, parts.calls(0))
     step = parts.compile_train_step()
     for arrays, _ in data:
         state, result = step(state, *arrays)

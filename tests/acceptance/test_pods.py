@@ -317,7 +317,7 @@ def test_saving_beside_the_steps_costs_little(tmp_path):
     config.train.num_steps = 10**6
     parts = experiment.build(config)
     step, state = parts.compile_train_step(), parts.create_state()
-    train = parts.open_splits()["train"]
+    train = parts.road.place(parts.open_splits()["train"])
     arrays, _ = next(parts.road.data(train, 0, parts.calls(0)[:1]))
     keep, window, pairs = checkpointing.Keep(1), 20, 16
     costs, plain = [], []

@@ -63,7 +63,8 @@ def ours(records):
         return parts.road.batch(arrays, key, step, 0)
 
     def epoch():
-        for call, data in zip(calls, parts.road.data(records, 0, calls), strict=True):
+        read = parts.road.data(parts.road.place(records), 0, calls)
+        for call, data in zip(calls, read, strict=True):
             batch = finish(data.arrays, call.start)
             assert batch.images.shape == (BATCH, SIZE, SIZE, 3)
             jax.block_until_ready(batch)

@@ -35,6 +35,7 @@ def in_advance(monkeypatch, **fields):
         }
 
     monkeypatch.setattr(budgets, "measure", measure)
+    monkeypatch.setattr(budgets, "measure_together", lambda *_: budgets.Together(1))
     return comparison.plan(study(**fields), epath.Path("nowhere"))
 
 
@@ -43,6 +44,8 @@ def in_advance(monkeypatch, **fields):
     [
         ({"seeds": 0}, "seeds = 0 must be above 0"),
         ({"other_seeds": 0}, "other_seeds = 0 must be above 0"),
+        ({"together": 0}, "together = 0 must be above 0"),
+        ({"first_seed": -1}, "first_seed = -1 must be from 0"),
         ({"main": "dresnt"}, "Unknown variant, as main, 'dresnt'. Did you mean 'dres"),
         ({"main": "resnet"}, "there is nothing to compare"),
         ({"budgets": ("steps",)}, "Unknown budget 'steps'.* Choices: flops, param"),
@@ -102,6 +105,30 @@ def test_the_plan_holds_all_runs_and_is_kept(monkeypatch, tmp_path):
     assert again.costs == plan.costs
     for name, variant in plan.variants.items():
         assert again.variants[name].to_dict() == variant.to_dict()
+
+
+def test_seeds_that_train_together_have_their_places(monkeypatch, tmp_path):
+    fields = {"seeds": 3, "other_seeds": 2, "first_seed": 1, "budgets": ()}
+    plan = in_advance(monkeypatch, **fields)
+    found = comparison.runs(study(**fields), plan, epath.Path(tmp_path))
+    groups = [
+        [(run.variant, run.seed) for run in group]
+        for group in comparison.grouped(found, 2)
+    ]
+    assert groups == [
+        [("dresnet", 1)],
+        [("resnet", 1)],
+        [("dresnet", 2), ("dresnet", 3)],
+        [("resnet", 2), ("resnet", 3)],
+    ]
+
+
+def test_what_is_faster_is_measured():
+    found = budgets.measure_together(study().base, 2)
+    print(f"\n{found.description}")
+    assert found.tried == 2
+    assert found.seeds == (2 if found.ratio < 1 else 1)
+    assert budgets.measure_together(study().base, 1) == budgets.Together(1)
 
 
 def finished(variant, seed, accuracy, gates=None):
@@ -207,7 +234,7 @@ def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):
     plan = in_advance(monkeypatch, **fields)
     runs = comparison.runs(study(**fields), plan, epath.Path(tmp_path))
     (run,) = [run for run in runs if run.variant == "resnet"]
-    comparison.train(run)
+    comparison.train([run], 1)
     assert run.is_done
     found, failed = comparison.read([run])
     assert found == []
@@ -228,6 +255,7 @@ def test_every_study_of_the_repository_can_be_planned(monkeypatch, name):
     config.budgets = ()
     costs = budgets.Costs(1000, 1e6, 0.03, 0.02, 0.04)
     monkeypatch.setattr(budgets, "measure", lambda found: dict.fromkeys(found, costs))
+    monkeypatch.setattr(budgets, "measure_together", lambda *_: budgets.Together(1))
     plan = comparison.plan(config, epath.Path("nowhere"))
     assert set(plan.variants) == set(config.variants)
     assert f"--config=configs/compare/{name}.py" in module.__doc__

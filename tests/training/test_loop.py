@@ -10,7 +10,14 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import checkpointing, experiment, loop, metrics, workdir
+from dresnet_jax.training import (
+    checkpointing,
+    experiment,
+    late_report,
+    loop,
+    metrics,
+    workdir,
+)
 from tests.conftest import json_lines
 
 
@@ -165,7 +172,9 @@ def test_a_finished_run_only_reports_again(small_config, directory):
 def test_a_loss_that_is_not_finite_stops_at_its_step(small_config, directory):
     small_config.optimizer.learning_rate = 1e30
     small_config.train.checkpoint_every_steps = 1
-    with pytest.raises(loop.NonFiniteLossError, match=r"At step (\d+) ") as error:
+    with pytest.raises(
+        late_report.NonFiniteLossError, match=r"At step (\d+) "
+    ) as error:
         train(small_config, directory)
     step = int(str(error.value).split()[2])
     newest = checkpointing.steps(directory)[0]
@@ -238,10 +247,11 @@ def test_the_length_is_steps_or_epochs(small_config, fields, expected):
 def test_steps_move_no_array_between_host_and_devices_in_secret(small_config, mode):
     small_config.data.mode = mode
     parts = experiment.build(small_config)
-    splits, state = parts.open_splits(), parts.create_state()
+    placed = parts.road.place(parts.open_splits()["train"])
+    state = parts.create_state()
     step = parts.compile_train_step()
     calls = parts.calls(0)[:3]
-    data = [arrays for arrays, _ in parts.road.data(splits["train"], 0, calls)]
+    data = [arrays for arrays, _ in parts.road.data(placed, 0, calls)]
     with jax.transfer_guard("disallow"):
         for arrays in data:
             state, result = step(state, *arrays)

@@ -81,10 +81,10 @@ config.model.blocks_per_stage = (1, 1, 1)
 config.train.num_steps = 3
 {settings}
 parts = experiment.build(config)
-splits = parts.open_splits()
+placed = parts.road.place(parts.open_splits()["train"])
 state, step = parts.create_state(), parts.compile_train_step()
 losses = []
-for arrays, _ in parts.road.data(splits["train"], 0, parts.calls(0)):
+for arrays, _ in parts.road.data(placed, 0, parts.calls(0)):
     state, result = step(state, *arrays)
     losses.append(float(result.loss[0]))
 text = step.as_text()

@@ -1,0 +1,123 @@
+"""What a run's calls are found to be, a call later than they are made."""
+
+import collections
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+import jax
+from absl import logging
+
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import RunFailedError
+from dresnet_jax.training import optimizer, watching
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.metrics import Log, Metrics
+from dresnet_jax.training.steps import StepResult
+
+# Batches in a row whose loss is not finite, after which a run that skips them stops.
+_MOST_SKIPPED = 10
+
+
+class NonFiniteLossError(RunFailedError):
+    """The loss or its gradient is infinite or not a number."""
+
+
+class LateReport:
+    """Looks at a call's result when the next is under way, so as not to stop it."""
+
+    def __init__(
+        self, experiment: Experiment, log: Log, start: int, watch: watching.Watch
+    ) -> None:
+        config = experiment.config
+        self._schedule = optimizer.schedule(config.optimizer, experiment.num_steps)
+        self._every = config.train.log_every_steps
+        self._last_step = experiment.num_steps
+        self._batch_size = experiment.recipe.batch_size
+        self._log = log
+        self._watch = watch
+        self._skips = config.train.on_non_finite == "skip"
+        self._in_a_row = 0
+        self._pending: tuple[Call, StepResult] | None = None
+        self._logged = (start, time.monotonic())
+        self._rates: dict[str, float] = {}
+        self._waited: dict[str, float] = collections.defaultdict(float)
+        self._skipped = 0
+        self._skipped_batches = 0
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Counts the time inside as time that the loop waited for something."""
+        start = time.monotonic()
+        yield
+        self._waited[what] += time.monotonic() - start
+
+    def add(self, call: Call, result: StepResult, skipped: int) -> None:
+        """Takes the result of a call just dispatched; reports the one before it."""
+        self.flush()
+        self._pending = (call, result)
+        self._skipped += skipped
+
+    def flush(self) -> None:
+        """Waits for the call last taken and reports its steps."""
+        if self._pending is None:
+            return
+        (call, result), self._pending = self._pending, None
+        losses, grad_norms = jax.device_get((result.loss, result.grad_norm))
+        for i, (loss, grad_norm) in enumerate(zip(losses, grad_norms, strict=True)):
+            step = call.start + i + 1
+            if math.isfinite(loss) and math.isfinite(grad_norm):
+                self._in_a_row = 0
+            else:
+                self._non_finite(step, loss, grad_norm)
+            if step % self._every == 0 or step == self._last_step:
+                running = jax.tree.map(lambda x, i=i: x[i], result.running)
+                self._write(step, running, call.start + call.steps)
+            self._log.advance(step)
+        self._watch.after(call)
+
+    def _non_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        self._in_a_row += 1
+        self._skipped_batches += 1
+        found = f"At step {step} the loss is {loss} and the norm of its gradient "
+        if self._skips and self._in_a_row < _MOST_SKIPPED:
+            logging.warning("%s%s: the batch is skipped.", found, grad_norm)
+            return
+        often = f", in {self._in_a_row} batches in a row" if self._skips else ""
+        raise NonFiniteLossError(
+            f"{found}{grad_norm}{often}. Training stopped; earlier checkpoints are "
+            "kept. A lower optimizer.learning_rate or optimizer.clip_norm may help."
+        )
+
+    def _write(self, step: int, running: Metrics, done: int) -> None:
+        """Writes the line of a step, of a call after which `done` steps are done."""
+        means = jax.device_get(running).compute()
+        before, then = self._logged
+        if done > before:
+            now = time.monotonic()
+            step_seconds = (now - then) / (done - before)
+            self._rates = {
+                "images_per_second": self._batch_size / step_seconds,
+                "step_seconds": step_seconds,
+                **self._watch.utilisation(step_seconds),
+                "data_wait": self._waited["data_wait"] / (now - then),
+                "checkpoint_wait": self._waited["checkpoint_wait"] / (now - then),
+            }
+            self._logged = (done, now)
+            self._waited.clear()
+        self._log.write(
+            step,
+            {
+                "train_loss": float(means["loss"]),
+                "train_accuracy": float(means["accuracy"]),
+                "learning_rate": float(self._schedule(step - 1)),
+            }
+            | self._rates
+            | ({"skipped_records": self._skipped} if self._skipped else {})
+            | (
+                {"skipped_batches": self._skipped_batches}
+                if self._skipped_batches
+                else {}
+            ),
+        )
