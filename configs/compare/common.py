@@ -5,6 +5,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from configs import fashion_mnist
+
 
 def get_config(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The fields that all comparisons share.
@@ -44,6 +46,19 @@ def get_config(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     # Validation accuracy whose time is told.
     config.target_accuracy = 0.9
     return config
+
+
+def small_fashion_mnist() -> ml_collections.ConfigDict:
+    """A run on so few images, of so few pixels, that it takes about a minute."""
+    base = fashion_mnist.get_config().unlock()
+    base.data.train_examples = 10_000
+    base.data.validation_examples = 2_000
+    base.model.stem = "pooled"
+    base.model.width = 8
+    base.train.num_epochs = 6
+    base.train.log_every_steps = 39
+    base.train.checkpoint_every_steps = 1000
+    return base
 
 
 def dresnet(gate: str = "sigmoid", **connections: Any) -> dict[str, Any]:

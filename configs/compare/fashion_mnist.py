@@ -6,23 +6,13 @@ python -m dresnet_jax.compare --config=configs/compare/fashion_mnist.py \
 
 import ml_collections
 
-from configs import fashion_mnist
 from configs.compare import common
 
 
 def get_config() -> ml_collections.ConfigDict:
     """10 seeds of what is compared, 3 of each other gate, opening and learning rate."""
-    config = common.get_config(fashion_mnist.get_config().unlock())
+    config = common.get_config(common.small_fashion_mnist())
     config.question = "Do learned connections pay on Fashion-MNIST?"
-    base = config.base
-    # So few, of so few pixels, that the whole takes about an hour on 2 CPU cores.
-    base.data.train_examples = 10_000
-    base.data.validation_examples = 2_000
-    base.model.stem = "pooled"
-    base.model.width = 8
-    base.train.num_epochs = 6
-    base.train.log_every_steps = 39
-    base.train.checkpoint_every_steps = 1000
     config.seeds = 10
     config.other_seeds = 3
     config.variants = {

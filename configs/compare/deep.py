@@ -1,0 +1,37 @@
+r"""Deep, thin networks: 54 blocks, the fewest of them 4 channels wide.
+
+python -m dresnet_jax.compare --config=configs/compare/deep.py --workdir=runs/deep
+
+--config.base.model.blocks_per_stage="(9,9,9)" has half as many.
+"""
+
+import ml_collections
+
+from configs.compare import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """10 seeds of what is compared, 5 of the plain network and other openings."""
+    config = common.get_config(common.small_fashion_mnist())
+    config.question = "Do learned connections pay in deep, thin networks?"
+    config.base.model.width = 4
+    config.base.model.blocks_per_stage = (18, 18, 18)
+    config.seeds = 10
+    config.other_seeds = 5
+    config.variants = {
+        "plain": {"model": {"name": "resnet110", "shortcut": "none"}},
+        "resnet": {"model": {"name": "resnet110"}},
+        "dresnet": _dresnet("published"),
+        "dresnet, half open": _dresnet(0.5),
+        "dresnet, opening 1/n^2": _dresnet("1/n^2"),
+    }
+    config.budgets = ("parameters",)
+    config.target_accuracy = 0.8
+    return config.lock()
+
+
+def _dresnet(opening: float | str) -> dict[str, dict[str, object]]:
+    """Each block reads those 2, 4, 8, ... before it."""
+    fields = common.dresnet(topology="powers_of_two", opening=opening)
+    fields["model"]["name"] = "dresnet110"
+    return fields
