@@ -86,19 +86,16 @@ def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array
     model = part.model.copy(spec=dataclasses.replace(spec, connections=folded))
     names = [f"block_{i}" for i in range(1, len(spec.stages) + 1)]
 
-    def apply(
+    def forward(
         state: TrainState, batch: pipeline.Batch, **options: Any
     ) -> tuple[jax.Array, Any]:
-        return model.apply(
-            {"params": state.params, "batch_stats": state.batch_stats},
-            batch.images,
-            train=True,
-            rngs={"dropout": state.key},
-            **options,
+        params, batch_stats = state.params, state.batch_stats
+        return steps.forward(
+            model, params, batch_stats, batch.images, state.key, **options
         )
 
     def outputs(state: TrainState, batch: pipeline.Batch) -> dict[str, jax.Array]:
-        _, found = apply(
+        _, found = forward(
             state,
             batch,
             mutable=["batch_stats", "intermediates"],
@@ -116,7 +113,7 @@ def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array
                 return made + added[name] if is_block else made
 
             with nn.intercept_methods(tapped):
-                logits, _ = apply(state, batch, mutable=["batch_stats"])
+                logits, _ = forward(state, batch)
             smoothing = part.config.train.label_smoothing
             return steps.cross_entropy(logits, batch.targets, smoothing).mean()
 

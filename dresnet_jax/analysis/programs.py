@@ -127,13 +127,8 @@ def _loss(
     part: experiment.Experiment, params: Any, batch_stats: Any, batch: pipeline.Batch
 ) -> tuple[jax.Array, Any]:
     """The loss of a batch, and the new batch statistics."""
-    logits, updates = part.model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        batch.images,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.key(0)},
-    )
+    key = jax.random.key(0)
+    logits, updates = steps.forward(part.model, params, batch_stats, batch.images, key)
     losses = steps.cross_entropy(logits, batch.targets, label_smoothing=0.0)
     return losses.mean(), updates.get("batch_stats", {})
 

@@ -1,6 +1,6 @@
 """The pure functions of one step: `train_step` and `eval_step`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -10,6 +10,7 @@ import optax
 
 from dresnet_jax.connections.module import total_opening
 from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
 
@@ -66,13 +67,7 @@ def train_step(
         params: optax.Params, batch_stats: Any, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         params = gathered(params)
-        logits, updates = state.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            part.images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
+        logits, updates = forward(state.model, params, batch_stats, part.images, key)
         losses = cross_entropy(logits, part.targets, label_smoothing)
         loss = losses.mean()
         if gate_penalty:
@@ -155,6 +150,39 @@ def train_step(
         running=running,
     )
     return new_state, StepResult(loss=loss, grad_norm=grad_norm, running=running)
+
+
+def forward(
+    model: Backbone,
+    params: optax.Params,
+    batch_stats: Any,
+    images: jax.Array,
+    key: jax.Array,
+    mutable: Sequence[str] = ("batch_stats",),
+    **options: Any,
+) -> tuple[jax.Array, Any]:
+    """Runs a network as in training: its norms see the batch.
+
+    Args:
+      model: the network.
+      params: its parameters.
+      batch_stats: running averages of its norms.
+      images: [batch, height, width, channels].
+      key: of dropout and of blocks that are left out.
+      mutable: Flax's collections that are given back.
+      **options: more of Flax's `apply`.
+
+    Returns:
+      Float32 logits, [batch, classes], and the collections.
+    """
+    return model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=list(mutable),
+        rngs={"dropout": key},
+        **options,
+    )
 
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
