@@ -203,7 +203,8 @@ def _check_config(argv: list[str]) -> None:
             raise UserError(f"--config.{fields[0]} needs --config: {_config_files()}.")
         return
     if not Path(path).is_file():
-        raise UserError(f"Config file '{path}' does not exist: {_config_files()}.")
+        files = _config_files(Path(path).parent)
+        raise UserError(f"Config file '{path}' does not exist: {files}.")
     file = Path(path)
     # Config files import each other as configs.<name>, from wherever one stands.
     sys.path.append(str(file.resolve().parent.parent))
@@ -246,10 +247,13 @@ def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
         raise UserError(f"config.{field} is a group: set one of {', '.join(node)}.")
 
 
-def _config_files() -> str:
+def _config_files(near: Path = Path("configs")) -> str:
+    """What a person may give: what lies near, if those are configs."""
+    configs = Path("configs")
+    directory = near if near.is_dir() and configs in near.parents else configs
     found = sorted(
         str(path)
-        for path in Path("configs").glob("*.py")
+        for path in directory.glob("*.py")
         if path.stem not in ("__init__", "common")
     )
     if not found:
