@@ -220,14 +220,10 @@ def _answer(
         row = rows[budget]
         points = 100 * row["difference"]
         way = "above" if points >= 0 else "below"
-        what = {
-            "parameters": "With equal parameters",
-            "steps": "With equal steps",
-            "time": f"With equal training time (a step takes "
-            f"{row['step_time_ratio']:.2f} times as long)",
-        }[budget]
+        what = "training time" if budget == "time" else budget
         sentences.append(
-            f"{what}, the mean test accuracy of {config.main}, {accuracy:.2%}, is "
+            f"With equal {what} (a step takes {row['step_time_ratio']:.2f} times as "
+            f"long), the mean test accuracy of {config.main}, {accuracy:.2%}, is "
             f"{abs(points):.2f} points {way} that of {config.reference}: "
             f"{findings.verdict(row)}."
         )
