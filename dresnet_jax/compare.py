@@ -8,7 +8,11 @@ runs.csv and the figures.
 """
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import comparison, comparison_report
+from dresnet_jax.analysis import (
+    comparison,
+    comparison_report,
+    comparison_training,
+)
 from dresnet_jax.data import prepared
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment, workdir
@@ -33,8 +37,8 @@ def main() -> None:
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} runs were done before")
         together = plan.together.seeds
-        groups = comparison.grouped(missing, together)
-        with comparison.trainers(config.at_once, together, cache) as train:
+        groups = comparison_training.grouped(missing, together)
+        with comparison_training.trainers(config.at_once, together, cache) as train:
             for number, (group, seconds) in enumerate(train(groups), 1):
                 seeds = ", ".join(str(run.seed) for run in group)
                 print(

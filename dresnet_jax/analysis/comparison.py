@@ -1,34 +1,20 @@
 """A grid of runs: variants of one config, several seeds of each, equal budgets."""
 
-import concurrent.futures
-import concurrent.futures.process
-import contextlib
 import copy
 import dataclasses
-import functools
-import itertools
 import json
-import multiprocessing
-import os
 import re
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 from etils import epath
 
-from dresnet_jax.analysis import budgets
+from dresnet_jax.analysis import budgets, reports
 from dresnet_jax.analysis.budgets import Costs, Together
-from dresnet_jax.errors import RunFailedError, UserError, pick, unknown
-from dresnet_jax.training import experiment, late_report, loop, metrics, workdir
+from dresnet_jax.errors import UserError, pick, unknown
+from dresnet_jax.training import experiment, metrics, workdir
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.together import Group, Member
-
-# Processes that `trainers` starts by itself; each takes about a gigabyte.
-_MOST_AT_ONCE = 8
 
 # Seeds of a variant that are tried in one program, if there are as many.
 _MOST_TOGETHER = 8
@@ -45,12 +31,14 @@ class Plan:
       references: names of the reference and its forms with the main variant's budgets,
         by the budget: steps, parameters, flops, time.
       costs: of a step of each variant.
+      machine: where they were measured.
       together: how many seeds of a variant one program trains.
     """
 
     variants: Mapping[str, ml_collections.ConfigDict]
     references: Mapping[str, str]
     costs: Mapping[str, Costs]
+    machine: str
     together: Together
 
 
@@ -73,7 +61,7 @@ class Run:
     @property
     def is_done(self) -> bool:
         """Whether it has ended, well or not."""
-        return any((self.directory / name).exists() for name in (_DONE, _FAILED))
+        return any((self.directory / name).exists() for name in (DONE, FAILED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +81,8 @@ class Finished:
     lines: list[dict[str, Any]]
 
 
-# Trains groups of runs, and yields each as it ends, with the seconds that it took.
-Trainer = Callable[[Iterable[list[Run]]], Iterator[tuple[list[Run], float]]]
-
-_DONE, _FAILED, _PLAN = "report.json", "failed.json", "plan.json"
+# In a run directory, once it has ended well, or not; and in the comparison's.
+DONE, FAILED, _PLAN = "report.json", "failed.json", "plan.json"
 
 
 def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
@@ -159,7 +145,8 @@ def _new_plan(
         longer.train.num_steps = round(experiment.build(reference).num_steps * ratio)
         matched[name] = longer
         costs[name] = costs[config.reference]
-    return Plan(variants | matched, references, costs, _together(config, main))
+    together = _together(config, main)
+    return Plan(variants | matched, references, costs, reports.machine(), together)
 
 
 def _together(
@@ -188,6 +175,7 @@ def write_plan(plan: Plan, directory: epath.Path) -> None:
             "costs": {
                 name: dataclasses.asdict(cost) for name, cost in plan.costs.items()
             },
+            "machine": plan.machine,
             "together": dataclasses.asdict(plan.together),
         },
     )
@@ -203,7 +191,7 @@ def _read_plan(
         variants[name] = changed
     costs = {name: Costs(**cost) for name, cost in found["costs"].items()}
     together = Together(**found["together"])
-    return Plan(variants, found["references"], costs, together)
+    return Plan(variants, found["references"], costs, found["machine"], together)
 
 
 def runs(
@@ -229,158 +217,15 @@ def runs(
     ]
 
 
-def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
-    """The runs that one program trains together: so many seeds of a variant."""
-    groups: dict[tuple[int, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.seed // together, run.variant), []).append(run)
-    return list(groups.values())
-
-
-def train(group: Sequence[Run], together: int) -> None:
-    """Trains runs to their end, or goes on with them; what they print goes to log.txt.
-
-    A run whose loss is not finite has failed, and is not tried again.
-
-    Args:
-      group: one of `grouped`.
-      together: seeds that the program has room for; with 1 it is that of `train`.
-    """
-    with contextlib.ExitStack() as stack:
-        members = {}
-        for run in group:
-            config, directory = run.experiment.config, run.directory
-            stack.enter_context(workdir.claim(directory, config, overwrite=False))
-            log = stack.enter_context((directory / "log.txt").open("a"))
-            member = Member(run.experiment, directory, log)
-            members[run.seed % together] = member
-        for slot, error in _trained(members, together).items():
-            directory = members[slot].directory
-            workdir.write_json(directory / _FAILED, {"error": str(error)})
-
-
-def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exception]:
-    """Trains; returns by slot why a run failed."""
-    if together > 1:
-        return Group(members, together).train()
-    (member,) = members.values()
-    with contextlib.redirect_stdout(member.output):
-        try:
-            loop.run(member.experiment, member.directory)
-        except late_report.NonFiniteLossError as error:
-            return {0: error}
-    return {}
-
-
-@contextlib.contextmanager
-def trainers(at_once: int | None, together: int, cache: str) -> Iterator[Trainer]:
-    """What trains groups of runs, so many at once.
-
-    On a CPU small steps leave cores idle, so that runs side by side end sooner than one
-    after the other.
-
-    Args:
-      at_once: how many groups, each in a process of its own; 1 for this process; None
-        for one a core on a CPU, at most `_MOST_AT_ONCE`, and else 1.
-      together: seeds of a group's program.
-      cache: directory of compiled programs.
-    """
-    if at_once is None:
-        cores = len(os.sched_getaffinity(0))
-        at_once = min(cores, _MOST_AT_ONCE) if jax.default_backend() == "cpu" else 1
-    if at_once == 1:
-        yield lambda groups: ((group, _timed(group, together)) for group in groups)
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        at_once,
-        # A fork of a process with JAX's threads would hang.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(cache,),
-    ) as pool:
-        yield functools.partial(_train_in, pool, at_once, together)
-
-
-def _train_in(
-    pool: concurrent.futures.Executor,
-    at_once: int,
-    together: int,
-    groups: Iterable[list[Run]],
-) -> Iterator[tuple[list[Run], float]]:
-    waiting = iter(groups)
-    under_way: dict[concurrent.futures.Future[float], list[Run]] = {}
-    while True:
-        # No more than can start, so that nothing does after Ctrl-C.
-        for group in itertools.islice(waiting, at_once - len(under_way)):
-            places = {run.seed: str(run.directory) for run in group}
-            config, variant = group[0].experiment.config, group[0].variant
-            task = pool.submit(_train_there, config, variant, places, together)
-            under_way[task] = group
-        if not under_way:
-            return
-        ended, _ = concurrent.futures.wait(
-            under_way, return_when=concurrent.futures.FIRST_COMPLETED
-        )
-        for task in ended:
-            group = under_way.pop(task)
-            try:
-                yield group, task.result()
-            except concurrent.futures.process.BrokenProcessPool as error:
-                raise RunFailedError(
-                    f"The process that trained {group[0].directory} was killed; the "
-                    "same command goes on. A lower at_once needs less memory."
-                ) from error
-
-
-def _start_worker(cache: str) -> None:
-    """Prepares a process that trains; it ends with the one that started it."""
-    jax.config.update("jax_compilation_cache_dir", cache)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this process was started by another"
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _train_there(
-    config: ml_collections.ConfigDict,
-    variant: str,
-    places: Mapping[int, str],
-    together: int,
-) -> float:
-    """Trains a group in a worker, which keeps the programs of every variant."""
-    if variant not in _EXPERIMENTS:
-        _EXPERIMENTS[variant] = experiment.build(config)
-    parts = _EXPERIMENTS[variant]
-    group = [
-        Run(variant, seed, epath.Path(directory), parts.with_seed(seed))
-        for seed, directory in places.items()
-    ]
-    return _timed(group, together)
-
-
-# Of a worker, by variant.
-_EXPERIMENTS: dict[str, Experiment] = {}
-
-
-def _timed(group: Sequence[Run], together: int) -> float:
-    start = time.monotonic()
-    train(group, together)
-    return time.monotonic() - start
-
-
 def read(found: list[Run]) -> tuple[list[Finished], dict[str, str]]:
     """The runs that ended well, and why each of the others did not, by directory."""
     finished, failed = [], {}
     for run in found:
-        failure = run.directory / _FAILED
+        failure = run.directory / FAILED
         if failure.exists():
             failed[str(run.directory)] = json.loads(failure.read_text())["error"]
             continue
-        report = json.loads((run.directory / _DONE).read_text())
+        report = json.loads((run.directory / DONE).read_text())
         lines = metrics.read(run.directory)
         finished.append(Finished(run.variant, run.seed, report, lines))
     return finished, failed

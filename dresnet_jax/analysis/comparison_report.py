@@ -57,6 +57,7 @@ def report(
         "first_seed": config.first_seed,
         "seeds": config.seeds,
         "other_seeds": config.other_seeds,
+        "machine": plan.machine,
         "together": plan.together.description,
         "target_accuracy": config.target_accuracy,
         "variants": variants,

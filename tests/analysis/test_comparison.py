@@ -10,7 +10,13 @@ import pytest
 from etils import epath
 
 from configs.compare import common, digits
-from dresnet_jax.analysis import budgets, comparison, comparison_report, findings
+from dresnet_jax.analysis import (
+    budgets,
+    comparison,
+    comparison_report,
+    comparison_training,
+    findings,
+)
 from dresnet_jax.errors import RunFailedError, UserError
 from tests.conftest import ROOT
 
@@ -113,7 +119,7 @@ def test_seeds_that_train_together_have_their_places(monkeypatch, tmp_path):
     found = comparison.runs(study(**fields), plan, epath.Path(tmp_path))
     groups = [
         [(run.variant, run.seed) for run in group]
-        for group in comparison.grouped(found, 2)
+        for group in comparison_training.grouped(found, 2)
     ]
     assert groups == [
         [("dresnet", 1)],
@@ -200,7 +206,7 @@ def test_the_report_says_what_was_planted(monkeypatch, tmp_path, gain, is_clear)
         assert html.escape(word) in page.replace("&#39;", "&#x27;")
     assert "http" not in page
     text = (directory / "report.md").read_text()
-    for word in (config.question, *found["answer"], *answers):
+    for word in (config.question, found["machine"], *found["answer"], *answers):
         assert word in text
     assert text.count("| dresnet |") == 1 + len(plan.references)
     assert "Of 1 connections 0 end at 0.75 or above and 0 below 0.25" in answers[-1]
@@ -234,7 +240,7 @@ def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):
     plan = in_advance(monkeypatch, **fields)
     runs = comparison.runs(study(**fields), plan, epath.Path(tmp_path))
     (run,) = [run for run in runs if run.variant == "resnet"]
-    comparison.train([run], 1)
+    comparison_training.train([run], 1)
     assert run.is_done
     found, failed = comparison.read([run])
     assert found == []

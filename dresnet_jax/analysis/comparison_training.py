@@ -1,0 +1,171 @@
+"""Trains the runs of a comparison, one after the other or several at once."""
+
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import ml_collections
+from etils import epath
+
+from dresnet_jax.analysis.comparison import FAILED, Run
+from dresnet_jax.errors import RunFailedError
+from dresnet_jax.training import experiment, late_report, loop, workdir
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.together import Group, Member
+
+# Processes that `trainers` starts by itself; each takes about a gigabyte.
+_MOST_AT_ONCE = 8
+
+# Trains groups of runs, and yields each as it ends, with the seconds that it took.
+Trainer = Callable[[Iterable[list[Run]]], Iterator[tuple[list[Run], float]]]
+
+
+def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
+    """The runs that one program trains together: so many seeds of a variant."""
+    groups: dict[tuple[int, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.seed // together, run.variant), []).append(run)
+    return list(groups.values())
+
+
+def train(group: Sequence[Run], together: int) -> None:
+    """Trains runs to their end, or goes on with them; what they print goes to log.txt.
+
+    A run whose loss is not finite has failed, and is not tried again.
+
+    Args:
+      group: one of `grouped`.
+      together: seeds that the program has room for; with 1 it is that of `train`.
+    """
+    with contextlib.ExitStack() as stack:
+        members = {}
+        for run in group:
+            config, directory = run.experiment.config, run.directory
+            stack.enter_context(workdir.claim(directory, config, overwrite=False))
+            log = stack.enter_context((directory / "log.txt").open("a"))
+            member = Member(run.experiment, directory, log)
+            members[run.seed % together] = member
+        for slot, error in _trained(members, together).items():
+            directory = members[slot].directory
+            workdir.write_json(directory / FAILED, {"error": str(error)})
+
+
+def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exception]:
+    """Trains; returns by slot why a run failed."""
+    if together > 1:
+        return Group(members, together).train()
+    (member,) = members.values()
+    with contextlib.redirect_stdout(member.output):
+        try:
+            loop.run(member.experiment, member.directory)
+        except late_report.NonFiniteLossError as error:
+            return {0: error}
+    return {}
+
+
+@contextlib.contextmanager
+def trainers(at_once: int | None, together: int, cache: str) -> Iterator[Trainer]:
+    """What trains groups of runs, so many at once.
+
+    On a CPU small steps leave cores idle, so that runs side by side end sooner than one
+    after the other.
+
+    Args:
+      at_once: how many groups, each in a process of its own; 1 for this process; None
+        for one a core on a CPU, at most `_MOST_AT_ONCE`, and else 1.
+      together: seeds of a group's program.
+      cache: directory of compiled programs.
+    """
+    if at_once is None:
+        cores = len(os.sched_getaffinity(0))
+        at_once = min(cores, _MOST_AT_ONCE) if jax.default_backend() == "cpu" else 1
+    if at_once == 1:
+        yield lambda groups: ((group, _timed(group, together)) for group in groups)
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        at_once,
+        # A fork of a process with JAX's threads would hang.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(cache,),
+    ) as pool:
+        yield functools.partial(_train_in, pool, at_once, together)
+
+
+def _train_in(
+    pool: concurrent.futures.Executor,
+    at_once: int,
+    together: int,
+    groups: Iterable[list[Run]],
+) -> Iterator[tuple[list[Run], float]]:
+    waiting = iter(groups)
+    under_way: dict[concurrent.futures.Future[float], list[Run]] = {}
+    while True:
+        # No more than can start, so that nothing does after Ctrl-C.
+        for group in itertools.islice(waiting, at_once - len(under_way)):
+            places = {run.seed: str(run.directory) for run in group}
+            config, variant = group[0].experiment.config, group[0].variant
+            task = pool.submit(_train_there, config, variant, places, together)
+            under_way[task] = group
+        if not under_way:
+            return
+        ended, _ = concurrent.futures.wait(
+            under_way, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for task in ended:
+            group = under_way.pop(task)
+            try:
+                yield group, task.result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise RunFailedError(
+                    f"The process that trained {group[0].directory} was killed; the "
+                    "same command goes on. A lower at_once needs less memory."
+                ) from error
+
+
+def _start_worker(cache: str) -> None:
+    """Prepares a process that trains; it ends with the one that started it."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process was started by another"
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _train_there(
+    config: ml_collections.ConfigDict,
+    variant: str,
+    places: Mapping[int, str],
+    together: int,
+) -> float:
+    """Trains a group in a worker, which keeps the programs of every variant."""
+    if variant not in _EXPERIMENTS:
+        _EXPERIMENTS[variant] = experiment.build(config)
+    parts = _EXPERIMENTS[variant]
+    group = [
+        Run(variant, seed, epath.Path(directory), parts.with_seed(seed))
+        for seed, directory in places.items()
+    ]
+    return _timed(group, together)
+
+
+# Of a worker, by variant.
+_EXPERIMENTS: dict[str, Experiment] = {}
+
+
+def _timed(group: Sequence[Run], together: int) -> float:
+    start = time.monotonic()
+    train(group, together)
+    return time.monotonic() - start
