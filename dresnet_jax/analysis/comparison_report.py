@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +51,7 @@ def report(
     result = {
         "question": config.question,
         "answer": _answer(config, plan, variants, compared),
-        "command": " ".join(["python -m dresnet_jax.compare", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "dresnet_jax.compare", *sys.argv[1:]]),
         "dataset": config.base.data.dataset,
         "main": config.main,
         "references": dict(plan.references),
