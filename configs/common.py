@@ -82,6 +82,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.shortcut = config_dict.placeholder(str)
     # Numbers, from 1, of the stages that are dilated instead of strided.
     config.model.dilated_stages = ()
+    # Learned residual x + a F(x): an a for each block (scalar), for each channel
+    # (channel), or none; None for the model's own, which only ConvNeXt has. Where a
+    # starts: 0 is ReZero's, 1e-4 by channel LayerScale's.
+    config.model.residual_scale = config_dict.placeholder(str)
+    config.model.residual_start = 1.0
     # Whether the last norm of each block starts at 0, so that the block adds nothing.
     config.model.zero_last = False
     # Share of the examples for which the last block is left out in training; it grows

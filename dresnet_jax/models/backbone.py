@@ -15,9 +15,10 @@ from dresnet_jax.connections.module import Connections
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.models import stems
-from dresnet_jax.models.blocks import BLOCKS, SHORTCUT_RULES, BlockSpec
+from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.heads import Classifier
 from dresnet_jax.models.layers import Layers
+from dresnet_jax.models.residual import SHORTCUT_RULES, BlockSpec, ResidualScale
 from dresnet_jax.models.stems import STEMS
 
 
@@ -51,6 +52,7 @@ class BackboneSpec:
       group_width: channels of each group, for 64 channels of the stage.
       expand: hidden channels of an inverted residual divided by its input's, by stage.
       attention: inside of each block, a key of `attention.ATTENTIONS`.
+      residual: what each block's result is multiplied by; None for the block's own.
       zero_last: whether the last norm of each block starts at 0.
       drop_path: share of the examples for which the last block is left out in
         training; it grows evenly from the first block's, 0.
@@ -74,6 +76,7 @@ class BackboneSpec:
     group_width: int = 64
     expand: tuple[float, ...] = ()
     attention: str = "none"
+    residual: ResidualScale | None = None
     zero_last: bool = False
     drop_path: float = 0.0
     dropout: float = 0.0
@@ -116,6 +119,7 @@ class BackboneSpec:
                     group_width=self.group_width,
                     expand=self.expand[stage] if self.expand else 6.0,
                     attention=self.attention,
+                    residual=self.residual,
                     zero_last=self.zero_last,
                     drop_path=self.drop_path * (i - 1) / last,
                 )

@@ -1,124 +1,13 @@
-"""Blocks and their shortcuts; a new one is one class and one line of a registry."""
+"""The kinds of blocks; a new one is one class and one line of the registry."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from dresnet_jax.errors import pick
-from dresnet_jax.models.attention import ATTENTIONS
-from dresnet_jax.models.layers import Layers
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """What a block is asked for. A kind of block reads what concerns it.
-
-    Attributes:
-      features: output channels.
-      stride: of one of its convolutions, and of the shortcut.
-      shortcut: a key of `SHORTCUTS`.
-      dilation: of its spatial convolutions.
-      groups: of the bottleneck's spatial convolution.
-      group_width: channels of the bottleneck's spatial convolution per group, for 64
-        channels of the stage.
-      expand: hidden channels, divided by the input's, of an inverted residual.
-      attention: a key of `ATTENTIONS`.
-      zero_last: whether the last norm's scale, or what stands for it, starts at 0.
-      drop_path: share of the examples for which the block is left out in training
-        (stochastic depth, Huang et al. 2016); needs the "dropout" RNG.
-    """
-
-    features: int
-    stride: int = 1
-    shortcut: str = "identity"
-    dilation: int = 1
-    groups: int = 1
-    group_width: int = 64
-    expand: float = 6.0
-    attention: str = "none"
-    zero_last: bool = False
-    drop_path: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Checks the names.
-
-        Raises:
-          UserError: one is unknown.
-        """
-        pick("shortcut", self.shortcut, {**SHORTCUTS, "none": None})
-        pick("attention", self.attention, ATTENTIONS)
-
-
-class Block(nn.Module):
-    """What every block is given, and how it joins what it made with its input."""
-
-    spec: BlockSpec
-    layers: Layers
-
-    def join(self, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
-        """A block's input x, by its kind of shortcut, added to what it made of it, y.
-
-        Attention comes first, and stochastic depth.
-        """
-        spec, layers = self.spec, self.layers
-        if attention := ATTENTIONS[spec.attention]:
-            y = attention(layers, name="attention")(y, train=train)
-        if spec.drop_path:
-            y = nn.Dropout(spec.drop_path, broadcast_dims=(1, 2, 3))(
-                y, deterministic=not train
-            )
-        if spec.shortcut == "none":
-            return y
-        return y + SHORTCUTS[spec.shortcut](spec, layers, x, train)
-
-
-def _identity(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    del spec, layers, train
-    return x
-
-
-def _conv(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    """A 1x1 convolution with norm."""
-    return layers.conv_norm(
-        spec.features, kernel=1, stride=spec.stride, name="shortcut"
-    )(x, train=train)
-
-
-def _pool(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    """Average pooling in place of the convolution's stride (He et al. 2019, D)."""
-    if spec.stride > 1:
-        size = (spec.stride, spec.stride)
-        # An odd side is rounded up, and its last pixels are averaged alone.
-        ends = [(0, -side % spec.stride) for side in x.shape[1:3]]
-        x = nn.avg_pool(x, size, size, ends, count_include_pad=False)
-    return layers.conv_norm(spec.features, kernel=1, name="shortcut")(x, train=train)
-
-
-def _bare(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    """A 1x1 convolution of an input that is normalised already."""
-    del train
-    return layers.conv(spec.features, 1, stride=spec.stride, name="shortcut")(x)
-
-
-def _pad(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    """Every stride-th pixel, and channels of zeros, half on each side: no parameter."""
-    del layers, train
-    x = x[:, :: spec.stride, :: spec.stride]
-    more = spec.features - x.shape[-1]
-    return jnp.pad(x, ((0, 0),) * 3 + ((more // 2, more - more // 2),))
-
-
-SHORTCUTS: dict[str, Callable[[BlockSpec, Layers, jax.Array, bool], jax.Array]] = {
-    "identity": _identity,
-    "conv": _conv,
-    "pool": _pool,
-    "bare": _bare,
-    "pad": _pad,
-}
+from dresnet_jax.models.residual import Block, BlockSpec, ResidualScale
 
 
 class BasicBlock(Block):
@@ -295,12 +184,13 @@ class ConvNeXtBlock(Block):
 
     Where the shape changes, a norm and a convolution with its stride come before, and
     the shortcut begins behind them.
-
-    Attributes:
-      scale: that the result starts to be multiplied with, channel by channel.
     """
 
-    scale: float = 1e-6
+    @property
+    def residual(self) -> ResidualScale:
+        """Its own are by channel; what stands for the last norm's scale."""
+        found = self.spec.residual or ResidualScale("channel", 1e-6)
+        return dataclasses.replace(found, start=0.0) if self.spec.zero_last else found
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -328,9 +218,6 @@ class ConvNeXtBlock(Block):
         y = layers.conv(spec.features, 1, use_bias=True, name="project")(
             layers.activate(y)
         )
-        start = nn.initializers.constant(0.0 if spec.zero_last else self.scale)
-        scale = self.param("scale", start, (spec.features,))
-        y *= scale.astype(y.dtype)[None, None, None]
         return self.join(x, y, train=train)
 
 
@@ -365,25 +252,4 @@ BLOCKS: dict[str, Kind] = {
     "separable": Kind(SeparableBlock, pre_activation=True),
     "inverted": Kind(InvertedResidualBlock),
     "convnext": Kind(ConvNeXtBlock),
-}
-
-# (number of the block, whether it keeps the shape) -> its key of `SHORTCUTS`.
-SHORTCUT_RULES: dict[str, Callable[[int, bool], str]] = {
-    "none": lambda block, keeps_shape: "none",
-    # Option A of He et al. (2015).
-    "pad": lambda block, keeps_shape: "identity" if keeps_shape else "pad",
-    # Option B.
-    "identity": lambda block, keeps_shape: "identity" if keeps_shape else "conv",
-    # Option C, but for the first block.
-    "conv": lambda block, keeps_shape: (
-        "identity" if block == 1 and keeps_shape else "conv"
-    ),
-    # ResNet-D's.
-    "pool": lambda block, keeps_shape: "identity" if keeps_shape else "pool",
-    # That of blocks whose input is normalised before.
-    "bare": lambda block, keeps_shape: "identity" if keeps_shape else "bare",
-    # Only where the shape is kept.
-    "kept": lambda block, keeps_shape: "identity" if keeps_shape else "none",
-    # Of blocks that change the shape by themselves.
-    "always": lambda block, keeps_shape: "identity",
 }

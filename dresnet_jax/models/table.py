@@ -12,9 +12,10 @@ import yaml
 from flax import linen as nn
 
 from dresnet_jax.errors import UserError, pick, unknown
-from dresnet_jax.models.blocks import BLOCKS, BlockSpec
+from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.heads import Classifier
 from dresnet_jax.models.layers import Layers
+from dresnet_jax.models.residual import BlockSpec
 
 # What the first layers read.
 IMAGES = "images"

@@ -10,8 +10,9 @@ from dresnet_jax.connections.spec import ConnectionSpec, automatic_form
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.backbone import Backbone, BackboneSpec, stages
-from dresnet_jax.models.blocks import BLOCKS, SHORTCUT_RULES
+from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS, Layers
+from dresnet_jax.models.residual import SHORTCUT_RULES, ResidualScale
 from dresnet_jax.models.stems import STEMS
 from dresnet_jax.models.table import from_table as from_table
 
@@ -165,6 +166,9 @@ def build(
         group_width=model.group_width,
         expand=model.expand,
         attention=chosen("attention", ATTENTIONS),
+        residual=None
+        if config.residual_scale is None
+        else ResidualScale(config.residual_scale, config.residual_start),
         zero_last=config.zero_last,
         drop_path=config.drop_path,
         dropout=config.dropout,

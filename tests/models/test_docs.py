@@ -35,11 +35,11 @@ def example():
 @pytest.mark.parametrize("name", ["resnet18", "dresnet18"])
 def test_a_block_of_ones_own_goes_into_any_model(name):
     config = common.get_config().unlock().model
-    config.update(name=name, block="rezero", width=4, blocks_per_stage=(3, 1))
+    config.update(name=name, block="large", width=4, blocks_per_stage=(3, 1))
     model = zoo.build(config, 16, 3)
     images = jnp.ones((2, 16, 16, 3))
     variables = model.init(jax.random.key(0), images, train=False)
-    assert variables["params"]["block_4"]["scale"] == 0
+    assert variables["params"]["block_4"]["conv1"]["conv"]["kernel"].shape[:2] == (5, 5)
     logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
     assert logits.shape == (2, 3)
     assert np.isfinite(logits).all()

@@ -12,8 +12,9 @@ from configs import common
 from dresnet_jax.analysis import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
-from dresnet_jax.models.blocks import BLOCKS, SHORTCUT_RULES
+from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS
+from dresnet_jax.models.residual import SHORTCUT_RULES
 
 # At 1,000 classes: parameters, and multiply-adds of an image of 224x224 in billions.
 # torchvision's table of weights, https://docs.pytorch.org/vision/stable/models.html:
