@@ -37,13 +37,13 @@ def _gradients() -> None:
     stacks = gradient_flow.stacks(cli.config())
     title = f"at the start, {_SEEDS.value} seeds"
     panels: dict[str, dict[str, np.ndarray]] = {title: {}}
-    batch = gradient_flow.first_batch(stacks["plain"])  # The data of all.
+    batch = evaluation.first_batch(stacks["plain"])  # The data of all.
     for name, part in stacks.items():
         states = [part.with_seed(n).create_state() for n in range(_SEEDS.value)]
         panels[title][name] = gradient_flow.norms(part, batch, states)
     for name, (part, restored) in zip(_RUNS.value, runs, strict=True):
         states = [part.create_state(), restored.state]
-        found = gradient_flow.norms(part, gradient_flow.first_batch(part), states)
+        found = gradient_flow.norms(part, evaluation.first_batch(part), states)
         ends = ("step 0", f"step {restored.step}")
         panels[name] = dict(zip(ends, found[:, None], strict=True))
     for title, flows in panels.items():

@@ -18,14 +18,7 @@ from absl import flags
 from dresnet_jax import cli
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import zoo
-from dresnet_jax.training import (
-    checkpointing,
-    evaluation,
-    experiment,
-    torch_weights,
-    transfer,
-    workdir,
-)
+from dresnet_jax.training import evaluation, experiment, torch_weights, transfer
 
 _FROM = flags.DEFINE_string("from", None, "File with the weights that are read.")
 _MODEL = flags.DEFINE_string("model", None, "Name of the model that they are of.")
@@ -49,14 +42,9 @@ def main() -> None:
     weights = torch_weights.read(source)
     spec = parts.model.spec
     placed = torch_weights.place(spec, parts.create_state(abstract=True), weights)
-    with workdir.claim(directory, parts.config, overwrite=False):
-        if checkpointing.steps(directory):
-            raise UserError(f"{directory} holds a run: choose another --workdir.")
-        state = transfer.exchange(parts.create_state(), placed.weights)
-        about = {"converted_from": str(source)}
-        keep = checkpointing.Keep(1)
-        with checkpointing.Checkpoints(directory, keep, about) as checkpoints:
-            checkpoints.save_last(0, state)
+    state = transfer.exchange(parts.create_state(), placed.weights)
+    about = {"converted_from": str(source)}
+    transfer.write_start(directory, parts.config, state, about)
     print(f"{len(placed.weights)} weights in the names of {placed.scheme}")
     for what, names in (
         ("new here", placed.missing),

@@ -1,7 +1,6 @@
 """How much of the gradient arrives at the output of each block."""
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ import optax
 from flax import linen as nn
 
 from dresnet_jax.data import pipeline
-from dresnet_jax.data.streaming import EvalBatches
 from dresnet_jax.models import zoo
+from dresnet_jax.models.backbone import with_form
 from dresnet_jax.training import experiment, steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
@@ -48,18 +47,6 @@ def stacks(config: ml_collections.ConfigDict) -> dict[str, Experiment]:
     }
 
 
-def first_batch(part: Experiment) -> pipeline.Batch:
-    """The first examples of the training split, not augmented.
-
-    Raises:
-      UserError: the dataset is not prepared, or is damaged.
-    """
-    rows = np.arange(part.recipe.batch_size)
-    read = EvalBatches(part.open_splits()["train"], part.recipe, rows)[0]
-    arrays = map(jnp.asarray, (read.images, read.labels, read.mask))
-    return pipeline.make_batch(part.recipe, *arrays)
-
-
 def norms(
     part: Experiment, batch: pipeline.Batch, states: Sequence[TrainState]
 ) -> np.ndarray:
@@ -82,8 +69,7 @@ def norms(
 def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array]:
     spec = part.model.spec
     # In a loop over blocks their outputs have no names.
-    folded = dataclasses.replace(spec.connections, form="folded")
-    model = part.model.copy(spec=dataclasses.replace(spec, connections=folded))
+    model = with_form(part.model, "folded")
     names = [f"block_{i}" for i in range(1, len(spec.stages) + 1)]
 
     def forward(

@@ -68,13 +68,17 @@ class Connections(nn.Module):
         if not sources:
             return outputs.last
         projections = [self._projection(block, k) for k in sources]
-        return self.sum_function(
+        arguments = (
             outputs,
             sources,
             self._openings(block),
             [p["kernel"] for p in projections] if spec.has_kernels else None,
             [p["bias"] for p in projections] if spec.has_biases else None,
         )
+        if self.is_mutable_collection("intermediates"):
+            carried = weighted_sum.carried(*arguments)
+            self.sow("intermediates", f"carried_{block}", carried)
+        return self.sum_function(*arguments)
 
     @property
     def sum_function(self) -> weighted_sum.WeightedSum:

@@ -16,7 +16,7 @@ They return x_i, with the shape and dtype of the base. The projection P_ik is th
 1x1 convolution with average pooling to the base's height and width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import chex
 import jax
@@ -138,8 +138,32 @@ def reference(
     and pools. Kept for the backward pass: every projected and pooled source, since the
     gate's gradient is a reduction over them. Wins never; the others are tested by it.
     """
+    return sum(_terms(outputs, sources, gates, kernels, biases), outputs.last)
+
+
+def carried(
+    outputs: BlockOutputs,
+    sources: Sequence[int],
+    gates: jax.Array,
+    kernels: Arrays | None,
+    biases: Arrays | None,
+) -> jax.Array:
+    """The root mean square of each F(w_ik) P_ik(y_k), float32, [sources]."""
+    terms = _terms(outputs, sources, gates, kernels, biases)
+    squares = [jnp.mean(term.astype(jnp.float32) ** 2) for term in terms]
+    return jnp.sqrt(jnp.stack(squares))
+
+
+def _terms(
+    outputs: BlockOutputs,
+    sources: Sequence[int],
+    gates: jax.Array,
+    kernels: Arrays | None,
+    biases: Arrays | None,
+) -> Iterator[jax.Array]:
+    """Every F(w_ik) P_ik(y_k) of the formula."""
     gates = _checked(outputs, sources, gates, kernels, biases)
-    x = base = outputs.last
+    base = outputs.last
     for n, k in enumerate(sources):
         projected = outputs[k]
         if kernels is not None:
@@ -147,8 +171,7 @@ def reference(
         if biases is not None:
             projected = projected + _as_channels(biases[n].astype(base.dtype))
         gate = _as_channels(gates[n, 0].astype(base.dtype))
-        x = x + gate * average_pool(projected, outputs.size(-1))
-    return x
+        yield gate * average_pool(projected, outputs.size(-1))
 
 
 def folded(

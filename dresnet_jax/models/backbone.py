@@ -224,3 +224,10 @@ class Backbone(nn.Module):
             for n, i in enumerate(blocks):
                 one = jax.tree.map(operator.itemgetter(n), updates)
                 self.put_variable("batch_stats", f"block_{i}", one)
+
+
+def with_form(model: Backbone, form: str) -> Backbone:
+    """The same network, with its sums computed in another form."""
+    connections = dataclasses.replace(model.spec.connections, form=form)
+    spec = dataclasses.replace(model.spec, connections=connections)
+    return model.clone(spec=spec)

@@ -60,6 +60,18 @@ def open_run(
     return parts, restored
 
 
+def first_batch(experiment: Experiment) -> pipeline.Batch:
+    """The first examples of the training split, not augmented.
+
+    Raises:
+      UserError: the dataset is not prepared, or is damaged.
+    """
+    rows = np.arange(experiment.recipe.batch_size)
+    read = EvalBatches(experiment.open_splits()["train"], experiment.recipe, rows)[0]
+    arrays = map(jnp.asarray, (read.images, read.labels, read.mask))
+    return pipeline.make_batch(experiment.recipe, *arrays)
+
+
 class Evaluator:
     """Evaluates states of an experiment; compiles once for all its seeds."""
 

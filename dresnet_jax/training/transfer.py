@@ -10,7 +10,7 @@ import ml_collections
 from etils import epath
 
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import checkpointing, leaves
+from dresnet_jax.training import checkpointing, leaves, workdir
 from dresnet_jax.training.state import TrainState
 
 
@@ -139,6 +139,31 @@ def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
         if state.ema_params is None
         else jax.tree.map(lambda x: x.copy(), params),
     )
+
+
+def write_start(
+    directory: epath.Path,
+    config: ml_collections.ConfigDict,
+    state: TrainState,
+    about: Mapping[str, Any],
+) -> None:
+    """Makes a run directory that begins with a state, as step 0.
+
+    Args:
+      directory: of the run; it holds none yet.
+      config: of the run.
+      state: of step 0.
+      about: where it comes from, of JSON's types.
+
+    Raises:
+      UserError: the directory cannot be written, or holds a run.
+    """
+    with workdir.claim(directory, config, overwrite=False):
+        if checkpointing.steps(directory):
+            raise UserError(f"{directory} holds a run: choose another directory.")
+        keep = checkpointing.Keep(1)
+        with checkpointing.Checkpoints(directory, keep, about) as checkpoints:
+            checkpoints.save_last(0, state)
 
 
 def _other(config: ml_collections.ConfigDict) -> epath.Path:

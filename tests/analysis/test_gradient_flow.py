@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dresnet_jax.analysis import gradient_flow
-from dresnet_jax.training import experiment
+from dresnet_jax.training import evaluation, experiment
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def one_stage(small_config):
 
 
 def _norms(part):
-    batch = gradient_flow.first_batch(part)
+    batch = evaluation.first_batch(part)
     return gradient_flow.norms(part, batch, [part.create_state()])[0]
 
 
@@ -36,7 +36,7 @@ def test_the_whole_gradient_arrives_through_shortcuts_and_none_without(one_stage
 def test_the_last_norm_is_that_of_the_classifiers_gradient(small_config):
     """By hand: (softmax - target) W^T / examples, spread evenly over the pixels."""
     part = experiment.build(small_config)
-    batch, state = gradient_flow.first_batch(part), part.create_state()
+    batch, state = evaluation.first_batch(part), part.create_state()
     logits, _ = part.model.apply(
         {"params": state.params, "batch_stats": state.batch_stats},
         batch.images,

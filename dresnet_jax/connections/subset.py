@@ -1,0 +1,72 @@
+"""Some of a network's connections: their spec and parameters without the others'."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dresnet_jax.connections import topology
+from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.errors import UserError
+
+
+def subset(
+    spec: ConnectionSpec,
+    parameters: Mapping[str, Any],
+    edges: Iterable[tuple[int, int]],
+) -> tuple[ConnectionSpec, dict[str, Any]]:
+    """Connections with some of their edges, which carry what they did before.
+
+    With the gate `softmax` the edges of a reader that are left share its openings anew.
+
+    Args:
+      spec: what the connections are.
+      parameters: of `Connections`, for this spec.
+      edges: the (reader, source) that are kept.
+
+    Returns:
+      The spec and the parameters of what is left.
+
+    Raises:
+      UserError: an edge is not one of the spec's.
+    """
+    before = spec.topology
+    kept = topology.from_edges(before.stages, edges)
+    strange = sorted(set(kept.edges) - set(before.edges))
+    if strange:
+        raise UserError(f"Connection {strange[0]} (reader, source) does not exist.")
+    left = dataclasses.replace(spec, topology=kept)
+    found = {
+        f"block_{i}": _block(
+            parameters[f"block_{i}"], before.sources(i), kept.sources(i)
+        )
+        for i in kept.readers
+        if f"block_{i}" in parameters
+    }
+    projections = {
+        f"stage_{kept.source_stage(k)}_to_{kept.input_stage(i)}" for i, k in kept.edges
+    }
+    found |= {name: parameters[name] for name in projections & parameters.keys()}
+    if kept.edges and "gate_sharpness" in parameters:
+        found["gate_sharpness"] = parameters["gate_sharpness"]
+    if kept.edges and "gate_weights" in parameters:
+        places = [spec.distances.index(distance) for distance in left.distances]
+        found["gate_weights"] = parameters["gate_weights"][np.asarray(places)]
+    return left, found
+
+
+def _block(
+    parameters: Mapping[str, Any], before: tuple[int, ...], kept: tuple[int, ...]
+) -> dict[str, Any]:
+    """What a reader owns, of the sources that it keeps."""
+    places = np.asarray([before.index(k) for k in kept])
+    of_sources = {f"from_{k}" for k in before} - {f"from_{k}" for k in kept}
+    return {
+        name: jax.tree.map(lambda x: x[places], value)
+        if name.startswith("gate_") and np.ndim(value)
+        else value
+        for name, value in parameters.items()
+        if name not in of_sources
+    }

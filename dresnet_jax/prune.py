@@ -1,0 +1,102 @@
+r"""Removes the learned connections that carry least.
+
+    python -m dresnet_jax.prune --workdir=runs/digits --to=runs/pruned --keep=7
+    python -m dresnet_jax.prune --workdir=runs/digits --to=runs/pruned --max_loss=0.002
+
+Ranks the connections of a run by the root mean square of what they carry, F(w) P(y),
+and writes a run of an ordinary, smaller network, whose config lists the connections
+that are left: evaluate and predict read it, and train --config.init.workdir= goes on
+from it. --keep leaves so many; --threshold those that carry at least so much;
+--max_loss removes as many as accuracy on the validation split allows.
+"""
+
+from absl import flags
+from etils import epath
+
+from dresnet_jax import cli
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure import pruning
+from dresnet_jax.training import evaluation, transfer
+
+_TO = flags.DEFINE_string("to", None, "Directory of the run that is written.")
+_KEEP = flags.DEFINE_integer("keep", None, "How many connections are left.")
+_THRESHOLD = flags.DEFINE_float(
+    "threshold", None, "What a connection that is left carries at least."
+)
+_MAX_LOSS = flags.DEFINE_float(
+    "max_loss", None, "Share of the validation images by which accuracy may fall."
+)
+
+
+def main() -> None:
+    """Ranks, removes, writes."""
+    directory = cli.workdir()
+    if not _TO.value:
+        raise UserError("--to is missing: give the directory that is written.")
+    chosen = [flag for flag in (_KEEP, _THRESHOLD, _MAX_LOSS) if flag.value is not None]
+    if len(chosen) != 1:
+        raise UserError("Give one of --keep, --threshold and --max_loss. See --help.")
+    parts, restored = evaluation.open_run(directory)
+    network = pruning.Network(parts, restored.state)
+    carriers = pruning.ranked(network)
+    before = pruning.accuracy(network)
+    edges = _left(network, carriers, before)
+    smaller = pruning.pruned(network, edges)
+    after = pruning.accuracy(smaller)
+    to = epath.Path(_TO.value).expanduser()
+    about = {"pruned_from": str(directory), "step": restored.step}
+    transfer.write_start(to, smaller.parts.config, smaller.state, about)
+    print(pruning.table(carriers, edges))
+    print(
+        f"{len(edges)} of {len(carriers)} connections are left; validation accuracy "
+        f"{before:.4f} before, {after:.4f} after"
+    )
+    print(
+        "to train on: the run's own command in another --workdir, with\n"
+        f"  --config.init.workdir={to} \\\n"
+        f"  --config.model.connections.topology='{_written(smaller)}'"
+    )
+    cli.finish(
+        {
+            "workdir": str(directory),
+            "to": str(to),
+            "step": restored.step,
+            "edges": sorted(edges),
+            "removed": sorted(c.edge for c in carriers if c.edge not in edges),
+            "validation_accuracy": {"before": before, "after": after},
+        }
+    )
+
+
+def _left(
+    network: pruning.Network, carriers: list[pruning.Carrier], before: float
+) -> list[pruning.Edge]:
+    """The connections that are left, by the flag that was given."""
+    keep, threshold, max_loss = _KEEP.value, _THRESHOLD.value, _MAX_LOSS.value
+    if keep is not None:
+        if not 0 <= keep <= len(carriers):
+            raise UserError(
+                f"--keep={keep} must be from 0 to the {len(carriers)} connections that "
+                "there are."
+            )
+        return [carrier.edge for carrier in carriers[len(carriers) - keep :]]
+    if threshold is not None:
+        if not threshold >= 0:
+            raise UserError(f"--threshold={threshold} must not be below 0.")
+        return [c.edge for c in carriers if c.carried >= threshold]
+    if max_loss is None or not 0 <= max_loss < 1:
+        raise UserError(f"--max_loss={max_loss} must be in [0, 1).")
+    return pruning.most_removed(
+        carriers,
+        lambda edges: pruning.accuracy(pruning.pruned(network, edges)),
+        before - max_loss,
+    )
+
+
+def _written(network: pruning.Network) -> str:
+    """The topology, as the command line takes it."""
+    return str(network.parts.config.model.connections.topology).replace(" ", "")
+
+
+if __name__ == "__main__":
+    cli.run(main, uses=("workdir", "to", "keep", "threshold", "max_loss", "json"))

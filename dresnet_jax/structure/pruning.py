@@ -1,0 +1,170 @@
+"""Learned connections ranked by what they carry, and networks without the least."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dresnet_jax.connections.subset import subset
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import UserError
+from dresnet_jax.models.backbone import with_form
+from dresnet_jax.training import evaluation, experiment, leaves, steps, transfer
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.state import TrainState
+
+Edge = tuple[int, int]
+
+# Batches by which averages of norms are measured: enough for a momentum of 0.9.
+_MEASURED_STEPS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Carrier:
+    """A connection, and what it carries.
+
+    Attributes:
+      edge: (reader, source).
+      opening: F(w).
+      carried: root mean square of F(w) P(y) over a batch, as evaluated: of what the
+        reader's input would lack.
+    """
+
+    edge: Edge
+    opening: float
+    carried: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An experiment with a state of it."""
+
+    parts: Experiment
+    state: TrainState
+
+
+def ranked(network: Network) -> list[Carrier]:
+    """All connections, those first that carry least, by the first training batch.
+
+    Raises:
+      UserError: the network has none, or the dataset is not prepared.
+    """
+    parts, state = network.parts, network.state
+    connections = parts.model.spec.connections
+    if not connections.topology.edges:
+        raise UserError(f"{parts.config.model.name} has no learned connections.")
+    # In a loop over blocks their inputs have no names.
+    model = with_form(parts.model, "folded")
+
+    def carried(state: TrainState, images: jax.Array) -> dict[str, jax.Array]:
+        _, found = model.apply(
+            {"params": state.eval_params, "batch_stats": state.batch_stats},
+            images,
+            train=False,
+            mutable=["intermediates"],
+        )
+        of_connections = found["intermediates"]["connections"]
+        return {name: values[0] for name, values in of_connections.items()}
+
+    batch = evaluation.first_batch(parts)
+    found = jax.device_get(jax.jit(carried)(state, batch.images))
+    openings = parts.gate_openings(state)
+    carriers = [
+        Carrier((i, k), openings[i][k], float(value))
+        for i in connections.topology.readers
+        for k, value in zip(
+            connections.topology.sources(i), found[f"carried_{i}"], strict=True
+        )
+    ]
+    return sorted(carriers, key=lambda carrier: carrier.carried)
+
+
+def pruned(network: Network, edges: Sequence[Edge]) -> Network:
+    """The network with some of its connections, and the weights that it had.
+
+    Averaged weights are taken where there are; the optimiser starts anew. What norms
+    have averaged is measured anew, on augmented batches of training.
+
+    Args:
+      network: what is pruned.
+      edges: the (reader, source) that are kept.
+    """
+    parts, state = network.parts, network.state
+    connections, of_connections = subset(
+        parts.model.spec.connections, state.eval_params["connections"], edges
+    )
+    config = copy.deepcopy(parts.config).unlock()
+    config.init.workdir = ""
+    with config.ignore_type():
+        config.model.connections.topology = connections.topology.edges or "none"
+    other = experiment.build(config.lock())
+    params = {**state.eval_params, "connections": of_connections}
+    weights = leaves.by_name({"params": params, "batch_stats": state.batch_stats})
+    return _measured(Network(other, transfer.exchange(other.create_state(), weights)))
+
+
+def _measured(network: Network) -> Network:
+    """The network with averages of its norms that fit its weights."""
+    parts, state = network.parts, network.state
+    if not jax.tree.leaves(state.batch_stats):
+        return network
+    road, splits = parts.road, parts.open_splits()
+
+    def measure(state: TrainState, step: jax.Array, *data: jax.Array) -> TrainState:
+        batch = road.batch(data, state.key, step, jnp.zeros((), jnp.int32))
+        _, updates = steps.forward(
+            parts.model, state.params, state.batch_stats, batch.images, state.key
+        )
+        return state.replace(batch_stats=updates["batch_stats"])
+
+    program = jax.jit(measure)
+    calls = [Call(step, 1) for step in range(_MEASURED_STEPS)]
+    data = road.data(road.place(splits["train"]), parts.config.seed, calls)
+    for call, found in zip(calls, data, strict=True):
+        state = program(state, jnp.asarray(call.start), *found.arrays)
+    return Network(parts, state)
+
+
+def accuracy(network: Network) -> float:
+    """On the validation split."""
+    examples = network.parts.open_splits()["validation"]
+    return evaluation.Evaluator(network.parts)(network.state, examples).accuracy
+
+
+def most_removed(
+    carriers: Sequence[Carrier],
+    accuracy_of: Callable[[list[Edge]], float],
+    least: float,
+) -> list[Edge]:
+    """The edges that are left when as many as possible are gone.
+
+    They go in the order of the carriers, and accuracy is taken to fall with each, so
+    that halving finds how many.
+
+    Args:
+      carriers: as `ranked`.
+      accuracy_of: of a network with some edges.
+      least: the accuracy that is still good.
+    """
+    edges = [carrier.edge for carrier in carriers]
+    good, bad = 0, len(edges) + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if accuracy_of(edges[middle:]) >= least:
+            good = middle
+        else:
+            bad = middle
+    return edges[good:]
+
+
+def table(carriers: Sequence[Carrier], left: Sequence[Edge]) -> str:
+    """A row per connection, those first that carry most."""
+    lines = [f"{'block':>7s}{'from':>7s}{'F(w)':>10s}{'carried':>10s}"]
+    lines += [
+        f"{c.edge[0]:7d}{c.edge[1]:7d}{c.opening:10.4f}{c.carried:10.4f}"
+        f"{'' if c.edge in left else '  removed'}"
+        for c in reversed(carriers)
+    ]
+    return "\n".join(lines)

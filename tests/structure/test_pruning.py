@@ -1,0 +1,184 @@
+"""Connections are ranked by what they carry, and go without a trace."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dresnet_jax.analysis import cost
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure import pruning
+from dresnet_jax.structure.pruning import Carrier, Network
+from dresnet_jax.training import evaluation, experiment
+from tests.acceptance.small_run import last_json
+from tests.conftest import run_command
+
+
+def network(config, **connections):
+    config.model.connections.update(connections)
+    parts = experiment.build(config)
+    return Network(parts, parts.create_state())
+
+
+@pytest.fixture
+def deep(small_config):
+    small_config.model.blocks_per_stage = (5, 1)
+    return small_config
+
+
+@pytest.mark.parametrize("form", ["folded", "reference", "stacked"])
+def test_the_rank_is_that_of_what_is_carried(deep, form):
+    found = network(deep, form=form, projection="per_stage")
+    carriers = pruning.ranked(found)
+    assert len(carriers) == 10
+    assert [c.carried for c in carriers] == sorted(c.carried for c in carriers)
+    # By hand, for the first block that reads another.
+    parts, state = found.parts, found.state
+    model = parts.model.clone()
+    images = evaluation.first_batch(parts).images
+    _, made = pruning.with_form(model, "folded").apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        images,
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name == "block_1",
+    )
+    y_1 = made["intermediates"]["block_1"]["__call__"][0]
+    kernel = state.params["connections"]["stage_0_to_0"]["kernel"]
+    wanted = 0.5 * jnp.sqrt(jnp.mean((y_1 @ kernel) ** 2))
+    (carrier,) = [c for c in carriers if c.edge == (3, 1)]
+    assert carrier.carried == pytest.approx(float(wanted), rel=1e-4)
+    assert carrier.opening == pytest.approx(0.5)
+
+
+def test_an_edge_that_carries_nothing_goes_first_and_is_not_missed(deep):
+    found = network(deep)
+    params = jax.tree.map(lambda x: x, found.state.params)
+    for source in ("from_2", "from_4"):
+        kernel = params["connections"]["block_6"][source]["kernel"]
+        params["connections"]["block_6"][source]["kernel"] = 0 * kernel
+    found = Network(found.parts, found.state.replace(params=params))
+    carriers = pruning.ranked(found)
+    assert {c.edge for c in carriers[:2]} == {(6, 2), (6, 4)}
+    edges = [c.edge for c in carriers[2:]]
+    smaller = pruning.pruned(found, edges)
+    assert smaller.parts.model.spec.connections.topology.edges == tuple(sorted(edges))
+    images = evaluation.first_batch(found.parts).images
+    logits = [
+        one.parts.model.apply(
+            {"params": one.state.params, "batch_stats": found.state.batch_stats},
+            images,
+            train=False,
+        )
+        for one in (found, smaller)
+    ]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
+
+
+def test_the_program_has_no_trace_of_what_is_gone(deep):
+    found = network(deep)
+    smaller = pruning.pruned(found, [(6, 1)])
+    config = found.parts.config.copy_and_resolve_references()
+    with config.ignore_type():
+        config.model.connections.topology = ((6, 1),)
+    counts = [
+        cost.of(parts.compile_train_step())
+        for parts in (smaller.parts, experiment.build(config), found.parts)
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0].flops < counts[2].flops
+    plain = pruning.pruned(found, [])
+    assert "connections" not in plain.state.params
+
+
+def test_averages_of_norms_are_measured_on_what_is_left(deep):
+    found = network(deep)
+    smaller = pruning.pruned(found, [])
+    changes = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()),
+        smaller.state.batch_stats,
+        found.state.batch_stats,
+    )
+    assert min(jax.tree.leaves(changes)) > 0
+    without_norms = deep.copy_and_resolve_references()
+    without_norms.model.norm = "group"
+    assert not pruning.pruned(network(without_norms), []).state.batch_stats
+
+
+@pytest.mark.parametrize("good", range(5))
+def test_as_many_are_removed_as_accuracy_allows(good):
+    carriers = [Carrier((9, k), 0.5, k) for k in range(1, 5)]
+
+    def accuracy_of(edges):
+        return 0.9 if len(edges) >= 4 - good else 0.5
+
+    left = pruning.most_removed(carriers, accuracy_of, 0.8)
+    assert left == [c.edge for c in carriers[good:]]
+
+
+def test_a_plain_network_cannot_be_pruned(deep):
+    deep.model.name = "resnet18"
+    with pytest.raises(UserError, match="resnet18 has no learned connections"):
+        pruning.ranked(network(deep))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 12 steps."""
+    directory = tmp_path_factory.mktemp("prune") / "run"
+    code, _, errors = run_command("train", *ARGUMENTS, f"--workdir={directory}")
+    assert code == 0, errors
+    return directory
+
+
+ARGUMENTS = (
+    "--config=configs/digits.py",
+    "--config.model.width=4",
+    "--config.model.blocks_per_stage=(3,1)",
+    "--config.train.num_steps=12",
+)
+
+
+def test_the_command_writes_a_run_that_others_read(run, tmp_path):
+    to = tmp_path / "pruned"
+    code, output, errors = run_command(
+        "prune", f"--workdir={run}", f"--to={to}", "--keep=1", "--json"
+    )
+    assert code == 0, errors
+    found = last_json(output)
+    ((reader, source),) = found["edges"]
+    assert len(found["removed"]) == 2
+    code, output, errors = run_command("evaluate", f"--workdir={to}", "--json")
+    assert code == 0, errors
+    assert last_json(output)["step"] == 0
+    code, output, errors = run_command(
+        "train",
+        *ARGUMENTS,
+        f"--workdir={tmp_path / 'tuned'}",
+        f"--config.init.workdir={to}",
+        f"--config.model.connections.topology=(({reader},{source}),)",
+    )
+    assert code == 0, errors
+    assert "new here" not in output + errors
+    # A second time, over what is there.
+    code, _, errors = run_command("prune", f"--workdir={run}", f"--to={to}", "--keep=1")
+    assert code == 2
+    assert f"error: {to} holds a run" in errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--keep=4"], "--keep=4 must be from 0 to the 3 connections"),
+        (["--threshold=-1"], "--threshold=-1.0 must not be below 0"),
+        (["--max_loss=2"], "--max_loss=2.0 must be in [0, 1)"),
+        ([], "Give one of --keep, --threshold and --max_loss"),
+        (["--keep=1", "--threshold=1"], "Give one of --keep, --threshold and"),
+    ],
+)
+def test_wrong_flags_are_one_line(run, tmp_path, flags, message):
+    to = tmp_path / "to"
+    code, _, errors = run_command("prune", f"--workdir={run}", f"--to={to}", *flags)
+    assert code == 2
+    assert message in errors.splitlines()[-1]
+    assert not to.exists()
