@@ -11,6 +11,7 @@ from flax import linen as nn
 
 # Momentum of the running averages; PyTorch's momentum is 1 minus this.
 _MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Layers:
       activation: a key of `ACTIVATIONS`.
       conv_bias: whether convolutions that a norm follows have a bias.
       norm_shards: consecutive parts of a batch that batch norms take by themselves.
+      folded: whether what norms behind convolutions do stands in the kernels and biases
+        of these, for inference.
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
     """
 
@@ -29,6 +32,7 @@ class Layers:
     activation: str = "relu"
     conv_bias: bool = False
     norm_shards: int = 1
+    folded: bool = False
     dtype: str = "float32"
 
     def conv(
@@ -127,15 +131,17 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[batch, height, width, channels] to [batch, height', width', features]."""
+        folded = self.layers.folded
         x = self.layers.conv(
             self.features,
             self.kernel,
             stride=self.stride,
             groups=self.groups,
             dilation=self.dilation,
-            use_bias=self.use_bias,
+            use_bias=True if folded else self.use_bias,
         )(x)
-        x = self.layers.normalise(x, train=train, zero=self.zero)
+        if not folded:
+            x = self.layers.normalise(x, train=train, zero=self.zero)
         return self.layers.activate(x) if self.activate else x
 
 
@@ -160,7 +166,7 @@ def _batch_norm(layers: Layers, start: Any, name: str) -> Norm:
     """
     settings: dict[str, Any] = {
         "momentum": _MOMENTUM,
-        "epsilon": 1e-5,
+        "epsilon": BATCH_NORM_EPSILON,
         "dtype": layers.dtype,
         "scale_init": start,
         "name": name,

@@ -1,0 +1,39 @@
+"""Writes a run's network as StableHLO, for programs that do not have this package.
+
+    python -m dresnet_jax.export --workdir=runs/digits --to=exported
+    python -m dresnet_jax.predict --exported=exported image.png
+
+The network is that of the newest checkpoint, for inference: batch norms stand in the
+kernels, and openings are numbers. The directory holds network.jax, which
+jax.export.deserialize reads, signature.json and weights.safetensors.
+"""
+
+from absl import flags
+from etils import epath
+
+from dresnet_jax import cli
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure import exported
+from dresnet_jax.training import evaluation
+
+_TO = flags.DEFINE_string("to", None, "Directory that is written.")
+
+
+def main() -> None:
+    """Reads, folds, writes."""
+    directory = cli.workdir()
+    if not _TO.value:
+        raise UserError("--to is missing: give the directory that is written.")
+    to = epath.Path(_TO.value).expanduser()
+    parts, restored = evaluation.open_run(directory)
+    about = {"workdir": str(directory), "step": restored.step}
+    signature = exported.write(parts, restored.state, to, about)
+    for end in ("input", "output"):
+        what = signature[end]
+        print(f"{end}: {what['name']} {what['dtype']} {what['shape']}")
+    print(f"exported: {to}")
+    cli.finish({"to": str(to)} | signature)
+
+
+if __name__ == "__main__":
+    cli.run(main, uses=("workdir", "to", "json"))
