@@ -107,8 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
     # What has a weight of its own: per_edge, per_channel, or by_distance (shared by all
     # connections of one distance).
     connections.weights = "per_edge"
-    # F(w) of every connection at the start, in (0, 1), or 1/n^2 or published. softmax
-    # starts a block's sources equal.
+    # F(w) of every connection at the start, in (0, 1), or 1/n^2 (of n blocks, for deep
+    # networks) or published. softmax starts a block's sources equal.
     connections.opening = config_dict.FieldReference(0.5, field_type=object)
     # What has a projection of its own: per_edge, per_stage (each pair of a source's and
     # a reader's stage), or none: sources are only pooled, and need the reader's
