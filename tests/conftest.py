@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -15,6 +16,10 @@ from configs import digits, synthetic
 
 ROOT = Path(__file__).parent.parent
 FASHION_MNIST_ARCHIVES = Path("/usr/share/datasets/fashion-mnist")
+
+# How long something takes decides no test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Arrays of different ranks do not mix unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -65,7 +65,7 @@ def assert_agree(found, expected, rtol):
 
 
 @pytest.mark.parametrize("name", FAST_FORMS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**31 - 1),
     side=st.integers(1, 4),
