@@ -184,13 +184,8 @@ class Connections(nn.Module):
         if self.spec.projection == "per_edge":
             return self.blocks[str(block)][f"from_{source}"]
         if self.spec.projection == "per_stage":
-            return self.stages[self._stage_projection(block, source)]
+            return self.stages[self.spec.topology.stage_projection(block, source)]
         return {}
-
-    def _stage_projection(self, block: int, source: int) -> str:
-        topology = self.spec.topology
-        source_stage, stage = topology.source_stage(source), topology.input_stage(block)
-        return f"stage_{source_stage}_to_{stage}"
 
     @property
     def _stage_projections(self) -> dict[str, tuple[int, int]]:
@@ -198,7 +193,10 @@ class Connections(nn.Module):
         if self.spec.projection != "per_stage":
             return {}
         return {
-            self._stage_projection(i, k): (self.channels[k], self.channels[i - 1])
+            self.spec.topology.stage_projection(i, k): (
+                self.channels[k],
+                self.channels[i - 1],
+            )
             for i, k in self.spec.topology.edges
         }
 
@@ -218,12 +216,14 @@ class Connections(nn.Module):
     ) -> jax.Array:
         """sum_k F(w_ik) b_k of each block, [blocks, channels]."""
         biases = {
-            self._stage_projection(i, k): self._projection(i, k)["bias"]
+            self.spec.topology.stage_projection(i, k): self._projection(i, k)["bias"]
             for i, k in edges
         }
         order = list(biases)
         rows = np.asarray([i - blocks.start for i, _ in edges])
-        columns = np.asarray([order.index(self._stage_projection(*e)) for e in edges])
+        columns = np.asarray(
+            [order.index(self.spec.topology.stage_projection(*e)) for e in edges]
+        )
         total = jnp.zeros((len(blocks), len(biases))).at[rows, columns].add(openings)
         return total @ jnp.stack(list(biases.values()))
 

@@ -45,9 +45,7 @@ def subset(
         for i in kept.readers
         if f"block_{i}" in parameters
     }
-    projections = {
-        f"stage_{kept.source_stage(k)}_to_{kept.input_stage(i)}" for i, k in kept.edges
-    }
+    projections = {kept.stage_projection(i, k) for i, k in kept.edges}
     found |= {name: parameters[name] for name in projections & parameters.keys()}
     if kept.edges and "gate_sharpness" in parameters:
         found["gate_sharpness"] = parameters["gate_sharpness"]

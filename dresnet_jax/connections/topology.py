@@ -57,6 +57,10 @@ class Topology:
         """The stage that gives x_i its shape, which is that of y_{i-1}."""
         return self.source_stage(reader - 1)
 
+    def stage_projection(self, reader: int, source: int) -> str:
+        """The name of the projection that connections of two stages may share."""
+        return f"stage_{self.source_stage(source)}_to_{self.input_stage(reader)}"
+
 
 def from_rule(stages: Stages, reads: Callable[[int, int], bool]) -> Topology:
     """The edges of `dense` for which reads(reader, source) holds."""
