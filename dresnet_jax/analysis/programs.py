@@ -130,7 +130,7 @@ def _loss(
     key = jax.random.key(0)
     logits, updates = steps.forward(part.model, params, batch_stats, batch.images, key)
     losses = steps.cross_entropy(logits, batch.targets, label_smoothing=0.0)
-    return losses.mean(), updates.get("batch_stats", {})
+    return losses.mean() + steps.penalties(updates), updates.get("batch_stats", {})
 
 
 def loops(part: experiment.Experiment) -> list[int]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+# Flax's collection of scalars that parts of a network add to its loss, by `sow`.
+PENALTIES = "penalties"
 # Momentum of the running averages; PyTorch's momentum is 1 minus this.
 _MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5

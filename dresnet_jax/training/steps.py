@@ -11,6 +11,7 @@ import optax
 from dresnet_jax.connections.module import total_opening
 from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.models.backbone import Backbone
+from dresnet_jax.models.layers import PENALTIES
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
 
@@ -69,7 +70,7 @@ def train_step(
         params = gathered(params)
         logits, updates = forward(state.model, params, batch_stats, part.images, key)
         losses = cross_entropy(logits, part.targets, label_smoothing)
-        loss = losses.mean()
+        loss = losses.mean() + penalties(updates)
         if gate_penalty:
             spec = state.model.spec
             loss += gate_penalty * total_opening(
@@ -158,7 +159,7 @@ def forward(
     batch_stats: Any,
     images: jax.Array,
     key: jax.Array,
-    mutable: Sequence[str] = ("batch_stats",),
+    mutable: Sequence[str] = ("batch_stats", PENALTIES),
     **options: Any,
 ) -> tuple[jax.Array, Any]:
     """Runs a network as in training: its norms see the batch.
@@ -183,6 +184,11 @@ def forward(
         rngs={"dropout": key},
         **options,
     )
+
+
+def penalties(updates: Any) -> jax.Array:
+    """The sum of what the network's parts add to the loss, as `forward` gave it."""
+    return sum(jax.tree.leaves(updates.get(PENALTIES, {})), jnp.zeros(()))
 
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
