@@ -97,6 +97,21 @@ def get_config() -> ml_collections.ConfigDict:
     # Of the computation: float32 or bfloat16. Parameters are float32.
     config.model.dtype = "float32"
 
+    exits = config.model.exits = ml_collections.ConfigDict()
+    # Blocks, from 1, behind which a classifier of its own stands beside the last one.
+    exits.after = ()
+    # What the loss of each counts, that of the last counting 1: a number for all, or
+    # one for each.
+    exits.loss_weights = config_dict.FieldReference(0.3, field_type=object)
+    # linear, or conv, which has a 1x1 convolution to 4 times the channels, norm and
+    # activation before it pools; "" for the network's own.
+    exits.head = ""
+    # What each answers, of its own logits and those before: none (its own), mean,
+    # learned (weights), or attention (weights made from the image).
+    exits.fusion = "none"
+    # Whether each learns how probable it is that its answer is right.
+    exits.learn_confidence = False
+
     connections = config.model.connections = ml_collections.ConfigDict()
     # Who reads whom: dense, none, within_stage, powers_of_two, dilated:<d>, last:<m>,
     # or a list of (reader, source) such as ((3, 1), (8, 2)). Read by the models whose

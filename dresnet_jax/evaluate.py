@@ -1,36 +1,81 @@
 """Evaluates the newest checkpoint of a run.
 
     python -m dresnet_jax.evaluate --workdir=runs/digits --split=test
+    python -m dresnet_jax.evaluate --workdir=runs/exits --max_loss=0.002
+    python -m dresnet_jax.evaluate --workdir=runs/exits --budget=0.6
 
 Prints accuracy, loss, the accuracy of each class and the confusion matrix, and writes
 them to evaluation_<split>.json in the run directory.
+
+With --max_loss or --budget, a network with exits (config.model.exits) answers each
+image at the first exit that is sure enough. The thresholds are fitted on the validation
+split, and written to early_exit.json, where predict --early_exit reads them; what they
+save is measured beside the whole network, and drawn in early_exit.png.
 """
 
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import reports
+from dresnet_jax.analysis import early_exit_report, reports
 from dresnet_jax.data import catalog
+from dresnet_jax.errors import UserError
+from dresnet_jax.models.exits import CONFIDENCES
 from dresnet_jax.training import evaluation, workdir
 
 _SPLIT = flags.DEFINE_enum("split", "test", catalog.SPLITS, "Split to evaluate on.")
+_MAX_LOSS = flags.DEFINE_float(
+    "max_loss", None, "Share of the images by which early exits may lower accuracy."
+)
+_BUDGET = flags.DEFINE_float(
+    "budget", None, "Mean FLOPs of an image with early exits, as a share of all."
+)
+_PER_BATCH = flags.DEFINE_bool(
+    "per_batch",
+    False,
+    "Hold the budget in each batch: a fixed share of its images leaves at each exit.",
+)
+_CONFIDENCE = flags.DEFINE_enum(
+    "confidence", "probability", list(CONFIDENCES), "What an exit's threshold is of."
+)
+_MIN_DEPTH = flags.DEFINE_integer(
+    "min_depth", 0, "Blocks that every image passes.", lower_bound=0
+)
 
 
 def main() -> None:
     """Evaluates, prints, writes."""
     directory = cli.workdir()
+    early = _MAX_LOSS.value is not None or _BUDGET.value is not None
+    if _MAX_LOSS.value is not None and _BUDGET.value is not None:
+        raise UserError("Give one of --max_loss and --budget.")
+    if not early and (_PER_BATCH.value or _MIN_DEPTH.value):
+        raise UserError("--per_batch and --min_depth need --max_loss or --budget.")
     parts, restored = evaluation.open_run(directory)
+    about = {"workdir": str(directory), "split": _SPLIT.value, "step": restored.step}
+    if early:
+        wanted = early_exit_report.Wanted(
+            confidence=_CONFIDENCE.value,
+            max_loss=_MAX_LOSS.value,
+            budget=_BUDGET.value,
+            per_batch=_PER_BATCH.value,
+            min_depth=_MIN_DEPTH.value,
+        )
+        found = early_exit_report.measure(parts, restored.state, wanted, _SPLIT.value)
+        early_exit_report.write(directory, found, about)
+        print(found.text)
+        cli.finish(about | found.report)
+        return
     examples = parts.open_splits()[_SPLIT.value]
-    found = evaluation.Evaluator(parts)(restored.state, examples)
+    evaluated = evaluation.Evaluator(parts)(restored.state, examples)
     report = {
-        "workdir": str(directory),
-        "split": _SPLIT.value,
-        "step": restored.step,
-        "examples": len(found.labels),
-        "skipped_records": found.skipped,
-        "accuracy": found.accuracy,
-        "loss": found.loss,
-        **reports.per_class(found.labels, found.predictions, parts.dataset.class_names),
+        **about,
+        "examples": len(evaluated.labels),
+        "skipped_records": evaluated.skipped,
+        "accuracy": evaluated.accuracy,
+        "loss": evaluated.loss,
+        **reports.per_class(
+            evaluated.labels, evaluated.predictions, parts.dataset.class_names
+        ),
     }
     print(reports.evaluation_table(report))
     workdir.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)
@@ -38,4 +83,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("workdir", "split", "json"))
+    cli.run(
+        main,
+        uses=(
+            *("workdir", "split", "max_loss", "budget", "per_batch"),
+            *("confidence", "min_depth", "json"),
+        ),
+    )

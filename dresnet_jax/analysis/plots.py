@@ -138,6 +138,46 @@ def gradient_flow(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     return figure
 
 
+def early_exit(
+    report: Mapping[str, Any], curve: Sequence[tuple[float, float]]
+) -> Figure:
+    """Accuracy against cost: of thresholds, of each exit alone, and what was chosen.
+
+    Args:
+      report: as `early_exit_report` makes it.
+      curve: (cost, accuracy) of the thresholds that were fitted.
+    """
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    split, measured = report["split_measured"], report["measured"]
+    axis.plot(*zip(*curve, strict=True), color="C0", label="early exits, validation")
+    for n, exit_ in enumerate(report["exits"]):
+        place = exit_["cost"], exit_["accuracy_alone"]
+        label = None if n else f"each exit alone, {split}"
+        axis.plot(*place, "s", color="C1", label=label)
+        axis.annotate(
+            f" block {exit_['depth']}", place, va="top", color="C1", fontsize=8
+        )
+    axis.plot(
+        *(report["validation"]["cost"], report["validation"]["accuracy"]),
+        "o",
+        color="C0",
+        label="chosen, validation",
+    )
+    axis.plot(
+        *(measured["cost"], measured["accuracy"]),
+        "*",
+        color="C3",
+        markersize=12,
+        label=f"chosen, {split}",
+    )
+    axis.set_xlabel("mean FLOPs of an image, those of the whole network being 1")
+    axis.set_ylabel("accuracy")
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    return figure
+
+
 def curves(lines: list[dict[str, Any]]) -> Figure:
     """Loss and accuracy over the steps, on the training and the validation split."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

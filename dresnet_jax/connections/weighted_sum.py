@@ -16,7 +16,8 @@ They return x_i, with the shape and dtype of the base. The projection P_ik is th
 1x1 convolution with average pooling to the base's height and width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -49,6 +50,20 @@ class BlockOutputs:
         self._normalise = normalise
         self._normalised: dict[int, jax.Array] = {}
         self._pooled: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
+
+    @classmethod
+    def resumed(
+        cls, kept: Mapping[int, jax.Array], *, normalise: bool = False
+    ) -> "BlockOutputs":
+        """Goes on from what `kept` gave; the outputs between must not be asked for."""
+        of_all: list[Any] = [kept.get(k) for k in range(max(kept) + 1)]
+        found = cls(of_all[0], normalise=normalise)
+        found.extend(of_all[1:])
+        return found
+
+    def kept(self, blocks: Iterable[int]) -> dict[int, jax.Array]:
+        """Some y_k, and the newest, as they are."""
+        return {k: self._outputs[k] for k in {*blocks, len(self._outputs) - 1}}
 
     def append(self, output: jax.Array) -> None:
         """Adds the next block's output, [batch, height, width, channels]."""

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +18,7 @@ from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.models import stems
 from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.models.exits import EXITS, Confidence, ExitSpec, Fusion
 from dresnet_jax.models.heads import Classifier
 from dresnet_jax.models.layers import Layers
 from dresnet_jax.models.residual import SHORTCUT_RULES, BlockSpec, ResidualScale
@@ -27,6 +30,12 @@ def stages(blocks_per_stage: Sequence[int]) -> tuple[int, ...]:
     return tuple(
         stage for stage, blocks in enumerate(blocks_per_stage) for _ in range(blocks)
     )
+
+
+def _split(blocks: int, ends: Iterable[int]) -> list[range]:
+    """1 to the number of blocks, in ranges that end with some of them."""
+    of_each = [0, *sorted(ends), blocks]
+    return [range(start + 1, end + 1) for start, end in itertools.pairwise(of_each)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +66,7 @@ class BackboneSpec:
       drop_path: share of the examples for which the last block is left out in
         training; it grows evenly from the first block's, 0.
       dropout: rate before the classifier.
+      exits: the classifiers beside the last one.
       layers: what all layers have in common.
     """
 
@@ -80,6 +90,7 @@ class BackboneSpec:
     zero_last: bool = False
     drop_path: float = 0.0
     dropout: float = 0.0
+    exits: ExitSpec = dataclasses.field(default_factory=ExitSpec)
     layers: Layers = dataclasses.field(default_factory=Layers)
 
     @property
@@ -128,14 +139,23 @@ class BackboneSpec:
 
     @property
     def alike(self) -> list[range]:
-        """The blocks, from 1, in groups of consecutive ones that differ in nothing."""
+        """The blocks, from 1, in groups of consecutive ones that differ in nothing.
+
+        No group goes on behind an exit.
+        """
         kinds = list(zip(self.channels, self.blocks, strict=False))
-        ends = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
-        starts = [0, *ends]
-        return [
-            range(start + 1, end + 1)
-            for start, end in zip(starts, [*ends, len(kinds)], strict=True)
-        ]
+        changes = {i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]}
+        return _split(len(kinds), changes | {*self.exits.after})
+
+    @property
+    def parts(self) -> list[range]:
+        """The blocks, from 1, before each classifier and behind the one before it."""
+        return _split(len(self.stages), {*self.exits.after})
+
+    def read_after(self, block: int) -> list[int]:
+        """The outputs up to that of a block that later ones have connections to."""
+        edges = self.connections.topology.edges
+        return sorted({k for i, k in edges if k <= block < i})
 
     @property
     def total_stride(self) -> int:
@@ -144,8 +164,8 @@ class BackboneSpec:
         return STEMS[self.stem].total_stride * strides
 
 
-class Backbone(nn.Module):
-    """Stem, residual blocks with learned connections, classifier.
+class _Network(nn.Module):
+    """What a network and a part of it are made of.
 
     Attributes:
       spec: what the network is.
@@ -155,44 +175,65 @@ class Backbone(nn.Module):
     spec: BackboneSpec
     scheme: Callable[..., nn.Module] = Connections
 
-    @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Logits of normalised images.
-
-        Args:
-          images: [batch, height, width, channels], float32.
-          train: whether norms use the batch's statistics, and dropout and stochastic
-            depth are on; needs the "dropout" RNG where a rate is above 0.
-
-        Returns:
-          [batch, num_classes], float32.
-        """
+    def _stem(self, images: jax.Array, *, train: bool) -> BlockOutputs:
         spec = self.spec
-        kind = BLOCKS[spec.block]
         x = stems.run(
             STEMS[spec.stem],
             spec.layers,
             spec.channels[0],
             images.astype(spec.layers.dtype),
             train=train,
-            bare=kind.pre_activation,
+            bare=BLOCKS[spec.block].pre_activation,
             activate=spec.stem_activation,
         )
+        return BlockOutputs(x, normalise=spec.connections.normalise_sources)
+
+    def _shared(self) -> tuple[nn.Module, Fusion]:
+        """The modules that all parts have in common."""
+        spec = self.spec
         connections = self.scheme(spec.connections, spec.channels, name="connections")
-        outputs = BlockOutputs(x, normalise=spec.connections.normalise_sources)
+        return connections, Fusion(spec.exits, name="fusion")
+
+    def _run(
+        self,
+        blocks: range,
+        connections: nn.Module,
+        outputs: BlockOutputs,
+        *,
+        train: bool,
+    ) -> None:
+        """Appends the outputs of some blocks, which are whole groups of `alike`."""
+        spec = self.spec
         stacked = spec.connections.form == "stacked" and not self.is_initializing()
-        for blocks in spec.alike:
-            if stacked and len(blocks) > 1:
-                self._run_stacked(blocks, connections, outputs, train=train)
+        for group in spec.alike:
+            if group.start not in blocks:
                 continue
-            for i in blocks:
+            if stacked and len(group) > 1:
+                self._run_stacked(group, connections, outputs, train=train)
+                continue
+            for i in group:
                 block = self._block(i, name=f"block_{i}")
                 outputs.append(block(connections(i, outputs), train=train))
-        head = spec.head or ("norm_act" if kind.pre_activation else "linear")
+
+    def _classify(self, block: int, x: jax.Array, *, train: bool) -> jax.Array:
+        """The logits of the classifier behind a block."""
+        spec = self.spec
+        own = "norm_act" if BLOCKS[spec.block].pre_activation else "linear"
+        head, is_last = spec.head or own, block == len(spec.stages)
         classify = Classifier(
-            spec.num_classes, spec.dropout, spec.layers, head, name="head"
+            spec.num_classes,
+            spec.dropout,
+            spec.layers,
+            head if is_last else spec.exits.head or head,
+            name="head" if is_last else f"exit_{block}",
         )
-        return classify(outputs.last, train=train)
+        return classify(x, train=train)
+
+    def _score(self, block: int, answer: jax.Array, x: jax.Array) -> jax.Array:
+        """How sure an answer is, as learned; 0 where nothing is, or nobody asks."""
+        if not self.spec.exits.learn_confidence or block == len(self.spec.stages):
+            return jnp.zeros(len(answer))
+        return Confidence(name=f"confidence_{block}")(answer, x)
 
     def _block(self, i: int, **module: Any) -> nn.Module:
         kind = BLOCKS[self.spec.block]
@@ -224,6 +265,95 @@ class Backbone(nn.Module):
             for n, i in enumerate(blocks):
                 one = jax.tree.map(operator.itemgetter(n), updates)
                 self.put_variable("batch_stats", f"block_{i}", one)
+
+
+class Backbone(_Network):
+    """Stem, residual blocks with learned connections, classifier."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Logits of normalised images.
+
+        Args:
+          images: [batch, height, width, channels], float32.
+          train: whether norms use the batch's statistics, and dropout and stochastic
+            depth are on; needs the "dropout" RNG where a rate is above 0.
+
+        Returns:
+          [batch, num_classes], float32.
+        """
+        spec = self.spec
+        outputs = self._stem(images, train=train)
+        connections, fusion = self._shared()
+        logits: list[jax.Array] = []
+        answers, scores = [], []
+        # Where they only classify images, the last answer alone may be wanted.
+        of_all = train or self.is_initializing() or spec.exits.fusion != "none"
+        for blocks in spec.parts:
+            self._run(blocks, connections, outputs, train=train)
+            if of_all or blocks == spec.parts[-1]:
+                logits.append(self._classify(blocks[-1], outputs.last, train=train))
+                answers.append(fusion(logits, outputs.last))
+                scores.append(self._score(blocks[-1], answers[-1], outputs.last))
+        if train and spec.exits.after:
+            self.sow(EXITS, "answers", jnp.stack(answers[:-1]))
+            self.sow(EXITS, "scores", jnp.stack(scores[:-1]))
+        return answers[-1]
+
+
+@flax.struct.dataclass
+class Carried:
+    """What a part of a network hands on to the next.
+
+    Attributes:
+      outputs: those y_k that are still read, by k; the newest is among them.
+      logits: where answers are fused, of each classifier so far, [batch, classes].
+    """
+
+    outputs: dict[int, jax.Array]
+    logits: tuple[jax.Array, ...]
+
+
+class Part(_Network):
+    """The blocks between two classifiers of a network, run alone, with its variables.
+
+    Attributes:
+      number: of the part, from 0.
+    """
+
+    number: int = 0
+
+    @nn.compact
+    def __call__(
+        self, before: jax.Array | Carried
+    ) -> tuple[Carried, jax.Array, jax.Array]:
+        """Runs the part as evaluated, not as trained.
+
+        Args:
+          before: normalised images for part 0, else what the part before hands on.
+
+        Returns:
+          What is handed on; the answer, [batch, classes]; and how sure it is, as
+          learned, [batch], 0 where that is not.
+        """
+        spec = self.spec
+        if isinstance(before, Carried):
+            logits = list(before.logits)
+            outputs = BlockOutputs.resumed(
+                before.outputs, normalise=spec.connections.normalise_sources
+            )
+        else:
+            logits, outputs = [], self._stem(before, train=False)
+        connections, fusion = self._shared()
+        blocks = spec.parts[self.number]
+        self._run(blocks, connections, outputs, train=False)
+        logits.append(self._classify(blocks[-1], outputs.last, train=False))
+        answer = fusion(logits, outputs.last)
+        carried = Carried(
+            outputs=outputs.kept(spec.read_after(blocks[-1])),
+            logits=() if spec.exits.fusion == "none" else tuple(logits),
+        )
+        return carried, answer, self._score(blocks[-1], answer, outputs.last)
 
 
 def with_form(model: Backbone, form: str) -> Backbone:

@@ -1,6 +1,7 @@
 """The named models: one line each, and what builds one from a config or a table."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -11,6 +12,7 @@ from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.backbone import Backbone, BackboneSpec, stages
 from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.models.exits import ExitSpec
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS, Layers
 from dresnet_jax.models.residual import SHORTCUT_RULES, ResidualScale
 from dresnet_jax.models.stems import STEMS
@@ -172,6 +174,7 @@ def build(
         zero_last=config.zero_last,
         drop_path=config.drop_path,
         dropout=config.dropout,
+        exits=_exits(config.exits),
         layers=Layers(
             norm=chosen("norm", NORMS),
             activation=chosen("activation", ACTIVATIONS),
@@ -181,6 +184,7 @@ def build(
         ),
     )
     spec.connections.check(spec.channels)
+    spec.exits.check(len(spec.stages))
     if image_size < spec.total_stride:
         raise UserError(
             f"Images of {image_size}x{image_size} are too small for the strides of "
@@ -189,6 +193,13 @@ def build(
             "or fewer stages."
         )
     return Backbone(spec)
+
+
+def _exits(config: ml_collections.ConfigDict) -> ExitSpec:
+    """The `model.exits` part of a config."""
+    after, weights = tuple(config.after), config.loss_weights
+    each = tuple(weights) if isinstance(weights, Sequence) else (weights,) * len(after)
+    return ExitSpec(after, each, config.head, config.fusion, config.learn_confidence)
 
 
 def _check(

@@ -11,6 +11,7 @@ import optax
 from dresnet_jax.connections.module import total_opening
 from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.models.backbone import Backbone
+from dresnet_jax.models.exits import EXITS, ExitSpec
 from dresnet_jax.models.layers import PENALTIES
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
@@ -71,6 +72,9 @@ def train_step(
         logits, updates = forward(state.model, params, batch_stats, part.images, key)
         losses = cross_entropy(logits, part.targets, label_smoothing)
         loss = losses.mean() + penalties(updates)
+        loss += supervision(
+            state.model.spec.exits, updates, part.targets, label_smoothing
+        )
         if gate_penalty:
             spec = state.model.spec
             loss += gate_penalty * total_opening(
@@ -159,7 +163,7 @@ def forward(
     batch_stats: Any,
     images: jax.Array,
     key: jax.Array,
-    mutable: Sequence[str] = ("batch_stats", PENALTIES),
+    mutable: Sequence[str] = ("batch_stats", PENALTIES, EXITS),
     **options: Any,
 ) -> tuple[jax.Array, Any]:
     """Runs a network as in training: its norms see the batch.
@@ -189,6 +193,29 @@ def forward(
 def penalties(updates: Any) -> jax.Array:
     """The sum of what the network's parts add to the loss, as `forward` gave it."""
     return sum(jax.tree.leaves(updates.get(PENALTIES, {})), jnp.zeros(()))
+
+
+def supervision(
+    spec: ExitSpec, updates: Any, targets: jax.Array, label_smoothing: float
+) -> jax.Array:
+    """What the classifiers before the last one add to the loss.
+
+    Args:
+      spec: of the exits.
+      updates: as `forward` gave them.
+      targets: class probabilities, [batch, classes].
+      label_smoothing: share of the label spread over all classes.
+    """
+    total = jnp.zeros(())
+    if not spec.after:
+        return total
+    (answers,), (scores,) = (updates[EXITS][name] for name in ("answers", "scores"))
+    for weight, answer, score in zip(spec.loss_weights, answers, scores, strict=True):
+        total += weight * cross_entropy(answer, targets, label_smoothing).mean()
+        if spec.learn_confidence:
+            is_right = answer.argmax(axis=-1) == targets.argmax(axis=-1)
+            total += optax.sigmoid_binary_cross_entropy(score, is_right).mean()
+    return total
 
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
