@@ -20,7 +20,7 @@ demo: setup  ## Trains a DResNet on real images of digits, in runs/demo.
 	$(BIN)/python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/demo
 
 test: check  ## Runs every check: format, lint, types, tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -16,25 +16,25 @@ on standard input. Prints the most probable classes of each. An image that canno
 read is named, and the others are still classified; the exit code is then 1.
 """
 
-import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from etils import epath
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import early_exit_report
-from dresnet_jax.analysis.early_exit import EarlyExit, by_threshold
+from dresnet_jax.analysis.image_classifiers import (
+    ImageClassifier,
+    of_exported,
+    of_run,
+    with_exits,
+)
 from dresnet_jax.data import images
 from dresnet_jax.data.views import View
 from dresnet_jax.errors import RunFailedError, UserError
-from dresnet_jax.structure import exported
-from dresnet_jax.training import evaluation
 
 _EXPORTED = flags.DEFINE_string(
     "exported", None, "Directory that dresnet_jax.export wrote."
@@ -48,16 +48,13 @@ _WITHIN_MS = flags.DEFINE_float(
     "within_ms", None, "Milliseconds for one image: answer at the deepest exit in time."
 )
 
-# Images that an exported network is given at once.
-_BATCH = 128
-
 
 def main(*names: str) -> None:
     """Reads, classifies, prints."""
     files = list(_files(names))
     if not files:
         raise UserError("No image is named on standard input.")
-    network = _network()
+    network = _classifier()
     classes = network.class_names
     unreadable: list[dict[str, str]] = []
     predictions: list[dict[str, Any]] = []
@@ -88,106 +85,17 @@ def main(*names: str) -> None:
         raise RunFailedError(f"{len(unreadable)} of {len(files)} cannot be read.")
 
 
-# Probabilities [classes], and {"depth": blocks passed} where exits may answer.
-_Answer = tuple[np.ndarray, dict[str, int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Network:
-    """What answers the pixels of at most `batch_size` images, one answer each."""
-
-    answers: Callable[[Sequence[np.ndarray]], Iterable[_Answer]]
-    batch_size: int
-    view: View
-    class_names: Sequence[str]
-    about: dict[str, Any]
-
-
-def _network() -> _Network:
-    """That of the flags."""
-    early = _EARLY_EXIT.value or _WITHIN_MS.value is not None
-    if _EARLY_EXIT.value and _WITHIN_MS.value is not None:
+def _classifier() -> ImageClassifier:
+    """What the flags name."""
+    within = _WITHIN_MS.value
+    if _EARLY_EXIT.value and within is not None:
         raise UserError("Give one of --early_exit and --within_ms.")
+    early = _EARLY_EXIT.value or within is not None
     if _EXPORTED.value is not None:
         if early:
             raise UserError("An exported network has one exit: give --workdir.")
-        return _exported(_EXPORTED.value)
-    return _of_run_with_exits() if early else _of_run()
-
-
-def _of_run() -> _Network:
-    directory = cli.workdir()
-    parts, restored = evaluation.open_run(directory)
-    predict = evaluation.Predictor(parts)
-
-    def answers(pixels: Sequence[np.ndarray]) -> Iterator[_Answer]:
-        return ((row, {}) for row in predict(restored.state, pixels))
-
-    return _Network(
-        answers,
-        predict.batch_size,
-        parts.recipe.view,
-        parts.dataset.class_names,
-        {"workdir": str(directory), "step": restored.step},
-    )
-
-
-def _of_run_with_exits() -> _Network:
-    directory = cli.workdir()
-    parts, restored = evaluation.open_run(directory)
-    within = _WITHIN_MS.value
-    if within is None:
-        policy = early_exit_report.read(directory)
-        if policy["step"] != restored.step:
-            raise UserError(
-                f"The thresholds of {directory} are those of step {policy['step']}, "
-                f"its newest checkpoint is that of {restored.step}: run evaluate again."
-            )
-        network = EarlyExit(parts, restored.state, policy["confidence"])
-        rule, batch_size = by_threshold(policy["thresholds"]), network.batch_size
-    else:
-        network = EarlyExit(parts, restored.state)
-        last = _deepest(network, within)
-        rule, batch_size = (lambda number, sure: np.full(len(sure), number == last)), 1
-
-    def answers(pixels: Sequence[np.ndarray]) -> Iterator[_Answer]:
-        found = network([np.stack(pixels)], rule)
-        probabilities = np.asarray(jax.nn.softmax(found.logits))
-        for row, exit_ in zip(probabilities, found.exits, strict=True):
-            yield row, {"depth": network.depths[exit_]}
-
-    return _Network(
-        answers,
-        batch_size,
-        parts.recipe.view,
-        parts.dataset.class_names,
-        {"workdir": str(directory), "step": restored.step},
-    )
-
-
-def _deepest(network: EarlyExit, within: float) -> int:
-    """The number of the deepest exit that answers one image in so many milliseconds."""
-    milliseconds = 1000 * network.latencies()
-    for depth, value in zip(network.depths, milliseconds, strict=True):
-        print(f"behind block {depth}: {value:.2f} ms", file=sys.stderr)
-    reached = np.flatnonzero(milliseconds <= within)
-    if not len(reached):
-        raise UserError(
-            f"--within_ms={within:g} is too short: the first exit answers after "
-            f"{milliseconds[0]:.2f} ms on this machine."
-        )
-    return int(reached[-1])
-
-
-def _exported(name: str) -> _Network:
-    found = exported.read(epath.Path(name).expanduser())
-
-    def answers(pixels: Sequence[np.ndarray]) -> Iterator[_Answer]:
-        rows = np.asarray(jax.nn.softmax(found.call(np.stack(pixels))))
-        return ((row, {}) for row in rows)
-
-    about = {"exported": name, "step": found.signature["step"]}
-    return _Network(answers, _BATCH, found.view, found.class_names, about)
+        return of_exported(epath.Path(_EXPORTED.value).expanduser())
+    return with_exits(cli.workdir(), within) if early else of_run(cli.workdir())
 
 
 def _files(names: tuple[str, ...]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dresnet_jax.errors import UserError
 # Confidences are from 0 to 1: no image leaves at an exit with this threshold.
 NEVER = 2.0
 # Of the whole network's cost, in accuracy.
-_PRICES = np.geomspace(1e-4, 3, 100)
+_PRICES = np.geomspace(1e-4, 3, 300)
 # At most so often all thresholds are set anew.
 _SWEEPS = 20
 
