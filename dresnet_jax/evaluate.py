@@ -24,7 +24,7 @@ from dresnet_jax.training import evaluation, workdir
 
 _SPLIT = flags.DEFINE_enum("split", "test", catalog.SPLITS, "Split to evaluate on.")
 _MAX_LOSS = flags.DEFINE_float(
-    "max_loss", None, "Share of the images by which early exits may lower accuracy."
+    "max_loss", None, "By how much early exits may lower accuracy, as a share."
 )
 _BUDGET = flags.DEFINE_float(
     "budget", None, "Mean FLOPs of an image with early exits, as a share of all."

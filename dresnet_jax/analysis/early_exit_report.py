@@ -28,7 +28,7 @@ class Wanted:
 
     Attributes:
       confidence: a key of `exits.CONFIDENCES`.
-      max_loss: share of the images by which accuracy may fall, or None.
+      max_loss: by how much accuracy may fall at most, with 95 % confidence, or None.
       budget: mean FLOPs of an image, as a share of the whole network's, or None.
       per_batch: whether each batch keeps the budget.
       min_depth: blocks that every image passes.
@@ -71,6 +71,7 @@ class Measured:
     def text(self) -> str:
         """The report for a person."""
         found, split = self.report["measured"], self.report["split_measured"]
+        fitted = self.report["validation"]
         lines = ["behind block  threshold  answers there  right alone  FLOPs so far"]
         for exit_ in self.report["exits"]:
             threshold = exit_["threshold"]
@@ -92,8 +93,8 @@ class Measured:
                 "",
                 f"accuracy on {split}: {found['accuracy']:.4f}, of the whole network "
                 f"{found['whole_accuracy']:.4f}; on validation "
-                f"{self.report['validation']['accuracy']:.4f} and "
-                f"{self.report['validation']['whole_accuracy']:.4f}",
+                f"{fitted['accuracy']:.4f} and {fitted['whole_accuracy']:.4f}: with 95 "
+                f"% confidence at most {fitted['loss_bound']:.4f} lower",
                 f"FLOPs of an image: {found['cost']:.3f} of the whole network's, "
                 f"{found['cost_as_run']:.3f} with what fills batches",
                 f"time: {found['time_ratio']:.3f} of the whole network's "
@@ -150,6 +151,7 @@ def measure(
         "validation": {
             "accuracy": chosen.accuracy,
             "whole_accuracy": curve[0].accuracy,
+            "loss_bound": chosen.loss_bound,
             "cost": chosen.cost,
         },
         "measured": {
