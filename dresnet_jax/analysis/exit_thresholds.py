@@ -26,8 +26,8 @@ class Point:
     Attributes:
       thresholds: of every exit but the last.
       accuracy: share of the images whose class was answered.
-      loss_bound: what the last exit's accuracy is higher by at most, with 95 %
-        confidence: the mean difference and 1.645 of its standard errors.
+      loss_bound: by how much the last exit's accuracy is higher at most, with 95 %
+        confidence; 0 where no image leaves before.
       agreement: share of the images with the last exit's answer.
       cost: mean FLOPs of an image, divided by those of the whole network.
     """
@@ -62,12 +62,14 @@ def point(thresholds: Sequence[float], split: Split, costs: np.ndarray) -> Point
     exits = exits_of(thresholds, split.confidences)
     images = np.arange(len(exits))
     correct = split.correct[images, exits]
-    lost = split.correct[:, -1].astype(float) - correct
+    # One image more that is lost: of few images, that none is lost says little.
+    lost = np.append(split.correct[:, -1].astype(float) - correct, 1)
+    bound = lost.mean() + _ONE_SIDED * lost.std() / len(lost) ** 0.5
     same = split.predictions[images, exits] == split.predictions[:, -1]
     return Point(
         thresholds=tuple(thresholds),
         accuracy=float(correct.mean()),
-        loss_bound=float(lost.mean() + _ONE_SIDED * lost.std() / len(lost) ** 0.5),
+        loss_bound=float(bound) if np.any(exits < len(costs) - 1) else 0.0,
         agreement=float(same.mean()),
         cost=float(costs[exits].mean()),
     )
@@ -78,7 +80,7 @@ def curve(split: Split, costs: np.ndarray, first_exit: int = 0) -> list[Point]:
 
     For each of some prices of cost, every threshold is set to the best there is, given
     the others, until none changes. What is paid are answers that differ from the last
-    exit's: accuracy itself is matter of few images, and thresholds that are fitted to
+    exit's: accuracy itself is a matter of few images, and thresholds that are fitted to
     them do not keep what they promise on others.
 
     Args:
