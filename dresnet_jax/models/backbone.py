@@ -232,7 +232,7 @@ class _Network(nn.Module):
     def _score(self, block: int, answer: jax.Array, x: jax.Array) -> jax.Array:
         """How sure an answer is, as learned; 0 where nothing is, or nobody asks."""
         if not self.spec.exits.learn_confidence or block == len(self.spec.stages):
-            return jnp.zeros(len(answer))
+            return jnp.zeros(answer.shape[:1])
         return Confidence(name=f"confidence_{block}")(answer, x)
 
     def _block(self, i: int, **module: Any) -> nn.Module:
