@@ -47,7 +47,8 @@ def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
     """
     p = row["p_corrected"]
     if np.isnan(p):
-        return "a single seed tells nothing of chance"
+        what = "a single seed" if row["seeds"] == 1 else "the same in all seeds, which"
+        return f"{what} tells nothing of chance"
     low, high = (
         f"{100 * row[end]:+.2f}" if in_points else f"{row[end]:+.4f}"
         for end in ("low", "high")

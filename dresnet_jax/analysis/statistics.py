@@ -8,6 +8,8 @@ from scipy import stats
 
 # Of all intervals.
 LEVEL = 0.95
+# Of figures in float32, with some room, as a part of them.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Difference:
       p: of Student's paired t-test, two-sided: how often as large a mean difference
         would be seen if there were none.
       effect: the mean difference in standard deviations of the differences (Cohen's
-        d_z); infinite where all seeds differ by the same.
+        d_z).
+
+    Where all seeds differ by the same, there is no spread to judge by: as after a
+    single seed, the interval, p and the effect are then not a number. Where they do not
+    differ, p is 1 and the effect 0.
     """
 
     estimate: Estimate
@@ -66,16 +72,16 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
     Raises:
       ValueError: they are not as many.
     """
-    pairs = zip(values, reference, strict=True)
-    differences = np.asarray([a - b for a, b in pairs], np.float64)
+    differences = np.asarray(
+        [a - b for a, b in zip(values, reference, strict=True)], np.float64
+    )
     found = estimate(differences)
-    if len(differences) < 2:
-        return Difference(found, np.nan, np.nan)
-    spread = float(differences.std(ddof=1))
-    if spread <= 1e-12 * max(abs(found.mean), 1e-300):
-        # The test divides by it.
-        effect = float(np.sign(found.mean)) * np.inf if found.mean else 0.0
-        return Difference(found, 0.0 if found.mean else 1.0, effect)
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if spread <= _ROUNDING * float(np.max(np.abs([values, reference]))):
+        if len(differences) > 1 and not differences.any():
+            return Difference(found, 1.0, 0.0)
+        alone = dataclasses.replace(found, low=np.nan, high=np.nan)
+        return Difference(alone, np.nan, np.nan)
     p = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return Difference(found, p, found.mean / spread)
 

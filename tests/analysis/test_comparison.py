@@ -225,6 +225,13 @@ def test_one_seed_tells_nothing_of_chance(monkeypatch, tmp_path):
     assert "nan" not in comparison_report.table(found)
 
 
+def test_seeds_that_differ_by_the_same_are_no_clear_difference():
+    row = {"p_corrected": float("nan"), "seeds": 3, "low": None, "high": None}
+    assert (
+        findings.verdict(row) == "the same in all seeds, which tells nothing of chance"
+    )
+
+
 def test_runs_that_all_failed_are_no_report(monkeypatch):
     plan = in_advance(monkeypatch)
     with pytest.raises(
