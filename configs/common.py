@@ -204,9 +204,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 200
     config.train.eval_every_epochs = 1
-    # Checkpoints kept: so many of the newest; those of the multiples of a step, 0 for
-    # none; and so many of those with the highest validation accuracy, for which every
-    # evaluated step has one.
+    # Checkpoints kept: so many of the newest, two at least; those of the multiples of a
+    # step, 0 for none; and so many of those with the highest validation accuracy, for
+    # which every evaluated step has one.
     config.train.keep_checkpoints = 3
     config.train.keep_every_steps = 0
     config.train.keep_best = 0

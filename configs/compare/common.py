@@ -22,7 +22,7 @@ def get_config(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.base = base
     base.train.report_on = "best"
     base.train.keep_best = 1
-    base.train.keep_checkpoints = 1
+    base.train.keep_checkpoints = 2
     # Runs of the main variant and of the reference in all its forms, of seeds
     # first_seed, first_seed + 1, ...; and of each other variant, None for as many.
     config.first_seed = 0

@@ -30,7 +30,8 @@ class Keep:
     """Which checkpoints of a run are kept.
 
     Attributes:
-      newest: so many of the newest.
+      newest: so many of the newest, and two at least: orbax deletes an older one before
+        the newest is finished.
       every_steps: those of the multiples of this step too; 0 for none.
       best: so many of those with the highest metric too.
       metric: its name.
@@ -45,7 +46,7 @@ class Keep:
     def policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
         """As orbax takes it."""
         policies = ocp.training.preservation_policies
-        found = [policies.LatestN(self.newest)]
+        found = [policies.LatestN(max(self.newest, 2))]
         if self.every_steps:
             found.append(policies.EveryNSteps(self.every_steps))
         if self.best:
@@ -313,7 +314,16 @@ def _weights(tree: Mapping[str, Any]) -> str:
     return "ema_params" if tree["ema_params"] else "params"
 
 
-def set_aside(workdir: epath.Path, damaged: tuple[int, ...]) -> None:
+def set_aside_unfinished_start(workdir: epath.Path) -> None:
+    """Sets the only checkpoint aside if a run was ended while it wrote its first."""
+    there = steps(workdir)
+    if len(there) != 1 or (_directory(workdir) / str(there[0]) / _DIGESTS).exists():
+        return
+    logging.warning("The run was ended while it wrote its first checkpoint.")
+    set_aside(workdir, there)
+
+
+def set_aside(workdir: epath.Path, damaged: Sequence[int]) -> None:
     """Moves damaged checkpoints to `workdir/damaged`, out of the way of new ones."""
     for step in damaged:
         target = workdir / "damaged" / str(step)

@@ -312,6 +312,7 @@ def _restore_or_create(
     config = experiment.config
     abstract = experiment.create_state(abstract=True)
     transfer.check_frozen(config.optimizer.freeze, abstract.params)
+    processes.first_alone(lambda: checkpointing.set_aside_unfinished_start(directory))
     restored = checkpointing.restore(directory, abstract)
     if restored is None:
         state = experiment.create_state()

@@ -166,6 +166,33 @@ def test_some_are_kept_for_good(tmp_path):
     assert checkpointing.steps(workdir) == [70, 60, 50, 30, 20]
 
 
+def test_the_one_before_is_there_until_the_newest_is_finished(tmp_path, monkeypatch):
+    workdir = epath.Path(tmp_path)
+    seen = []
+    real = checkpointing._digests
+
+    def look(checkpoint):
+        seen.append(checkpointing.steps(workdir))
+        return real(checkpoint)
+
+    monkeypatch.setattr(checkpointing, "_digests", look)
+    with open_checkpoints(workdir, newest=1) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(step, state(float(step)))
+    assert seen == [[10], [20, 10], [30, 20]]
+
+
+def test_a_run_ended_in_its_first_checkpoint_has_none(saved):
+    checkpointing.set_aside_unfinished_start(saved)
+    (saved / "checkpoints" / "30" / "sha256.json").unlink()
+    checkpointing.set_aside_unfinished_start(saved)
+    assert checkpointing.steps(saved) == [30, 20]
+    (saved / "checkpoints" / "20").rmtree()
+    checkpointing.set_aside_unfinished_start(saved)
+    assert checkpointing.restore(saved, abstract()) is None
+    assert (saved / "damaged" / "30").exists()
+
+
 def test_an_unfinished_checkpoint_is_not_seen(saved):
     unfinished = saved / "checkpoints" / "40.orbax-checkpoint-tmp"
     unfinished.mkdir()
