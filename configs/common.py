@@ -69,9 +69,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Residual blocks of each stage; None for the model's own number.
     config.model.blocks_per_stage = config_dict.placeholder(tuple)
     # None for the model's own. Block: basic, bottleneck, bottleneck_v1 (its stride is
-    # the first convolution's), preact_basic, preact_bottleneck, separable, inverted or
-    # convnext. Norm: batch, group, layer (of a pixel's channels) or none. Activation:
-    # relu, relu6, gelu or silu. Attention in each block: none, se, eca or cbam.
+    # the first convolution's), preact_basic, preact_bottleneck, separable, inverted,
+    # convnext or mixed. Norm: batch, group, layer (of a pixel's channels) or none.
+    # Activation: relu, relu6, gelu or silu. Attention in each block: none, se, eca or
+    # cbam.
     # Shortcut: identity (a 1x1 convolution where the shape changes), conv (in all
     # blocks but the first), pool (average, then 1x1), pad (zeros for new channels),
     # bare (a 1x1 without norm), kept (only where the shape is) or none.
@@ -112,11 +113,48 @@ def get_config() -> ml_collections.ConfigDict:
     # Whether each learns how probable it is that its answer is right.
     exits.learn_confidence = False
 
+    # Gates by which each example runs or skips each block that keeps the shape: the
+    # share of the examples that are to run it, in (0, 1), or None for no gates; and the
+    # factor of its squared distance from the share that does, which is added to the
+    # loss.
+    conditional = config.model.conditional = ml_collections.ConfigDict()
+    conditional.target_rate = config_dict.placeholder(float)
+    conditional.penalty = 1.0
+
+    mixture = config.model.mixture = ml_collections.ConfigDict()
+    # Of the block mixed. Its operations: names, the same for each block, or a list of
+    # names for each, as (("conv3",), ("pool", "deep")); one alone has no weight.
+    mixture.operations = (
+        *("none", "identity", "pool", "depthwise"),
+        *("conv3", "conv5", "dilated", "deep"),
+    )
+    # Their weights: softmax (of the block), gumbel (of the block, one operation for
+    # each image) or routed (of the image).
+    mixture.weights = "softmax"
+    # That logits are divided by, at the start and behind so many batches of training,
+    # between which it falls by the same factor each.
+    mixture.temperature_start = 1.0
+    mixture.temperature_end = 0.1
+    mixture.temperature_steps = 1000
+    # Share of the images that do without an operation that has no kernel, at the start
+    # of training; behind temperature_steps it is 0. Else such operations win early.
+    mixture.skip_drop = 0.3
+    # Added to the loss: this times the parameters in use, each operation's by its
+    # weight and as a part of the largest's; and, if routed, this times the squared
+    # coefficient of variation of the operations' use.
+    mixture.price = 0.0
+    mixture.balance = 0.01
+
     connections = config.model.connections = ml_collections.ConfigDict()
     # Who reads whom: dense, none, within_stage, powers_of_two, dilated:<d>, last:<m>,
-    # or a list of (reader, source) such as ((3, 1), (8, 2)). Read by the models whose
-    # name begins with d.
+    # a free graph (triangular, watts_strogatz:<k>:<p>:<seed>, erdos_renyi:<p>:<seed> or
+    # barabasi_albert:<m>:<seed>), or a list of (reader, source) such as
+    # ((3, 1), (8, 2)). Read by the models whose name begins with d.
     connections.topology = config_dict.FieldReference("dense", field_type=object)
+    # The edge from each block to the one before it: fixed, at weight 1, or learned as
+    # all others; a list of edges then names it, or it is absent, and block 0 is the
+    # stem, and block n + 1 the classifier.
+    connections.base = "fixed"
     # Gate function: sigmoid, gauss, identity, tanh, hard_sigmoid or softmax.
     connections.gate = "sigmoid"
     # What has a weight of its own: per_edge, per_channel, or by_distance (shared by all
@@ -126,8 +164,8 @@ def get_config() -> ml_collections.ConfigDict:
     # networks) or published. softmax starts a block's sources equal.
     connections.opening = config_dict.FieldReference(0.5, field_type=object)
     # What has a projection of its own: per_edge, per_stage (each pair of a source's and
-    # a reader's stage), or none: sources are only pooled, and need the reader's
-    # channels.
+    # a reader's stage), matching (each edge between different channels), or none:
+    # sources are only pooled, and need the reader's channels.
     connections.projection = "per_edge"
     # Whether sources are divided by the root mean square of their channels.
     connections.normalise_sources = False

@@ -3,11 +3,19 @@ r"""Looks into networks, trained or not.
     python -m dresnet_jax.analyze gradients --config=configs/digits.py --out=flow.png
     python -m dresnet_jax.analyze gradients --config=configs/digits.py --out=flow.png \
         --runs=runs/plain,runs/residual,runs/dense
+    python -m dresnet_jax.analyze graph --workdir=runs/digits --out=graph.png
+    python -m dresnet_jax.analyze routes --workdir=runs/routed --out=routes.png
 
 `gradients` draws the norm of the loss's gradient by the output of each block, before
 training: for the blocks of the config's model without shortcuts (plain), with them
 (residual), and with learned connections beside them (dense). It draws each of --runs at
 its start and at its newest checkpoint. The batch is the first of the training split.
+
+`graph` draws who reads whom in a run, from the stem to the classifier, each connection
+as wide as it is open at the newest checkpoint.
+
+`routes` draws the mean weights of the operations of each mixed block of a run, by the
+class of the images, on the validation split.
 """
 
 from typing import Any
@@ -17,7 +25,7 @@ from absl import flags
 from etils import epath
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import gradient_flow, plots, reports
+from dresnet_jax.analysis import gradient_flow, graph_plot, plots, reports, routes
 from dresnet_jax.errors import pick
 from dresnet_jax.training import evaluation
 
@@ -28,7 +36,8 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Starts of each stack.", lower_bound=1
 
 def main(subject: str) -> None:
     """Measures, prints, draws."""
-    pick("analysis", subject, {"gradients": _gradients})()
+    subjects = {"gradients": _gradients, "graph": _graph, "routes": _routes}
+    pick("analysis", subject, subjects)()
 
 
 def _gradients() -> None:
@@ -53,6 +62,41 @@ def _gradients() -> None:
     cli.finish({"picture": _OUT.value, "norms": _listed(panels)})
 
 
+def _graph() -> None:
+    picture = cli.picture_file(_OUT.value)
+    parts, restored = evaluation.open_run(cli.workdir())
+    topology = parts.model.spec.connections.topology
+    openings = parts.gate_openings(restored.state)
+    plots.save(graph_plot.draw(topology, openings), picture)
+    print(f"blocks: {len(topology.blocks)}, connections: {len(topology.edges)}")
+    print(f"picture: {_OUT.value}")
+    edges = [
+        [i, k, opening] for i, row in openings.items() for k, opening in row.items()
+    ]
+    cli.finish({"picture": _OUT.value, "step": restored.step, "edges": edges})
+
+
+def _routes() -> None:
+    picture, directory = cli.picture_file(_OUT.value), cli.workdir()
+    parts, restored = evaluation.open_run(directory)
+    named = routes.operations(parts)
+    examples = parts.open_splits()["validation"]
+    found = routes.by_class(parts, restored.state, examples)
+    print(routes.table(parts, found))
+    classes = parts.dataset.class_names
+    plots.save(plots.routes(found, named, classes), picture)
+    print(f"picture: {_OUT.value}")
+    cli.finish(
+        {
+            "picture": _OUT.value,
+            "step": restored.step,
+            "operations": named,
+            "classes": classes,
+            "weights": {i: weights.tolist() for i, weights in found.items()},
+        }
+    )
+
+
 def _listed(panels: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     """{panel: {line: [states, blocks]}}, for JSON."""
     return {
@@ -62,4 +106,8 @@ def _listed(panels: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("config", "runs", "seeds", "out", "json"), words=("subject",))
+    cli.run(
+        main,
+        uses=("config", "workdir", "runs", "seeds", "out", "json"),
+        words=("subject",),
+    )

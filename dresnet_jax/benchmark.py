@@ -1,16 +1,20 @@
-"""Measures what learned connections cost, or how fast the input is, in one run.
+"""Measures what connections cost, what conditional paths save, how fast the input is.
 
     python -m dresnet_jax.benchmark connections --depths=8,16,32,64
     python -m dresnet_jax.benchmark connections --model=dresnet18 --image_size=64
+    python -m dresnet_jax.benchmark conditional --rates=1,0.75,0.5,0.25
+    python -m dresnet_jax.benchmark conditional --workdir=runs/gated
     python -m dresnet_jax.benchmark input --config=configs/fashion_mnist.py
 
 `connections` compiles the gradient of one stage of so many blocks, or the training step
 of a model, in each form and without connections, and prints ratios. The chips of a
 --target need not be there (requirements-tpu-plan.txt); the time is then an estimate, by
 FLOPs / peak and bytes / bandwidth. --peers adds DenseFormer's average to a stage, the
-original in PyTorch to a model (requirements-peers.txt). `input` prints the images per
-second of the pipeline, of the step and of both, on each road. Rounds are interleaved;
-configs/synthetic.py is the config if none is given.
+original in PyTorch to a model (requirements-peers.txt). `conditional` prints the FLOPs
+and the time that gates save beside the network without them: those of a run on
+validation images, or of a fresh network on noise, set to some rates; in batches of 256.
+`input` prints the images per second of the pipeline, of the step and of both, on each
+road. Rounds are interleaved; configs/synthetic.py is the config if none is given.
 """
 
 import dataclasses
@@ -22,8 +26,15 @@ import ml_collections
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import connection_costs, input_speed, plots, reports
+from dresnet_jax.analysis import (
+    conditional_costs,
+    connection_costs,
+    input_speed,
+    plots,
+    reports,
+)
 from dresnet_jax.errors import UserError, pick
+from dresnet_jax.training import evaluation
 
 _MODEL = flags.DEFINE_string("model", None, "Model measured, instead of one stage.")
 _DEPTHS = flags.DEFINE_list("depths", ["8", "16"], "Blocks of the stage.")
@@ -34,6 +45,7 @@ _ARRANGEMENTS = flags.DEFINE_bool("arrangements", False, "Of folded, the others 
 _TRAFFIC = flags.DEFINE_bool("traffic", False, "Print where a model's bytes go.")
 _TARGET = flags.DEFINE_string("target", "cpu", "The devices here, or such as v5e:2x2.")
 _OUT = flags.DEFINE_string("out", None, "The picture's file, such as costs.png.")
+_RATES = flags.DEFINE_list("rates", ["1", "0.75", "0.5", "0.25"], "Gates are set to.")
 _ROADS = flags.DEFINE_list("roads", list(input_speed.ROADS), "Roads of input measured.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images, pixels.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, per chip of a target.")
@@ -41,10 +53,16 @@ _RUNS = flags.DEFINE_integer("runs", 7, "Timed rounds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 20, "Of a round of input.", lower_bound=1)
 
 
+# Of `conditional`, where none is given.
+_CONDITIONAL_BATCH = 256
+
+
 def main(subject: str) -> None:
     """Measures, prints, draws."""
-    measure = pick("benchmark", subject, {"connections": _connections, "input": _input})
+    measure = pick("benchmark", subject, _SUBJECTS)
     config = cli.config()
+    if subject == "conditional":
+        config.data.batch_size = _CONDITIONAL_BATCH
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
     picture = _OUT.value and cli.picture_file(_OUT.value)
@@ -54,7 +72,7 @@ def main(subject: str) -> None:
     machine = reports.machine()
     print(table, settings, machine, sep="\n")
     if picture:
-        plots.save(plots.connection_costs(rows), picture)
+        plots.save(_PICTURES[subject](rows), picture)
         print(f"picture: {_OUT.value}")
     report = {"target": _TARGET.value, "settings": settings, "machine": machine}
     cli.finish(report | {"rows": [dataclasses.asdict(row) for row in rows]})
@@ -79,6 +97,32 @@ def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
     return table, f"{how}; {reports.sizes(config)}", rows
 
 
+def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
+    if _TARGET.value != _TARGET.default:
+        raise UserError(f"--target={_TARGET.value} is for connections only.")
+    batch_size = config.data.batch_size
+    if flags.FLAGS["workdir"].value:
+        parts, restored = evaluation.open_run(cli.workdir())
+        config = parts.config
+        network = conditional_costs.trained(parts, restored.state, batch_size)
+    else:
+        network = conditional_costs.fresh(config, _rates())
+    rows = conditional_costs.measure(network, _RUNS.value)
+    size, shape = len(network.batches), network.batches[0].shape
+    how = f"{_RUNS.value} interleaved runs of {size} batches of {shape[0]}"
+    model = f"{config.model.name}, {shape[1]}x{shape[2]}, {config.model.dtype}"
+    return reports.conditional_cost_table(rows), f"{how}; {model}", rows
+
+
+def _rates() -> list[float]:
+    try:
+        return [float(rate) for rate in _RATES.value]
+    except ValueError as error:
+        raise UserError(
+            f"--rates={','.join(_RATES.value)} must be numbers in (0, 1]."
+        ) from error
+
+
 def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     for flag in (_TARGET, _OUT):
         if flag.value != flag.default:
@@ -88,12 +132,20 @@ def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     return reports.input_speed_table(rows), settings, rows
 
 
+_SUBJECTS = {"connections": _connections, "conditional": _conditional, "input": _input}
+_PICTURES: dict[str, Any] = {
+    "connections": plots.connection_costs,
+    "conditional": plots.conditional_costs_bars,
+}
+
+
 if __name__ == "__main__":
     of_connections = "model depths projection forms peers traffic target out"
-    of_both = "image_size batch_size runs config json"
+    of_conditional = "rates workdir"
+    of_all = "image_size batch_size runs config json"
     cli.run(
         main,
-        uses=f"{of_connections} roads steps {of_both}".split(),
+        uses=f"{of_connections} {of_conditional} roads steps {of_all}".split(),
         words=("subject",),
         default_config="configs/synthetic.py",
     )

@@ -40,8 +40,8 @@ def main() -> None:
     network = pruning.Network(parts, restored.state)
     carriers = pruning.ranked(network)
     before = pruning.accuracy(network)
-    edges = _left(network, carriers, before)
-    smaller = pruning.pruned(network, edges)
+    smaller = pruning.pruned(network, _left(network, carriers, before))
+    edges = smaller.parts.model.spec.connections.topology.edges
     after = pruning.accuracy(smaller)
     to = epath.Path(_TO.value).expanduser()
     about = {"pruned_from": str(directory), "step": restored.step}
@@ -51,6 +51,8 @@ def main() -> None:
         f"{len(edges)} of {len(carriers)} connections are left; validation accuracy "
         f"{before:.4f} before, {after:.4f} after"
     )
+    if gone := _blocks(network) - _blocks(smaller):
+        print(f"blocks that go with their connections: {sorted(gone)}")
     print(
         "to train on: the run's own command in another --workdir, with\n"
         f"  --config.init.workdir={to} \\\n"
@@ -62,6 +64,7 @@ def main() -> None:
             "to": str(to),
             "step": restored.step,
             "edges": sorted(edges),
+            "removed_blocks": sorted(gone),
             "removed": sorted(c.edge for c in carriers if c.edge not in edges),
             "validation_accuracy": {"before": before, "after": after},
         }
@@ -88,9 +91,13 @@ def _left(
         raise UserError(f"--max_loss={max_loss} must be in [0, 1).")
     return pruning.most_removed(
         carriers,
-        lambda edges: pruning.accuracy(pruning.pruned(network, edges)),
+        lambda edges: pruning.accuracy_with(network, edges),
         before - max_loss,
     )
+
+
+def _blocks(network: pruning.Network) -> set[int]:
+    return set(network.parts.model.spec.connections.topology.blocks)
 
 
 def _written(network: pruning.Network) -> str:

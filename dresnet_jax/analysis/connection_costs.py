@@ -120,9 +120,9 @@ class Subject:
             form: folded if form == "folded" else self._experiment(form=form)
             for form in forms
         }
-        parts = {PLAIN: self._experiment(form="folded", topology=PLAIN)}
+        parts = {PLAIN: self._plain("folded")}
         if "stacked" in forms:
-            scanned = self._experiment(form="stacked", topology=PLAIN)
+            scanned = self._plain("stacked")
             parts[PLAIN_SCANNED] = scanned
         for name, scheme in self.schemes.items():
             spec = folded.model.spec
@@ -130,6 +130,9 @@ class Subject:
             model = folded.model.copy(scheme=scheme)
             connected[name] = dataclasses.replace(folded, model=model)
         return parts | connected
+
+    def _plain(self, form: str) -> experiment.Experiment:
+        return self._experiment(form=form, topology=PLAIN, base="fixed")
 
     def _experiment(self, **connections: str) -> experiment.Experiment:
         config = copy.deepcopy(self.config)

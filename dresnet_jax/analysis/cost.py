@@ -48,7 +48,8 @@ def multiply_adds(function: Callable[..., object], *arguments: object) -> int:
     """Products of numbers in a function's convolutions and matrix products.
 
     What papers call a network's multiply-adds, or its FLOPs: of `function` as it is
-    written, before any compiler; nothing is run.
+    written, before any compiler; nothing is run. Of several branches, that of the one
+    with most.
 
     Args:
       function: of arrays, which `jax.jit` could compile.
@@ -60,8 +61,12 @@ def multiply_adds(function: Callable[..., object], *arguments: object) -> int:
 def _multiply_adds(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        for inner in jax_core.jaxprs_in_params(equation.params):
-            total += equation.params.get("length", 1) * _multiply_adds(inner)
+        inner = [
+            equation.params.get("length", 1) * _multiply_adds(jaxpr)
+            for jaxpr in jax_core.jaxprs_in_params(equation.params)
+        ]
+        is_branch = equation.primitive.name == "cond"
+        total += max(inner) if is_branch else sum(inner)
         shapes = [getattr(x.aval, "shape", ()) for x in equation.invars]
         out = math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name == "dot_general":

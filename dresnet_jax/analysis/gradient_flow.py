@@ -60,7 +60,7 @@ def norms(
       states: one or more.
 
     Returns:
-      Euclidean norms over the whole batch, [states, blocks].
+      Euclidean norms over the whole batch, [states, blocks that there are].
     """
     of_state = jax.jit(_norms(part))
     return np.array([of_state(state, batch) for state in states])
@@ -70,7 +70,7 @@ def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array
     spec = part.model.spec
     # In a loop over blocks their outputs have no names.
     model = with_form(part.model, "folded")
-    names = [f"block_{i}" for i in range(1, len(spec.stages) + 1)]
+    names = [f"block_{i}" for i in spec.connections.topology.blocks]
 
     def forward(
         state: TrainState, batch: pipeline.Batch, **options: Any

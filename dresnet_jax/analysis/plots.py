@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # Before pyplot: pictures are only ever written to files.
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from dresnet_jax.analysis import conditional_costs
 from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.connections.gates import GATES
 from dresnet_jax.training import metrics
@@ -110,6 +111,35 @@ def connection_costs(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def conditional_costs_bars(rows: Sequence[conditional_costs.Row]) -> Figure:
+    """What conditional paths save, by the rate of the gates: FLOPs beside time."""
+    figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    bars = {
+        "FLOPs, of what the gates let through": [row.flops_saving for row in rows],
+        "FLOPs, of the batches that are run": [row.batch_flops_saving for row in rows],
+        "time": [row.time_saving for row in rows],
+        "time, computed and masked": [row.masked_time_saving for row in rows],
+    }
+    width, places = 0.8 / len(bars), np.arange(len(rows))
+    for n, (label, values) in enumerate(bars.items()):
+        axis.bar(places + n * width, values, width, label=label)
+    quartiles = [row.time_saving_quartiles for row in rows]
+    middles = np.array(bars["time"])
+    reach = np.abs(np.transpose(quartiles) - middles)
+    axis.errorbar(
+        places + 2 * width, middles, reach, fmt="none", color="black", capsize=3
+    )
+    names = ["the run" if row.rate is None else f"{row.rate:g}" for row in rows]
+    axis.set_xticks(places + 1.5 * width, names)
+    axis.set_xlabel("share of the examples that run each gated block")
+    axis.set_ylabel("saved, as a part of the\nnetwork without gates")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.axhline(0, color="black", linewidth=0.5)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure
+
+
 def gradient_flow(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Norms of the gradient over the blocks: lines with the range of their states.
 
@@ -178,6 +208,40 @@ def early_exit(
     return figure
 
 
+def routes(
+    weights: Mapping[int, np.ndarray],
+    operations: Mapping[int, Sequence[str]],
+    classes: Sequence[str],
+) -> Figure:
+    """Who uses what: a map of classes by operations for each mixed block.
+
+    Args:
+      weights: mean weights of each block, {block: [classes, operations]}.
+      operations: their names, {block: names}.
+      classes: their names.
+    """
+    columns = min(4, len(weights))
+    rows = -(-len(weights) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(2 + 2.4 * columns, 0.8 + 2.8 * rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat[len(weights) :]:
+        axis.set_axis_off()
+    for axis, (block, found) in zip(axes.flat, weights.items(), strict=False):
+        image = axis.imshow(found, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(found.shape[1]), operations[block], rotation=90)
+        if len(classes) <= 20:
+            axis.set_yticks(range(len(classes)), classes)
+        axis.set_title(f"block {block}")
+    figure.colorbar(image, ax=axes, label="mean weight")
+    return figure
+
+
 def curves(lines: list[dict[str, Any]]) -> Figure:
     """Loss and accuracy over the steps, on the training and the validation split."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -203,7 +267,9 @@ def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
       end: the same edges, later.
     """
     blocks = max(map(int, end))
-    values = [_matrix(gates, blocks) for gates in (start, end)]
+    # The stem is a source only where the base is learned.
+    first = min(1, *(int(k) for row in end.values() for k in row))
+    values = [_matrix(gates, blocks, first) for gates in (start, end)]
     known = np.concatenate([value[~np.isnan(value)] for value in values])
     # The identity gate is not bounded: the scale then grows with its values.
     low, high = min(0.0, known.min()), max(1.0, known.max())
@@ -226,7 +292,7 @@ def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
                 )
         step = max(1, blocks // 10)
         axis.set_xticks(range(0, value.shape[1], step))
-        axis.set_xticklabels(range(1, value.shape[1] + 1, step))
+        axis.set_xticklabels(range(first, value.shape[1] + first, step))
         axis.set_yticks(range(0, value.shape[0], step))
         axis.set_yticklabels(range(1, value.shape[0] + 1, step))
         axis.set_xlabel("source block k")
@@ -263,11 +329,11 @@ def gate_functions() -> Figure:
     return figure
 
 
-def _matrix(gates: Mapping[str, Any], blocks: int) -> np.ndarray:
-    """[blocks, sources] of F(w); no number where there is no edge."""
-    sources = max(int(k) for row in gates.values() for k in row)
+def _matrix(gates: Mapping[str, Any], blocks: int, first: int) -> np.ndarray:
+    """[blocks, sources from the first] of F(w); no number where there is no edge."""
+    sources = max(int(k) for row in gates.values() for k in row) - first + 1
     matrix = np.full((blocks, sources), np.nan)
     for block, row in gates.items():
         for source, opening in row.items():
-            matrix[int(block) - 1, int(source) - 1] = opening
+            matrix[int(block) - 1, int(source) - first] = opening
     return matrix

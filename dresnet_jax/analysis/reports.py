@@ -14,7 +14,7 @@ import numpy as np
 from clu import parameter_overview
 from sklearn.metrics import confusion_matrix
 
-from dresnet_jax.analysis import input_speed, pod
+from dresnet_jax.analysis import conditional_costs, input_speed, pod
 from dresnet_jax.analysis.collectives import Group
 from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.analysis.cost import Cost
@@ -298,6 +298,27 @@ def _traffic_table(rows: Sequence[Row]) -> str:
 
 def _ratio(value: float | None, digits: str = ".3f") -> str:
     return "-" if value is None else format(value, digits)
+
+
+def conditional_cost_table(rows: Sequence[conditional_costs.Row]) -> str:
+    """A row for each rate of the gates: what is saved beside no gates, and the time."""
+    names = ("open", "FLOPs", "of batches", "time", "(quartiles)", "masked")
+    lines = [
+        f"{'saved':12s}"
+        + "".join(f"{name:>{16 if name == '(quartiles)' else 11}s}" for name in names)
+        + f"{'realised':>11s}{'ms':>10s}{'plain ms':>10s}"
+    ]
+    for row in rows:
+        low, high = row.time_saving_quartiles
+        lines.append(
+            f"{'the run' if row.rate is None else f'rate {row.rate:g}':12s}"
+            f"{row.open_share:11.1%}{row.flops_saving:11.1%}"
+            f"{row.batch_flops_saving:11.1%}{row.time_saving:11.1%}"
+            f"{f'{low:.1%}..{high:.1%}':>16s}{row.masked_time_saving:11.1%}"
+            f"{_ratio(row.realised, '.2f'):>11s}"
+            f"{row.seconds * 1e3:10.1f}{row.plain_seconds * 1e3:10.1f}"
+        )
+    return "\n".join(lines)
 
 
 def input_speed_table(rows: Sequence[input_speed.Row]) -> str:

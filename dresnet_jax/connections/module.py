@@ -38,7 +38,7 @@ class Connections(nn.Module):
         """Creates a `block_<i>` for each reader, and what several readers share."""
         spec = self.spec
         spec.check(self.channels)
-        owners = spec.topology.readers if self._blocks_own_parameters else ()
+        owners = [i for i in spec.topology.readers if self._owns_parameters(i)]
         self.blocks = {
             str(i): self.param(f"block_{i}", self._init_block, i) for i in owners
         }
@@ -72,8 +72,8 @@ class Connections(nn.Module):
             outputs,
             sources,
             self._openings(block),
-            [p["kernel"] for p in projections] if spec.has_kernels else None,
-            [p["bias"] for p in projections] if spec.has_biases else None,
+            [p.get("kernel") for p in projections] if spec.has_kernels else None,
+            [p.get("bias") for p in projections] if spec.has_biases else None,
         )
         if self.is_mutable_collection("intermediates"):
             carried = weighted_sum.carried(*arguments)
@@ -181,7 +181,7 @@ class Connections(nn.Module):
 
     def _projection(self, block: int, source: int) -> Mapping[str, jax.Array]:
         """The kernel, and the bias if there is one, of P_ik; empty if it only pools."""
-        if self.spec.projection == "per_edge":
+        if self._has_own_projection(block, source):
             return self.blocks[str(block)][f"from_{source}"]
         if self.spec.projection == "per_stage":
             return self.stages[self.spec.topology.stage_projection(block, source)]
@@ -227,13 +227,20 @@ class Connections(nn.Module):
         total = jnp.zeros((len(blocks), len(biases))).at[rows, columns].add(openings)
         return total @ jnp.stack(list(biases.values()))
 
-    @property
-    def _blocks_own_parameters(self) -> bool:
+    def _owns_parameters(self, block: int) -> bool:
         return (
             not self._shares_weights
             or self._has_sharpness("per_block", "per_edge")
-            or self.spec.projection == "per_edge"
+            or any(
+                self._has_own_projection(block, k)
+                for k in self.spec.topology.sources(block)
+            )
         )
+
+    def _has_own_projection(self, block: int, source: int) -> bool:
+        matches = self.channels[source] == self.channels[block - 1]
+        by_need = self.spec.projection == "matching" and not matches
+        return self.spec.projection == "per_edge" or by_need
 
     @property
     def _shares_weights(self) -> bool:
@@ -268,9 +275,9 @@ class Connections(nn.Module):
             parameters["gate_sharpness"] = jnp.full(
                 len(sources) if per_edge else (), gates.positive_inverse(spec.sharpness)
             )
-        if spec.projection == "per_edge":
-            keys = jax.random.split(key, len(sources))
-            for k, edge_key in zip(sources, keys, strict=True):
+        keys = jax.random.split(key, len(sources))
+        for k, edge_key in zip(sources, keys, strict=True):
+            if self._has_own_projection(block, k):
                 parameters[f"from_{k}"] = self._init_projection(
                     edge_key, self.channels[k], out_channels
                 )

@@ -15,8 +15,9 @@ SHARPNESS_GRANULARITIES = ("global", "per_block", "per_edge")
 WEIGHTS = ("per_edge", "per_channel", "by_distance")
 
 # What has a projection of its own: each edge, each pair of a source's and a reader's
-# stage, or nothing: sources are then only pooled.
-PROJECTIONS = ("per_edge", "per_stage", "none")
+# stage, each edge between different numbers of channels, or nothing: sources are then
+# only pooled.
+PROJECTIONS = ("per_edge", "per_stage", "matching", "none")
 
 # `stacked` is no function of one block's sum: it runs the blocks of a stage together.
 FORMS = (*weighted_sum.FORMS, "stacked")
@@ -86,8 +87,10 @@ class ConnectionSpec:
         """Why the form `stacked` cannot express these connections; empty if it can."""
         if not self.topology.edges:
             return ""
-        if self.projection == "per_edge":
-            return "projection 'per_edge', where no two readers read the same"
+        if self.topology.is_free:
+            return "a learned base"
+        if self.projection in ("per_edge", "matching"):
+            return f"projection '{self.projection}', where no two readers read the same"
         if self.normalise_sources:
             return "normalised sources, which the buffer of outputs does not hold"
         if self.weights == "per_channel" and self.projection == "per_stage":
@@ -99,7 +102,7 @@ class ConnectionSpec:
 
     @property
     def has_kernels(self) -> bool:
-        """Whether projections are more than pooling."""
+        """Whether any projection is more than pooling."""
         return self.projection != "none"
 
     @property
@@ -121,8 +124,8 @@ class ConnectionSpec:
                 raise UserError(
                     f"Projection 'none' cannot connect block {i}, whose input has "
                     f"{channels[i - 1]} channels, to block {k}, which gives "
-                    f"{channels[k]}: use projection 'per_stage' or 'per_edge', or "
-                    "topology 'within_stage'."
+                    f"{channels[k]}: use projection 'matching', 'per_stage' or "
+                    "'per_edge', or topology 'within_stage'."
                 )
 
     @property

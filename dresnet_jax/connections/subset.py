@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dresnet_jax.connections import topology
+from dresnet_jax.connections import graphs, topology
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
 
@@ -20,6 +20,8 @@ def subset(
     """Connections with some of their edges, which carry what they did before.
 
     With the gate `softmax` the edges of a reader that are left share its openings anew.
+    With a learned base, what is no longer on a path from the stem to the classifier
+    goes too.
 
     Args:
       spec: what the connections are.
@@ -30,20 +32,27 @@ def subset(
       The spec and the parameters of what is left.
 
     Raises:
-      UserError: an edge is not one of the spec's.
+      UserError: an edge is not one of the spec's, or no path is left.
     """
-    before = spec.topology
-    kept = topology.from_edges(before.stages, edges)
-    strange = sorted(set(kept.edges) - set(before.edges))
+    before, edges = spec.topology, list(edges)
+    strange = sorted(set(edges) - set(before.edges))
     if strange:
         raise UserError(f"Connection {strange[0]} (reader, source) does not exist.")
+    if before.is_free:
+        edges = graphs.on_paths(edges, before.num_blocks)
+        if not edges:
+            raise UserError(
+                "No path from the stem to the classifier is left: keep more edges."
+            )
+    kept = topology.from_edges(before.stages, edges, before.base)
     left = dataclasses.replace(spec, topology=kept)
     found = {
-        f"block_{i}": _block(
-            parameters[f"block_{i}"], before.sources(i), kept.sources(i)
-        )
+        f"block_{i}": own
         for i in kept.readers
         if f"block_{i}" in parameters
+        and (
+            own := _block(parameters[f"block_{i}"], before.sources(i), kept.sources(i))
+        )
     }
     projections = {kept.stage_projection(i, k) for i, k in kept.edges}
     found |= {name: parameters[name] for name in projections & parameters.keys()}

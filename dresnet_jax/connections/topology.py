@@ -3,42 +3,96 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-from dresnet_jax.errors import UserError, unknown
+from dresnet_jax.connections import graphs
+from dresnet_jax.errors import UserError, pick, unknown
 
 # The stage, from 0, of each block.
 Stages = Sequence[int]
+
+# What becomes of the edge from each block to the one before it: it is there with weight
+# 1, or it is an edge like any other, which has a learned weight and may be absent.
+BASES = ("fixed", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """The learned connections of a network of n blocks.
 
-    Blocks are numbered from 1, as in the formula. Block i always receives
-    y_{i-1}; a topology says only what it reads besides.
+    Blocks are numbered from 1, as in the formula. With a fixed base, block i always
+    receives y_{i-1}, and a topology says only what it reads besides. With a learned one
+    the edges are all that there is, between the stem, 0, the blocks and the classifier,
+    n + 1; a block without edges is not in the network.
 
     Attributes:
       stages: the stage, from 0, of each block: blocks of one stage give one shape.
-      edges: sorted (reader, source) pairs, with 1 <= source < reader <= n.
+      edges: sorted (reader, source) pairs, with 1 <= source < reader <= n, or with
+        0 <= source < reader <= n + 1 where the base is learned; each of these lies on a
+        path from the stem to the classifier.
+      base: one of `BASES`.
     """
 
     stages: tuple[int, ...]
     edges: tuple[tuple[int, int], ...] = ()
+    base: str = "fixed"
 
     def __post_init__(self) -> None:
+        pick("base", self.base, dict.fromkeys(BASES))
+        first, last = (0, self.classifier) if self.is_free else (1, self.num_blocks)
+        ends = f", of which 0 is the stem and {last} the classifier"
         for reader, source in self.edges:
-            if not 1 <= source < reader <= self.num_blocks:
+            if not first <= source < reader <= last:
                 raise UserError(
                     f"Topology edge (reader {reader}, source {source}) is not "
                     f"possible: a block reads only earlier blocks, so it needs "
-                    f"1 <= source < reader <= {self.num_blocks}."
+                    f"{first} <= source < reader <= {last}"
+                    f"{ends if self.is_free else ''}."
                 )
         if list(self.edges) != sorted(set(self.edges)):
             raise ValueError("Topology edges must be sorted and unique.")
+        if self.is_free:
+            self._check_paths()
+
+    def _check_paths(self) -> None:
+        """Checks that all that is there leads from the stem to the classifier."""
+        useful = graphs.on_paths(self.edges, self.num_blocks)
+        if not useful:
+            raise UserError(
+                f"Topology {self.edges} has no path from the stem, 0, to the "
+                f"classifier, {self.classifier}, which a learned base needs."
+            )
+        there = {node for edge in useful for node in edge}
+        for block in self.blocks:
+            if block not in there:
+                raise UserError(
+                    f"Topology: block {block} is on no path from the stem, 0, to the "
+                    f"classifier, {self.classifier}: let it read and be read, or leave "
+                    "out its edges."
+                )
 
     @property
     def num_blocks(self) -> int:
         """The number of blocks, n."""
         return len(self.stages)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the edges are all that there is."""
+        return self.base == "learned"
+
+    @property
+    def classifier(self) -> int:
+        """The number of the classifier as a reader, n + 1."""
+        return self.num_blocks + 1
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that are in the network, in ascending order."""
+        numbers = range(1, self.classifier)
+        if not self.is_free:
+            return tuple(numbers)
+        return tuple(
+            sorted({node for edge in self.edges for node in edge} & {*numbers})
+        )
 
     def sources(self, reader: int) -> tuple[int, ...]:
         """The blocks that `reader` reads, in ascending order."""
@@ -59,7 +113,10 @@ class Topology:
 
     def stage_projection(self, reader: int, source: int) -> str:
         """The name of the projection that connections of two stages may share."""
-        return f"stage_{self.source_stage(source)}_to_{self.input_stage(reader)}"
+        # The stem may have other channels than the first stage.
+        start = "stem" if source == 0 else f"stage_{self.source_stage(source)}"
+        end = "stem" if reader == 1 else self.input_stage(reader)
+        return f"{start}_to_{end}"
 
 
 def from_rule(stages: Stages, reads: Callable[[int, int], bool]) -> Topology:
@@ -119,12 +176,15 @@ PATTERNS = {
 COUNTED_PATTERNS = {"dilated": dilated, "last": last}
 
 
-def from_edges(stages: Stages, edges: Iterable[tuple[int, int]]) -> Topology:
+def from_edges(
+    stages: Stages, edges: Iterable[tuple[int, int]], base: str = "fixed"
+) -> Topology:
     """A topology from any list of (reader, source) pairs.
 
     Raises:
       UserError: an entry is no pair of whole numbers, stands twice, or reads
-        forward, from itself or from a block that does not exist.
+        forward, from itself or from a block that does not exist; or the base is
+        learned, and an edge is on no path from the stem to the classifier.
     """
     pairs = []
     for edge in edges:
@@ -141,29 +201,49 @@ def from_edges(stages: Stages, edges: Iterable[tuple[int, int]]) -> Topology:
     twice = sorted({pair for pair in pairs if pairs.count(pair) > 1})
     if twice:
         raise UserError(f"Topology edge {twice[0]} stands twice.")
-    return Topology(tuple(stages), tuple(sorted(pairs)))
+    return Topology(tuple(stages), tuple(sorted(pairs)), base)
 
 
-def build(pattern: str | Iterable[tuple[int, int]], stages: Stages) -> Topology:
+def build(
+    pattern: str | Iterable[tuple[int, int]], stages: Stages, base: str = "fixed"
+) -> Topology:
     """A topology from a pattern's name or a list of (reader, source) pairs.
+
+    Where the base is learned, `PATTERNS` and `COUNTED_PATTERNS` have the edges from
+    each block to the one before it, too; where it is fixed, graphs are without
+    these and without those of the stem and the classifier.
 
     Args:
       pattern: a key of `PATTERNS`, one of `COUNTED_PATTERNS` with its number, such as
-        "last:3", or the edges.
+        "last:3", one of `graphs.written`, or the edges.
       stages: the stage of each block.
+      base: one of `BASES`.
 
     Raises:
-      UserError: the pattern has no such name, its number is missing or wrong, or an
-        edge is not possible.
+      UserError: the pattern or the base has no such name, its number is missing or
+        wrong, or an edge is not possible.
     """
     if isinstance(pattern, str):
-        return _named(pattern, stages)
+        edges = sorted(_edges(pattern, stages, base))
+        return Topology(tuple(stages), tuple(edges), base)
     if not isinstance(pattern, list | tuple):
         raise UserError(
             f"Topology {pattern!r} must be one of {', '.join(_written())}, or a list "
             "of (reader, source) pairs."
         )
-    return from_edges(stages, pattern)
+    return from_edges(stages, pattern, base)
+
+
+def _edges(pattern: str, stages: Stages, base: str) -> list[tuple[int, int]]:
+    """Those that a pattern has over a base."""
+    blocks, name = len(stages), pattern.partition(":")[0]
+    if pattern == graphs.TRIANGULAR or name in graphs.RANDOM_GRAPHS:
+        edges = graphs.build(pattern, blocks)
+        if base == "learned":
+            return edges
+        return [(i, k) for i, k in edges if 1 <= k < i - 1 and i <= blocks]
+    chain = [(i, i - 1) for i in range(1, blocks + 2)] if base == "learned" else []
+    return [*chain, *_named(pattern, stages).edges]
 
 
 def _named(pattern: str, stages: Stages) -> Topology:
@@ -181,4 +261,5 @@ def _named(pattern: str, stages: Stages) -> Topology:
 
 def _written() -> list[str]:
     """The patterns as a person writes them."""
-    return [*PATTERNS, *(f"{name}:<number>" for name in COUNTED_PATTERNS)]
+    counted = [f"{name}:<number>" for name in COUNTED_PATTERNS]
+    return [*PATTERNS, *counted, *graphs.written()]

@@ -8,14 +8,17 @@ gradient. Both have the same arguments:
   outputs: y_0 to y_{i-1}; the last is the base, [batch, height, width, channels].
   sources: the k, in ascending order. No y_k is smaller than the base.
   gates: F(w_ik), [sources], or [sources, channels] for a gate per channel of x_i.
-  kernels: one 1x1 kernel per source, [channels_k, channels], or None where the
-    projections only pool; the sources then have as many channels as the base.
+  kernels: one 1x1 kernel per source, [channels_k, channels], or None for all or one
+    where the projections only pool; the sources then have as many channels as the base.
   biases: one bias per source, [channels], or None for projections without bias.
 
-They return x_i, with the shape and dtype of the base. The projection P_ik is the
+They return x_i, with the shape and dtype of the base. Outputs without a base leave
+y_{i-1} out of the sum. The projection P_ik is the
 1x1 convolution with average pooling to the base's height and width.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +29,7 @@ import numpy as np
 from flax import linen as nn
 
 Arrays = Sequence[jax.Array]
+SomeArrays = Sequence[jax.Array | None]
 
 # Keeps the gradient finite where all channels are 0.
 _RMS_EPSILON = 1e-6
@@ -38,15 +42,20 @@ class BlockOutputs:
     readers of one resolution share it and the next resolution starts from it.
     """
 
-    def __init__(self, stem: jax.Array, *, normalise: bool = False) -> None:
+    def __init__(
+        self, stem: jax.Array, *, normalise: bool = False, has_base: bool = True
+    ) -> None:
         """Starts with the stem's output, [batch, height, width, channels].
 
         Args:
           stem: y_0.
           normalise: whether sources are read as `rms_normalised` makes them; the base
             of a sum never is.
+          has_base: whether y_{i-1} is added to the sum of block i as it is; else it
+            only gives the sum its shape.
         """
-        self._outputs = [stem]
+        self._outputs: list[Any] = [stem]
+        self._has_base = has_base
         self._normalise = normalise
         self._normalised: dict[int, jax.Array] = {}
         self._pooled: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
@@ -73,10 +82,19 @@ class BlockOutputs:
         """Adds the outputs of the next blocks."""
         self._outputs.extend(outputs)
 
+    def skip(self, shape: jax.ShapeDtypeStruct) -> None:
+        """Adds the shape of the next block's output, which nobody reads."""
+        self._outputs.append(shape)
+
     @property
     def last(self) -> jax.Array:
         """The newest output."""
         return self._outputs[-1]
+
+    @property
+    def base(self) -> list[jax.Array]:
+        """What is added to the next block's sum as it is: the newest output, if any."""
+        return [self.last] if self._has_base else []
 
     def size(self, k: int) -> tuple[int, int]:
         """Height and width of y_k."""
@@ -135,7 +153,8 @@ class BlockOutputs:
 
 
 WeightedSum = Callable[
-    [BlockOutputs, Sequence[int], jax.Array, Arrays | None, Arrays | None], jax.Array
+    [BlockOutputs, Sequence[int], jax.Array, SomeArrays | None, SomeArrays | None],
+    jax.Array,
 ]
 
 
@@ -143,8 +162,8 @@ def reference(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: Arrays | None,
-    biases: Arrays | None,
+    kernels: SomeArrays | None,
+    biases: SomeArrays | None,
 ) -> jax.Array:
     """The formula, word for word: each edge projected, then pooled, then gated.
 
@@ -153,15 +172,16 @@ def reference(
     and pools. Kept for the backward pass: every projected and pooled source, since the
     gate's gradient is a reduction over them. Wins never; the others are tested by it.
     """
-    return sum(_terms(outputs, sources, gates, kernels, biases), outputs.last)
+    terms = _terms(outputs, sources, gates, kernels, biases)
+    return functools.reduce(operator.add, terms, *outputs.base)
 
 
 def carried(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: Arrays | None,
-    biases: Arrays | None,
+    kernels: SomeArrays | None,
+    biases: SomeArrays | None,
 ) -> jax.Array:
     """The root mean square of each F(w_ik) P_ik(y_k), float32, [sources]."""
     terms = _terms(outputs, sources, gates, kernels, biases)
@@ -173,18 +193,18 @@ def _terms(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: Arrays | None,
-    biases: Arrays | None,
+    kernels: SomeArrays | None,
+    biases: SomeArrays | None,
 ) -> Iterator[jax.Array]:
     """Every F(w_ik) P_ik(y_k) of the formula."""
     gates = _checked(outputs, sources, gates, kernels, biases)
     base = outputs.last
     for n, k in enumerate(sources):
         projected = outputs[k]
-        if kernels is not None:
-            projected = projected @ kernels[n].astype(base.dtype)
-        if biases is not None:
-            projected = projected + _as_channels(biases[n].astype(base.dtype))
+        if (kernel := _entry(kernels, n)) is not None:
+            projected = projected @ kernel.astype(base.dtype)
+        if (bias := _entry(biases, n)) is not None:
+            projected = projected + _as_channels(bias.astype(base.dtype))
         gate = _as_channels(gates[n, 0].astype(base.dtype))
         yield gate * average_pool(projected, outputs.size(-1))
 
@@ -193,8 +213,8 @@ def folded(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: Arrays | None,
-    biases: Arrays | None,
+    kernels: SomeArrays | None,
+    biases: SomeArrays | None,
 ) -> jax.Array:
     """Pool first, gates folded into the kernels, few matrix products per block.
 
@@ -210,26 +230,41 @@ def folded(
     for the backward pass: the pooled sources only. Wins wherever projections are per
     edge, and on CPUs.
     """
+    terms = _folded_terms(outputs, sources, gates, kernels, biases)
+    return functools.reduce(operator.add, terms, *outputs.base)
+
+
+def _folded_terms(
+    outputs: BlockOutputs,
+    sources: Sequence[int],
+    gates: jax.Array,
+    kernels: SomeArrays | None,
+    biases: SomeArrays | None,
+) -> Iterator[jax.Array]:
+    """The sources without a kernel, those with one in groups, and the bias."""
     gates = _checked(outputs, sources, gates, kernels, biases)
-    x = base = outputs.last
-    size = outputs.size(-1)
-    larger = [n for n, k in enumerate(sources) if outputs.size(k) != size]
-    own = [[n] for n in range(len(sources)) if n not in larger]
-    if kernels is None:
-        for n, k in enumerate(sources):
-            gate = _as_channels(gates[n, 0].astype(base.dtype))
-            x = x + gate * outputs.pooled((k,), size)
-    else:
-        for group in [larger, *own] if larger else own:
-            together = outputs.pooled(tuple(sources[n] for n in group), size)
-            # The folding is done in the parameters' precision, the product in the
-            # base's.
-            kernel = jnp.concatenate([gates[n] * kernels[n] for n in group])
-            x = x + together @ kernel.astype(base.dtype)
+    dtype, size = outputs.last.dtype, outputs.size(-1)
+    projected = {
+        n: kernel
+        for n in range(len(sources))
+        if (kernel := _entry(kernels, n)) is not None
+    }
+    for n, k in enumerate(sources):
+        if n not in projected:
+            gate = _as_channels(gates[n, 0].astype(dtype))
+            yield gate * outputs.pooled((k,), size)
+    larger = [n for n in projected if outputs.size(sources[n]) != size]
+    own = [[n] for n in projected if n not in larger]
+    for group in [larger, *own] if larger else own:
+        together = outputs.pooled(tuple(sources[n] for n in group), size)
+        # The folding is done in the parameters' precision, the product in the base's.
+        kernel = jnp.concatenate([gates[n] * projected[n] for n in group])
+        yield together @ kernel.astype(dtype)
     if biases is not None and sources:
-        bias = (gates[:, 0] * jnp.stack(biases)).sum(axis=0)
-        x = x + _as_channels(bias.astype(base.dtype))
-    return x
+        nothing = jnp.zeros(outputs.last.shape[-1])
+        rows = [nothing if bias is None else bias for bias in biases]
+        total = (gates[:, 0] * jnp.stack(rows)).sum(axis=0)
+        yield _as_channels(total.astype(dtype))
 
 
 FORMS: dict[str, WeightedSum] = {"reference": reference, "folded": folded}
@@ -296,18 +331,24 @@ def _checked(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: Arrays | None,
-    biases: Arrays | None,
+    kernels: SomeArrays | None,
+    biases: SomeArrays | None,
 ) -> jax.Array:
     """The gates as [sources, 1, channels or 1], if all shapes fit."""
     channels = outputs.last.shape[-1]
     gates = gates[:, None, None] if gates.ndim == 1 else gates[:, None]
     chex.assert_shape(gates, (len(sources), 1, {1, channels}))
-    if kernels is not None:
-        for k, kernel in zip(sources, kernels, strict=True):
+    given = [None] * len(sources) if kernels is None else kernels
+    for k, kernel in zip(sources, given, strict=True):
+        if kernel is None:
+            chex.assert_shape(outputs[k], (..., channels))
+        else:
             chex.assert_shape(kernel, (outputs[k].shape[-1], channels))
-    for k in sources if kernels is None else ():
-        chex.assert_shape(outputs[k], (..., channels))
     for bias in biases or ():
-        chex.assert_shape(bias, (channels,))
+        if bias is not None:
+            chex.assert_shape(bias, (channels,))
     return gates
+
+
+def _entry(arrays: SomeArrays | None, n: int) -> jax.Array | None:
+    return None if arrays is None else arrays[n]

@@ -1,11 +1,8 @@
 """The one backbone: CNN, ResNet and DResNet are this class with different specs."""
 
 import dataclasses
-import functools
-import itertools
-import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -14,154 +11,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dresnet_jax.connections.module import Connections
-from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.connections.weighted_sum import BlockOutputs
-from dresnet_jax.models import stems
+from dresnet_jax.models import conditional, stems
+from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
-from dresnet_jax.models.exits import EXITS, Confidence, ExitSpec, Fusion
+from dresnet_jax.models.exits import EXITS, Confidence, Fusion
 from dresnet_jax.models.heads import Classifier
-from dresnet_jax.models.layers import Layers
-from dresnet_jax.models.residual import SHORTCUT_RULES, BlockSpec, ResidualScale
 from dresnet_jax.models.stems import STEMS
-
-
-def stages(blocks_per_stage: Sequence[int]) -> tuple[int, ...]:
-    """The stage, from 0, of each block."""
-    return tuple(
-        stage for stage, blocks in enumerate(blocks_per_stage) for _ in range(blocks)
-    )
-
-
-def _split(blocks: int, ends: Iterable[int]) -> list[range]:
-    """1 to the number of blocks, in ranges that end with some of them."""
-    of_each = [0, *sorted(ends), blocks]
-    return [range(start + 1, end + 1) for start, end in itertools.pairwise(of_each)]
-
-
-@dataclasses.dataclass(frozen=True)
-class BackboneSpec:
-    """What a network is, apart from its parameters.
-
-    Attributes:
-      num_classes: of the classifier.
-      connections: the learned connections.
-      width: channels of the stem.
-      blocks_per_stage: how many there are.
-      ratios: channels of each stage, before the block's expansion, divided by the
-        width. A fraction is rounded behind the product.
-      strides_of_stages: of the first block of each.
-      dilated_stages: numbers, from 1, of the stages that have a dilation, twice that of
-        the stage before, instead of their stride.
-      stem: a key of `stems.STEMS`.
-      stem_activation: whether an activation follows the stem's norm, if it has one.
-      head: one of `heads.HEADS`; "" for the one that goes with the block.
-      block: a key of `blocks.BLOCKS`.
-      shortcut: a key of `blocks.SHORTCUT_RULES`.
-      groups: of a bottleneck's 3x3 convolution.
-      group_width: channels of each group, for 64 channels of the stage.
-      expand: hidden channels of an inverted residual divided by its input's, by stage.
-      attention: inside of each block, a key of `attention.ATTENTIONS`.
-      residual: what each block's result is multiplied by; None for the block's own.
-      zero_last: whether the last norm of each block starts at 0.
-      drop_path: share of the examples for which the last block is left out in
-        training; it grows evenly from the first block's, 0.
-      dropout: rate before the classifier.
-      exits: the classifiers beside the last one.
-      layers: what all layers have in common.
-    """
-
-    num_classes: int
-    connections: ConnectionSpec
-    width: float
-    blocks_per_stage: tuple[int, ...]
-    ratios: tuple[float, ...]
-    strides_of_stages: tuple[int, ...]
-    dilated_stages: tuple[int, ...] = ()
-    stem: str = "imagenet"
-    stem_activation: bool = True
-    head: str = ""
-    block: str = "basic"
-    shortcut: str = "identity"
-    groups: int = 1
-    group_width: int = 64
-    expand: tuple[float, ...] = ()
-    attention: str = "none"
-    residual: ResidualScale | None = None
-    zero_last: bool = False
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    exits: ExitSpec = dataclasses.field(default_factory=ExitSpec)
-    layers: Layers = dataclasses.field(default_factory=Layers)
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        """The stage, from 0, of each block."""
-        return stages(self.blocks_per_stage)
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels of the stem's output y_0 and of each block's output y_i."""
-        widths = [round(self.width * self.ratios[stage]) for stage in self.stages]
-        expansion = BLOCKS[self.block].expansion
-        return (round(self.width), *(expansion * width for width in widths))
-
-    @functools.cached_property
-    def blocks(self) -> tuple[BlockSpec, ...]:
-        """What each block is asked for."""
-        found: list[BlockSpec] = []
-        dilation = 1
-        channels, last = self.channels, max(1, len(self.stages) - 1)
-        for i, stage in enumerate(self.stages, 1):
-            is_first = i == 1 or stage != self.stages[i - 2]
-            stride = self.strides_of_stages[stage] if is_first else 1
-            # As in torchvision, the first block of a dilated stage has the dilation of
-            # the stage before.
-            own = dilation
-            if is_first and stage + 1 in self.dilated_stages:
-                dilation, stride = dilation * stride, 1
-            keeps_shape = stride == 1 and channels[i - 1] == channels[i]
-            found.append(
-                BlockSpec(
-                    features=channels[i],
-                    stride=stride,
-                    shortcut=SHORTCUT_RULES[self.shortcut](i, keeps_shape),
-                    dilation=own,
-                    groups=self.groups,
-                    group_width=self.group_width,
-                    expand=self.expand[stage] if self.expand else 6.0,
-                    attention=self.attention,
-                    residual=self.residual,
-                    zero_last=self.zero_last,
-                    drop_path=self.drop_path * (i - 1) / last,
-                )
-            )
-        return tuple(found)
-
-    @property
-    def alike(self) -> list[range]:
-        """The blocks, from 1, in groups of consecutive ones that differ in nothing.
-
-        No group goes on behind an exit.
-        """
-        kinds = list(zip(self.channels, self.blocks, strict=False))
-        changes = {i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]}
-        return _split(len(kinds), changes | {*self.exits.after})
-
-    @property
-    def parts(self) -> list[range]:
-        """The blocks, from 1, before each classifier and behind the one before it."""
-        return _split(len(self.stages), {*self.exits.after})
-
-    def read_after(self, block: int) -> list[int]:
-        """The outputs up to that of a block that later ones have connections to."""
-        edges = self.connections.topology.edges
-        return sorted({k for i, k in edges if k <= block < i})
-
-    @property
-    def total_stride(self) -> int:
-        """Side of the image divided by the side of the last output."""
-        strides = math.prod(block.stride for block in self.blocks)
-        return STEMS[self.stem].total_stride * strides
 
 
 class _Network(nn.Module):
@@ -186,7 +42,11 @@ class _Network(nn.Module):
             bare=BLOCKS[spec.block].pre_activation,
             activate=spec.stem_activation,
         )
-        return BlockOutputs(x, normalise=spec.connections.normalise_sources)
+        return BlockOutputs(
+            x,
+            normalise=spec.connections.normalise_sources,
+            has_base=not spec.connections.topology.is_free,
+        )
 
     def _shared(self) -> tuple[nn.Module, Fusion]:
         """The modules that all parts have in common."""
@@ -212,8 +72,11 @@ class _Network(nn.Module):
                 self._run_stacked(group, connections, outputs, train=train)
                 continue
             for i in group:
-                block = self._block(i, name=f"block_{i}")
-                outputs.append(block(connections(i, outputs), train=train))
+                if i not in spec.connections.topology.blocks:
+                    outputs.skip(self._output_shape(i, outputs.last))
+                    continue
+                x = connections(i, outputs)
+                outputs.append(self._run_one(i, x, train=train))
 
     def _classify(self, block: int, x: jax.Array, *, train: bool) -> jax.Array:
         """The logits of the classifier behind a block."""
@@ -239,6 +102,37 @@ class _Network(nn.Module):
         kind = BLOCKS[self.spec.block]
         block = self.spec.blocks[i - 1]
         return kind.make(block, self.spec.layers, **kind.settings, **module)
+
+    def _run_one(self, i: int, x: jax.Array, *, train: bool) -> jax.Array:
+        """y_i of x_i, which is x_i itself for the examples that skip the block."""
+        name, spec = f"block_{i}", self.spec.conditional
+        if spec is None or i not in self.spec.gated:
+            return self._block(i, name=name)(x, train=train)
+        gates = conditional.Gate(spec, name=f"gate_{i}")(x, train=train)
+        if train or not spec.compact or self.is_initializing():
+            y = self._block(i, name=name)(x, train=train)
+            return conditional.masked(x, y, gates)
+        alone = self._block(i, parent=None)
+
+        # In a branch of a program, where a module may not be called by its name.
+        def run(some: jax.Array) -> jax.Array:
+            found: Any = alone.apply(own, some, train=False)
+            return found
+
+        own = {kind: t[name] for kind, t in self.variables.items() if name in t}
+        return conditional.compacted(run, x, gates)
+
+    def _output_shape(
+        self, i: int, x: jax.Array | jax.ShapeDtypeStruct
+    ) -> jax.ShapeDtypeStruct:
+        """What block i would make of an input of some shape."""
+        block = self._block(i, parent=None)
+        key = jax.random.key(0)
+        shape, _ = jax.eval_shape(
+            lambda x: block.init_with_output(key, x, train=False),
+            jax.ShapeDtypeStruct(x.shape, x.dtype),
+        )
+        return shape
 
     def _run_stacked(
         self,
@@ -277,7 +171,8 @@ class Backbone(_Network):
         Args:
           images: [batch, height, width, channels], float32.
           train: whether norms use the batch's statistics, and dropout and stochastic
-            depth are on; needs the "dropout" RNG where a rate is above 0.
+            depth are on; needs the "dropout" RNG where a rate is above 0 or blocks
+            have gates.
 
         Returns:
           [batch, num_classes], float32.
@@ -292,9 +187,12 @@ class Backbone(_Network):
         for blocks in spec.parts:
             self._run(blocks, connections, outputs, train=train)
             if of_all or blocks == spec.parts[-1]:
-                logits.append(self._classify(blocks[-1], outputs.last, train=train))
-                answers.append(fusion(logits, outputs.last))
-                scores.append(self._score(blocks[-1], answers[-1], outputs.last))
+                x = outputs.last
+                if spec.connections.topology.is_free:
+                    x = connections(spec.connections.topology.classifier, outputs)
+                logits.append(self._classify(blocks[-1], x, train=train))
+                answers.append(fusion(logits, x))
+                scores.append(self._score(blocks[-1], answers[-1], x))
         if train and spec.exits.after:
             self.sow(EXITS, "answers", jnp.stack(answers[:-1]))
             self.sow(EXITS, "scores", jnp.stack(scores[:-1]))
@@ -361,3 +259,11 @@ def with_form(model: Backbone, form: str) -> Backbone:
     connections = dataclasses.replace(model.spec.connections, form=form)
     spec = dataclasses.replace(model.spec, connections=connections)
     return model.clone(spec=spec)
+
+
+def uncompacted(model: Backbone) -> Backbone:
+    """The same network, with what examples skip computed and masked."""
+    if model.spec.conditional is None:
+        return model
+    gating = dataclasses.replace(model.spec.conditional, compact=False)
+    return model.clone(spec=dataclasses.replace(model.spec, conditional=gating))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.residual import Block, BlockSpec, ResidualScale
 
 
@@ -252,4 +253,5 @@ BLOCKS: dict[str, Kind] = {
     "separable": Kind(SeparableBlock, pre_activation=True),
     "inverted": Kind(InvertedResidualBlock),
     "convnext": Kind(ConvNeXtBlock),
+    "mixed": Kind(MixedBlock),
 }

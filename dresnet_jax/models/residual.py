@@ -11,6 +11,7 @@ from flax import linen as nn
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.layers import Layers
+from dresnet_jax.models.mixture import Mixture
 
 # What has a number a of its own in the learned residual x + a F(x).
 RESIDUAL_SCALES = dict.fromkeys(("none", "scalar", "channel"))
@@ -60,6 +61,7 @@ class BlockSpec:
       zero_last: whether the last norm's scale, or what stands for it, starts at 0.
       drop_path: share of the examples for which the block is left out in training
         (stochastic depth, Huang et al. 2016); needs the "dropout" RNG.
+      mixture: the operations of a mixed block.
     """
 
     features: int
@@ -73,6 +75,7 @@ class BlockSpec:
     residual: ResidualScale | None = None
     zero_last: bool = False
     drop_path: float = 0.0
+    mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
     def __post_init__(self) -> None:
         """Checks the names.

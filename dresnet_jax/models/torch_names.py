@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dresnet_jax.models.backbone import BackboneSpec
+from dresnet_jax.models.backbone_spec import BackboneSpec
 
 # Of a library: a module here, and its name there. {s} and {n} are the numbers of a
 # block's stage and of the block in it, from 0, and {s1} the stage's from 1; {0} is the

@@ -10,10 +10,13 @@ from dresnet_jax.connections import topology
 from dresnet_jax.connections.spec import ConnectionSpec, automatic_form
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models.attention import ATTENTIONS
-from dresnet_jax.models.backbone import Backbone, BackboneSpec, stages
+from dresnet_jax.models.backbone import Backbone
+from dresnet_jax.models.backbone_spec import BackboneSpec, stages
 from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.models.conditional import ConditionalSpec
 from dresnet_jax.models.exits import ExitSpec
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS, Layers
+from dresnet_jax.models.mixture import Mixture
 from dresnet_jax.models.residual import SHORTCUT_RULES, ResidualScale
 from dresnet_jax.models.stems import STEMS
 from dresnet_jax.models.table import from_table as from_table
@@ -106,6 +109,7 @@ _PLAIN = {
     "resnet110": Model((18, 18, 18), **_CIFAR),
     "wrn28_10": Model((4, 4, 4), **_V2, width=16, ratios=(10, 20, 40), stem="cifar"),
     "dssresnet18": Model(block="separable", shortcut="bare", attention="se"),
+    "mixed18": Model(block="mixed"),
 }
 # Each with dense learned connections, too.
 MODELS = _PLAIN | {
@@ -123,6 +127,7 @@ def build(
     num_classes: int,
     norm_shards: int = 1,
     platform: str = "cpu",
+    num_devices: int = 1,
 ) -> Backbone:
     """The network that `config.model` names.
 
@@ -133,6 +138,7 @@ def build(
       num_classes: of the dataset.
       norm_shards: parts of a batch whose statistics norms take by themselves.
       platform: "cpu", "gpu" or "tpu", for which `auto` chooses a form.
+      num_devices: over which a batch is split.
 
     Raises:
       UserError: a name is unknown, a value is out of range, or the images are too
@@ -153,7 +159,7 @@ def build(
 
     spec = BackboneSpec(
         num_classes=num_classes,
-        connections=_connections(config.connections, model, stages(blocks), platform),
+        connections=_connections(config.connections, model, stages(blocks)),
         width=width(config),
         blocks_per_stage=blocks,
         ratios=ratios,
@@ -171,7 +177,9 @@ def build(
         residual=None
         if config.residual_scale is None
         else ResidualScale(config.residual_scale, config.residual_start),
+        mixtures=_mixtures(config.mixture, sum(blocks)),
         zero_last=config.zero_last,
+        conditional=_conditional(config.conditional, num_devices),
         drop_path=config.drop_path,
         dropout=config.dropout,
         exits=_exits(config.exits),
@@ -183,8 +191,11 @@ def build(
             dtype=config.dtype,
         ),
     )
-    spec.connections.check(spec.channels)
-    spec.exits.check(len(spec.stages))
+    if config.connections.form == AUTOMATIC:
+        form, _ = chosen_form(spec, platform)
+        connections = dataclasses.replace(spec.connections, form=form)
+        spec = dataclasses.replace(spec, connections=connections)
+    _check_spec(spec, config)
     if image_size < spec.total_stride:
         raise UserError(
             f"Images of {image_size}x{image_size} are too small for the strides of "
@@ -193,6 +204,28 @@ def build(
             "or fewer stages."
         )
     return Backbone(spec)
+
+
+def _check_spec(spec: BackboneSpec, config: ml_collections.ConfigDict) -> None:
+    """Checks that the parts of a network go together."""
+    spec.connections.check(spec.channels)
+    spec.exits.check(len(spec.stages))
+    if spec.exits.after and spec.connections.topology.is_free:
+        raise UserError(
+            f"model.exits.after = {spec.exits.after} needs connections.base 'fixed': "
+            "the classifier of a free graph reads several blocks."
+        )
+    if spec.connections.form == "stacked" and spec.unstackable:
+        raise UserError(
+            f"model.connections.form 'stacked' cannot express {spec.unstackable}: use "
+            "'folded' or 'auto'."
+        )
+    if spec.conditional is not None and not spec.gated:
+        raise UserError(
+            f"model.conditional.target_rate = {spec.conditional.target_rate}: "
+            f"{config.name} with {spec.blocks_per_stage} blocks has none that keeps "
+            "the shape, which alone can be skipped; use more blocks."
+        )
 
 
 def _exits(config: ml_collections.ConfigDict) -> ExitSpec:
@@ -230,6 +263,34 @@ def _check(
             )
 
 
+def _mixtures(
+    config: ml_collections.ConfigDict, num_blocks: int
+) -> tuple[Mixture, ...]:
+    """The operations of each block, and how they are weighted."""
+    given = config.operations
+    for_all = all(isinstance(one, str) for one in given)
+    of_blocks = [given] * num_blocks if for_all else given
+    if len(of_blocks) != num_blocks or any(
+        not isinstance(names, list | tuple) for names in of_blocks
+    ):
+        raise UserError(
+            f"model.mixture.operations = {given} must be names of operations, or "
+            f"{num_blocks} lists of names, one for each block."
+        )
+    return tuple(
+        Mixture(
+            operations=tuple(names),
+            weights=config.weights,
+            temperature=(config.temperature_start, config.temperature_end),
+            temperature_steps=config.temperature_steps,
+            skip_drop=config.skip_drop,
+            price=config.price,
+            balance=config.balance,
+        )
+        for names in of_blocks
+    )
+
+
 def width(config: ml_collections.ConfigDict) -> float:
     """That of `config.model`, or the named model's own where it has None.
 
@@ -251,16 +312,25 @@ def blocks_per_stage(config: ml_collections.ConfigDict) -> tuple[int, ...]:
     return pick("model", config.name, MODELS).blocks_per_stage
 
 
+def chosen_form(spec: BackboneSpec, platform: str) -> tuple[str, str]:
+    """The form that `auto` stands for in a network, and why.
+
+    Args:
+      spec: of the network; the form of its connections is not read.
+      platform: "cpu", "gpu" or "tpu".
+    """
+    if spec.unstackable:
+        return "folded", f"'stacked' cannot express {spec.unstackable}"
+    return automatic_form(spec.connections, platform)
+
+
 def _connections(
-    config: ml_collections.ConfigDict,
-    model: Model,
-    of_blocks: tuple[int, ...],
-    platform: str,
+    config: ml_collections.ConfigDict, model: Model, of_blocks: tuple[int, ...]
 ) -> ConnectionSpec:
-    pattern = topology.build(config.topology, of_blocks)
+    """Those of a config, `folded` where the form is yet to be chosen."""
+    pattern = topology.build(config.topology, of_blocks, config.base)
     bias = config.projection_bias
-    is_automatic = config.form == AUTOMATIC
-    spec = ConnectionSpec(
+    return ConnectionSpec(
         topology=pattern if model.connected else topology.none(of_blocks),
         gate=config.gate,
         opening=config.opening,
@@ -269,11 +339,21 @@ def _connections(
         normalise_sources=config.normalise_sources,
         sharpness=config.sharpness,
         sharpness_granularity=config.sharpness_granularity,
-        form="folded" if is_automatic else config.form,
+        form="folded" if config.form == AUTOMATIC else config.form,
         unroll=config.unroll,
         projection_bias=model.conv_bias if bias is None else bias,
     )
-    if is_automatic:
-        form, _ = automatic_form(spec, platform)
-        spec = dataclasses.replace(spec, form=form)
-    return spec
+
+
+def _conditional(
+    config: ml_collections.ConfigDict, num_devices: int
+) -> ConditionalSpec | None:
+    """What the gates are asked for; None where there are none.
+
+    Raises:
+      UserError: a number is out of range.
+    """
+    if config.target_rate is None:
+        return None
+    # The examples that run a block would have to change devices.
+    return ConditionalSpec(config.target_rate, config.penalty, num_devices == 1)

@@ -21,6 +21,7 @@ import dresnet_jax
 from dresnet_jax.data import pipeline
 from dresnet_jax.data.views import View
 from dresnet_jax.errors import UserError
+from dresnet_jax.models.backbone import uncompacted
 from dresnet_jax.structure.folding import folded
 from dresnet_jax.training import leaves
 from dresnet_jax.training.experiment import Experiment
@@ -67,6 +68,8 @@ def write(
     if directory.exists():
         raise UserError(f"{directory} exists: choose another directory.")
     model, variables = folded(parts.model, state.eval_params, state.batch_stats)
+    # A batch of any size has no parts of known sizes.
+    model = uncompacted(model)
     dataset, size = parts.dataset, parts.dataset.image_size
 
     def logits(pixels: jax.Array) -> Any:

@@ -85,5 +85,5 @@ def _opened(
         | {"gate_weights": values}
         for i, values in openings.items()
     }
-    stages = {k: v for k, v in parameters.items() if k.startswith("stage_")}
+    stages = {k: v for k, v in parameters.items() if k.startswith(("stage_", "stem_"))}
     return left, own | stages

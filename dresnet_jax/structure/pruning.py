@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from dresnet_jax.connections import graphs
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
@@ -85,11 +86,16 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     """The network with some of its connections, and the weights that it had.
 
     Averaged weights are taken where there are; the optimiser starts anew. What norms
-    have averaged is measured anew, on augmented batches of training.
+    have averaged is measured anew, on augmented batches of training. With a learned
+    base, blocks that are then on no path from the stem to the classifier go with all
+    their connections.
 
     Args:
       network: what is pruned.
       edges: the (reader, source) that are kept.
+
+    Raises:
+      UserError: the classifier would be cut off.
     """
     parts, state = network.parts, network.state
     connections, of_connections = subset(
@@ -102,11 +108,19 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     other = experiment.build(config.lock())
     params = {**state.eval_params, "connections": of_connections}
     weights = leaves.by_name({"params": params, "batch_stats": state.batch_stats})
-    return _measured(Network(other, transfer.exchange(other.create_state(), weights)))
+    return measured(Network(other, transfer.exchange(other.create_state(), weights)))
 
 
-def _measured(network: Network) -> Network:
-    """The network with averages of its norms that fit its weights."""
+def accuracy_with(network: Network, edges: Sequence[Edge]) -> float:
+    """That of `pruned`; 0 where the classifier would be cut off."""
+    topology = network.parts.model.spec.connections.topology
+    if topology.is_free and not graphs.on_paths(edges, topology.num_blocks):
+        return 0.0
+    return accuracy(pruned(network, edges))
+
+
+def measured(network: Network) -> Network:
+    """The network with averages of its norms, of 50 batches, that fit its weights."""
     parts, state = network.parts, network.state
     if not jax.tree.leaves(state.batch_stats):
         return network

@@ -14,7 +14,6 @@ import optax
 from jax.sharding import Mesh
 
 from dresnet_jax.connections import module as connections
-from dresnet_jax.connections.spec import automatic_form
 from dresnet_jax.data import catalog, lookup, pipeline, sources, views
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError, pick
@@ -181,7 +180,8 @@ class Experiment:
             return "none"
         why = ""
         if asked == zoo.AUTOMATIC:
-            _, reason = automatic_form(spec, sharding.platform(self.mesh))
+            platform = sharding.platform(self.mesh)
+            _, reason = zoo.chosen_form(self.model.spec, platform)
             why = f", chosen since {reason}"
         return f"{len(spec.topology.edges)}, form '{spec.form}'{why}"
 
@@ -253,6 +253,7 @@ def build(
             dataset.num_classes,
             shards,
             sharding.platform(mesh),
+            mesh.size,
         ),
         optimizer=optimizer.build(config.optimizer, num_steps),
         mesh=mesh,

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import torch_names
-from dresnet_jax.models.backbone import BackboneSpec
+from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.training import leaves
 from dresnet_jax.training.state import TrainState
 

@@ -39,6 +39,26 @@ def test_gradients_of_stacks_and_of_a_run_are_drawn(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_graph_of_a_run_is_drawn(tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "graph.png"
+    graph = (
+        "--config.model.connections.base=learned",
+        "--config.model.connections.topology=((1,0),(3,0),(4,1),(5,3),(5,4))",
+    )
+    code, _, errors = run_command("train", *SMALL, *graph, f"--workdir={run}")
+    assert code == 0, errors
+    code, output, errors = run_command(
+        "analyze", "graph", f"--workdir={run}", f"--out={picture}", "--json"
+    )
+    assert code == 0, errors
+    assert "blocks: 3, connections: 5" in output
+    edges = last_json(output)["edges"]
+    assert [edge[:2] for edge in edges] == [[1, 0], [3, 0], [4, 1], [5, 3], [5, 4]]
+    assert all(0 < opening < 1 for _, _, opening in edges)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (run / "gates.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -48,6 +68,7 @@ def test_gradients_of_stacks_and_of_a_run_are_drawn(tmp_path):
         (["gradients", "--out=flow.jpg"], "--out=flow.jpg must be the name of a .png"),
         (["gradients", "--out=none/flow.png"], "there is no directory none"),
         (["gradients", "--out=flow.png"], "--config is missing"),
+        (["graph", "--out=graph.png"], "--workdir is missing"),
         (
             ["gradients", "--out=flow.png", "--runs=nowhere"],
             "nowhere holds no run",

@@ -82,6 +82,8 @@ def _assert_one_clear_line(code, output, errors, message):
             ["connections", "--depths=2"],
             "Depth '2' must be a whole number",
         ),
+        ("benchmark", ["conditional", "--rates=most"], "must be numbers in (0, 1]"),
+        ("benchmark", ["conditional", "--rates=1.5"], "1.5 must be in (0, 1]"),
         ("benchmark", ["connections", "--projection=non"], "Did you mean 'none'?"),
         ("benchmark", ["connections", "--out=costs.jpg"], "must be the name of a .png"),
         (

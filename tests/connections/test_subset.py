@@ -87,8 +87,10 @@ def _sum_of(connections, block, given, sources):
         given,
         sources,
         connections._openings(block)[places],
-        [p["kernel"] for p in projections] if connections.spec.has_kernels else None,
-        [p["bias"] for p in projections] if connections.spec.has_biases else None,
+        [p.get("kernel") for p in projections]
+        if connections.spec.has_kernels
+        else None,
+        [p.get("bias") for p in projections] if connections.spec.has_biases else None,
     )
 
 

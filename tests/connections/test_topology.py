@@ -55,7 +55,7 @@ def test_an_edge_that_stands_twice_is_refused():
 @pytest.mark.parametrize("pattern", [3, 3.5, None, True])
 def test_a_pattern_that_is_neither_name_nor_list_is_refused(pattern):
     with pytest.raises(
-        UserError, match=r"must be one of none, dense, .*last:<number>, or a list"
+        UserError, match=r"must be one of none, dense, .*last:<number>, triangular"
     ):
         topology.build(pattern, STAGES)
 

@@ -190,5 +190,11 @@ def test_wrong_values_are_named(small_config, exits, message):
     assert message in str(error.value)
 
 
+def test_a_free_graph_has_one_classifier(small_config):
+    small_config.model.connections.base = "learned"
+    with pytest.raises(UserError, match="needs connections\\.base"):
+        build(small_config)
+
+
 def test_a_spec_without_exits_is_right_for_any_depth():
     ExitSpec().check(1)

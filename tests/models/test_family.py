@@ -124,6 +124,7 @@ OF_KIND = {
     "separable": "dssresnet18",
     "inverted": "mobilenetv2_100",
     "convnext": "convnext_tiny",
+    "mixed": "mixed18",
 }
 
 

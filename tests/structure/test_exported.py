@@ -15,8 +15,9 @@ from etils import epath
 from configs import common
 from dresnet_jax.data import pipeline
 from dresnet_jax.models import zoo
+from dresnet_jax.structure import exported
 from dresnet_jax.structure.folding import folded
-from dresnet_jax.training import evaluation
+from dresnet_jax.training import evaluation, experiment
 from tests.acceptance.small_run import SMALL, last_json
 from tests.conftest import run_command
 
@@ -158,3 +159,17 @@ def test_mistakes_are_one_line(run, tmp_path):
     (damaged / "signature.json").write_text(json.dumps({})[:1])
     code, _, errors = run_command("predict", f"--exported={damaged}", image)
     assert (code, "is damaged" in errors) == (2, True), errors
+
+
+def test_conditional_paths_are_exported_masked(tiny_images_config, tmp_path):
+    config = tiny_images_config
+    config.model.conditional.target_rate = 0.5
+    parts = experiment.build(config)
+    state = parts.create_state()
+    exported.write(parts, state, epath.Path(tmp_path / "to"), {})
+    pixels = np.random.RandomState(0).randint(256, size=(5, 16, 16, 3)).astype(np.uint8)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = pipeline.normalise(parts.recipe, pixels)
+    expected = parts.model.apply(variables, images, train=False)
+    found = exported.read(epath.Path(tmp_path / "to")).call(pixels)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

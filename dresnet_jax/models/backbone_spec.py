@@ -1,0 +1,184 @@
+"""What a network is, apart from its parameters: a value that configs are made into."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.models.conditional import ConditionalSpec
+from dresnet_jax.models.exits import ExitSpec
+from dresnet_jax.models.layers import Layers
+from dresnet_jax.models.mixture import Mixture
+from dresnet_jax.models.residual import SHORTCUT_RULES, BlockSpec, ResidualScale
+from dresnet_jax.models.stems import STEMS
+
+
+def stages(blocks_per_stage: Sequence[int]) -> tuple[int, ...]:
+    """The stage, from 0, of each block."""
+    return tuple(
+        stage for stage, blocks in enumerate(blocks_per_stage) for _ in range(blocks)
+    )
+
+
+def _split(blocks: int, ends: Iterable[int]) -> list[range]:
+    """1 to the number of blocks, in ranges that end with some of them."""
+    of_each = [0, *sorted(ends), blocks]
+    return [range(start + 1, end + 1) for start, end in itertools.pairwise(of_each)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+    """What a network is, apart from its parameters.
+
+    Attributes:
+      num_classes: of the classifier.
+      connections: the learned connections.
+      width: channels of the stem.
+      blocks_per_stage: how many there are.
+      ratios: channels of each stage, before the block's expansion, divided by the
+        width. A fraction is rounded behind the product.
+      strides_of_stages: of the first block of each.
+      dilated_stages: numbers, from 1, of the stages that have a dilation, twice that of
+        the stage before, instead of their stride.
+      stem: a key of `stems.STEMS`.
+      stem_activation: whether an activation follows the stem's norm, if it has one.
+      head: one of `heads.HEADS`; "" for the one that goes with the block.
+      block: a key of `blocks.BLOCKS`.
+      shortcut: a key of `blocks.SHORTCUT_RULES`.
+      groups: of a bottleneck's 3x3 convolution.
+      group_width: channels of each group, for 64 channels of the stage.
+      expand: hidden channels of an inverted residual divided by its input's, by stage.
+      attention: inside of each block, a key of `attention.ATTENTIONS`.
+      residual: what each block's result is multiplied by; None for the block's own.
+      mixtures: the operations of each mixed block; () for the default ones.
+      zero_last: whether the last norm of each block starts at 0.
+      conditional: of the gates by which examples skip blocks; None for no gates.
+      drop_path: share of the examples for which the last block is left out in
+        training; it grows evenly from the first block's, 0.
+      dropout: rate before the classifier.
+      exits: the classifiers beside the last one.
+      layers: what all layers have in common.
+    """
+
+    num_classes: int
+    connections: ConnectionSpec
+    width: float
+    blocks_per_stage: tuple[int, ...]
+    ratios: tuple[float, ...]
+    strides_of_stages: tuple[int, ...]
+    dilated_stages: tuple[int, ...] = ()
+    stem: str = "imagenet"
+    stem_activation: bool = True
+    head: str = ""
+    block: str = "basic"
+    shortcut: str = "identity"
+    groups: int = 1
+    group_width: int = 64
+    expand: tuple[float, ...] = ()
+    attention: str = "none"
+    residual: ResidualScale | None = None
+    mixtures: tuple[Mixture, ...] = ()
+    zero_last: bool = False
+    conditional: ConditionalSpec | None = None
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    exits: ExitSpec = dataclasses.field(default_factory=ExitSpec)
+    layers: Layers = dataclasses.field(default_factory=Layers)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stage, from 0, of each block."""
+        return stages(self.blocks_per_stage)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the stem's output y_0 and of each block's output y_i."""
+        widths = [round(self.width * self.ratios[stage]) for stage in self.stages]
+        expansion = BLOCKS[self.block].expansion
+        return (round(self.width), *(expansion * width for width in widths))
+
+    @functools.cached_property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """What each block is asked for."""
+        found: list[BlockSpec] = []
+        dilation = 1
+        channels, last = self.channels, max(1, len(self.stages) - 1)
+        for i, stage in enumerate(self.stages, 1):
+            is_first = i == 1 or stage != self.stages[i - 2]
+            stride = self.strides_of_stages[stage] if is_first else 1
+            # As in torchvision, the first block of a dilated stage has the dilation of
+            # the stage before.
+            own = dilation
+            if is_first and stage + 1 in self.dilated_stages:
+                dilation, stride = dilation * stride, 1
+            keeps_shape = stride == 1 and channels[i - 1] == channels[i]
+            found.append(
+                BlockSpec(
+                    features=channels[i],
+                    stride=stride,
+                    shortcut=SHORTCUT_RULES[self.shortcut](i, keeps_shape),
+                    dilation=own,
+                    groups=self.groups,
+                    group_width=self.group_width,
+                    expand=self.expand[stage] if self.expand else 6.0,
+                    attention=self.attention,
+                    residual=self.residual,
+                    zero_last=self.zero_last,
+                    drop_path=self.drop_path * (i - 1) / last,
+                    mixture=self.mixtures[i - 1] if self.mixtures else Mixture(),
+                )
+            )
+        return tuple(found)
+
+    @property
+    def gated(self) -> tuple[int, ...]:
+        """The blocks, from 1, that examples may skip: those that keep the shape."""
+        if self.conditional is None:
+            return ()
+        channels = self.channels
+        return tuple(
+            i
+            for i, block in enumerate(self.blocks, 1)
+            if block.stride == 1 and channels[i - 1] == channels[i]
+        )
+
+    @property
+    def unstackable(self) -> str:
+        """What is here that no loop over blocks can express; empty if nothing.
+
+        Such loops have no random numbers and no penalties.
+        """
+        if self.conditional is not None:
+            return "conditional paths"
+        if self.block == "mixed" and any(m.is_mixed for m in self.mixtures):
+            return "mixed blocks"
+        return ""
+
+    @property
+    def alike(self) -> list[range]:
+        """The blocks, from 1, in groups of consecutive ones that differ in nothing.
+
+        No group goes on behind an exit.
+        """
+        kinds = list(zip(self.channels, self.blocks, strict=False))
+        changes = {i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]}
+        return _split(len(kinds), changes | {*self.exits.after})
+
+    @property
+    def parts(self) -> list[range]:
+        """The blocks, from 1, before each classifier and behind the one before it."""
+        return _split(len(self.stages), {*self.exits.after})
+
+    def read_after(self, block: int) -> list[int]:
+        """The outputs up to that of a block that later ones have connections to."""
+        edges = self.connections.topology.edges
+        return sorted({k for i, k in edges if k <= block < i})
+
+    @property
+    def total_stride(self) -> int:
+        """Side of the image divided by the side of the last output."""
+        strides = math.prod(block.stride for block in self.blocks)
+        return STEMS[self.stem].total_stride * strides

@@ -1,0 +1,114 @@
+"""What a mixed block's weights are: the pure functions, and what they are asked for."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models.operations import OPERATIONS
+
+# How a block comes from its parameters to the weights of its operations.
+WEIGHTS = dict.fromkeys(("softmax", "gumbel", "routed"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The operations of a mixed block, and how they are weighted.
+
+    Attributes:
+      operations: keys of `OPERATIONS`. A single one has no weight.
+      weights: a key of `WEIGHTS`: of the block (softmax); of the block, one operation
+        for each image in training and the likeliest in evaluation (gumbel); of the
+        image (routed).
+      temperature: that the logits are divided by, at the start and at the end.
+      temperature_steps: batches of training in which it falls, by the same factor each.
+      skip_drop: share of the images for which an operation without kernels is left out
+        at the start of training; it falls to 0 evenly, with the temperature.
+      price: this times the parameters that are in use, each operation's by its weight
+        and as a part of the largest's, is added to the loss.
+      balance: this times `imbalance` is added to the loss, if routed.
+    """
+
+    operations: tuple[str, ...] = tuple(OPERATIONS)
+    weights: str = "softmax"
+    temperature: tuple[float, float] = (1.0, 1.0)
+    temperature_steps: int = 1
+    skip_drop: float = 0.0
+    price: float = 0.0
+    balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          UserError: an operation is unknown, missing or there twice, or a number is out
+            of range.
+        """
+        for name in self.operations:
+            pick("operation", name, OPERATIONS)
+        if not self.operations or len(set(self.operations)) < len(self.operations):
+            raise UserError(
+                f"mixture.operations = {self.operations} must be one operation or "
+                "several, each once."
+            )
+        pick("mixture.weights", self.weights, WEIGHTS)
+        for end, value in zip(("start", "end"), self.temperature, strict=True):
+            if not 0 < value < math.inf:
+                raise UserError(
+                    f"mixture.temperature_{end} = {value} must be a number above 0."
+                )
+        if self.temperature_steps < 1:
+            raise UserError(
+                f"mixture.temperature_steps = {self.temperature_steps} must be above 0."
+            )
+        if not 0 <= self.skip_drop < 1:
+            raise UserError(f"mixture.skip_drop = {self.skip_drop} must be in [0, 1).")
+        for name in ("price", "balance"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UserError(
+                    f"mixture.{name} = {value} must be a number, not below 0."
+                )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there is something to weigh."""
+        return len(self.operations) > 1
+
+    def progress(self, steps: jax.Array) -> jax.Array:
+        """The part of the schedule that is over after some steps, 0 to 1."""
+        return jnp.minimum(steps.astype(jnp.float32) / self.temperature_steps, 1.0)
+
+    def temperature_after(self, steps: jax.Array) -> jax.Array:
+        """The temperature after some steps, a float32 scalar."""
+        start, end = self.temperature
+        return start * (end / start) ** self.progress(steps)
+
+    def skip_drop_after(self, steps: jax.Array) -> jax.Array:
+        """The share of the images that lose a skip after some steps, a scalar."""
+        return self.skip_drop * (1 - self.progress(steps))
+
+
+def straight_through(soft: jax.Array) -> jax.Array:
+    """The largest of the last axis as exactly 1 and the rest 0, with soft's gradient.
+
+    Jang et al. (2017), "Categorical Reparameterization with Gumbel-Softmax".
+    """
+    hard = jax.nn.one_hot(soft.argmax(axis=-1), soft.shape[-1], dtype=soft.dtype)
+    # The difference is 0: added to `soft` instead, it would be rounded.
+    return hard + (soft - jax.lax.stop_gradient(soft))
+
+
+def imbalance(weights: jax.Array) -> jax.Array:
+    """How unevenly a batch uses the operations: a scalar, 0 where evenly.
+
+    The squared coefficient of variation of the operations' mean weights (Shazeer et al.
+    2017, "importance"); operations - 1 where all images use a single one.
+
+    Args:
+      weights: [batch, operations], each row of sum 1.
+    """
+    used = weights.mean(axis=0)
+    return used.size * jnp.sum(used**2) - 1

@@ -1,0 +1,92 @@
+"""Mixed blocks ranked by their weights, and networks of the chosen operations."""
+
+import copy
+import dataclasses
+
+import jax
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.training import experiment, leaves, transfer
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The operations of a mixed block.
+
+    Attributes:
+      block: its number, from 1.
+      operations: their names.
+      weights: of each, their softmax at the temperature that training has come to.
+    """
+
+    block: int
+    operations: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def chosen(self) -> str:
+        """The operation of the largest weight; of equal ones, the first."""
+        return self.operations[self.weights.index(max(self.weights))]
+
+
+def choices(network: Network) -> list[Choice]:
+    """The weights of all mixed blocks, as evaluated.
+
+    Raises:
+      UserError: the network has none, or each image has weights of its own.
+    """
+    parts, state = network.parts, network.state
+    spec, found = parts.model.spec, []
+    for i, block in enumerate(spec.blocks, 1):
+        mixture = block.mixture
+        if spec.block != "mixed" or not mixture.is_mixed:
+            continue
+        if mixture.weights == "routed":
+            raise UserError(
+                "mixture.weights = routed gives each image operations of its own, so "
+                "that a block has no single one. See python -m dresnet_jax.analyze "
+                "routes."
+            )
+        of_block = state.eval_params[f"block_{i}"]["mixture"]["gate_weights"]
+        steps = state.batch_stats[f"block_{i}"]["mixture"]["steps"]
+        weights = jax.nn.softmax(of_block / mixture.temperature_after(steps))
+        found.append(Choice(i, mixture.operations, tuple(map(float, weights))))
+    if not found:
+        raise UserError(
+            f"{parts.config.model.name} has no block with several operations."
+        )
+    return found
+
+
+def discretised(network: Network, chosen: list[Choice]) -> Network:
+    """The network of the chosen operations alone, with the weights that they had.
+
+    Averaged weights are taken where there are; the optimiser starts anew. What norms
+    have averaged is as it was: see `pruning.measured`.
+    """
+    parts, state = network.parts, network.state
+    of_blocks = [block.mixture.operations for block in parts.model.spec.blocks]
+    for one in chosen:
+        of_blocks[one.block - 1] = (one.chosen,)
+    config = copy.deepcopy(parts.config).unlock()
+    config.init.workdir = ""
+    with config.ignore_type():
+        config.model.mixture.operations = tuple(of_blocks)
+    other = experiment.build(config.lock())
+    weights = leaves.by_name(
+        {"params": state.eval_params, "batch_stats": state.batch_stats}
+    )
+    return Network(other, transfer.exchange(other.create_state(), weights))
+
+
+def table(chosen: list[Choice]) -> str:
+    """A row per block: the operation that is left, and all weights."""
+    lines = [f"{'block':>7s}  {'chosen':10s}weights"]
+    for one in chosen:
+        pairs = sorted(
+            zip(one.weights, one.operations, strict=True), key=lambda pair: -pair[0]
+        )
+        weights = ", ".join(f"{name} {weight:.3f}" for weight, name in pairs)
+        lines.append(f"{one.block:7d}  {one.chosen:10s}{weights}")
+    return "\n".join(lines)
