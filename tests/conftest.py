@@ -1,5 +1,6 @@
 """Strict settings for all tests, and the commands as a person would run them."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -32,6 +33,11 @@ CACHE_SETTINGS = {
 }
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# For programs that are many and small: to optimise them would take the longest.
+compiled = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def start_python(*arguments, devices=1):

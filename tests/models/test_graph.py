@@ -16,13 +16,10 @@ from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import with_form
 from dresnet_jax.structure.folding import folded
 from dresnet_jax.training import evaluation, experiment
+from tests.conftest import compiled
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 BLOCKS = (2, 1, 2)
-# The programs are many and small: to optimise them would take the longest.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 def build(name="dresnet18", blocks=BLOCKS, **connections):

@@ -1,5 +1,6 @@
 """What is exported is the network, and needs nothing of this package."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from dresnet_jax.structure import exported
 from dresnet_jax.structure.folding import folded
 from dresnet_jax.training import evaluation, experiment
 from tests.acceptance.small_run import SMALL, last_json
-from tests.conftest import run_command
+from tests.conftest import compiled, run_command
 
 GATES = {
     "dresnet18": {"gate": "sigmoid"},
@@ -34,35 +35,36 @@ GATES = {
 }
 
 
+def answers(model, variables, images):
+    return compiled(functools.partial(model.apply, train=False))(variables, images)
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_a_folded_network_is_the_same_function(name):
     config = common.get_config().unlock().model
-    config.update(name=name, width=4, stem="cifar")
+    config.update(name=name, width=4, stem="cifar", blocks_per_stage=(2, 2))
     config.connections.update(opening="published", **GATES[name])
     if GATES[name].get("gate") == "softmax":
         config.connections.opening = 0.5
     model = zoo.build(config, 32, 5)
     images = jax.random.normal(jax.random.key(0), (16, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
+    variables = compiled(lambda: model.init(jax.random.key(1), images, train=False))()
     params = jax.tree.map(
-        lambda x: x + 0.05 * jax.random.normal(jax.random.key(2), x.shape),
+        lambda x: x + 0.05 * np.random.RandomState(2).standard_normal(x.shape),
         variables["params"],
     )
+    params = jax.tree.map(jnp.float32, params)
     # The averages of these very images: a batch enters by a tenth.
     old = variables.get("batch_stats", {})
-    _, new = model.apply(
-        {"params": params, "batch_stats": old},
-        images,
-        train=True,
-        mutable=["batch_stats"],
-    )
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    _, new = compiled(train)({"params": params, "batch_stats": old}, images)
     stats = jax.tree.map(
         lambda a, b: (a - 0.9 * b) / 0.1, new.get("batch_stats", {}), old
     )
     found = {"params": params, "batch_stats": stats}
-    wanted = model.apply(found, images, train=False)
+    wanted = answers(model, found, images)
     smaller, variables = folded(model, params, stats)
-    logits = smaller.apply(variables, images, train=False)
+    logits = answers(smaller, variables, images)
     error = float(jnp.abs(logits - wanted).max() / jnp.abs(wanted).max())
     assert jnp.ptp(wanted, axis=0).min() > 1e-3, "it answers to its images"
     print(f"\n{name}: {error:.1e} of the largest logit")
