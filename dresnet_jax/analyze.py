@@ -5,6 +5,7 @@ r"""Looks into networks, trained or not.
         --runs=runs/plain,runs/residual,runs/dense
     python -m dresnet_jax.analyze graph --workdir=runs/digits --out=graph.png
     python -m dresnet_jax.analyze routes --workdir=runs/routed --out=routes.png
+    python -m dresnet_jax.analyze residuals --workdir=runs/rezero --out=residuals.png
 
 `gradients` draws the norm of the loss's gradient by the output of each block, before
 training: for the blocks of the config's model without shortcuts (plain), with them
@@ -16,6 +17,8 @@ as wide as it is open at the newest checkpoint.
 
 `routes` draws the mean weights of the operations of each mixed block of a run, by the
 class of the images, on the validation split.
+
+`residuals` draws the a of the learned residuals x + a F(x) of a run, block by block.
 """
 
 from typing import Any
@@ -25,7 +28,14 @@ from absl import flags
 from etils import epath
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import gradient_flow, graph_plot, plots, reports, routes
+from dresnet_jax.analysis import (
+    gradient_flow,
+    graph_plot,
+    plots,
+    reports,
+    residuals,
+    routes,
+)
 from dresnet_jax.errors import pick
 from dresnet_jax.training import evaluation
 
@@ -36,7 +46,12 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Starts of each stack.", lower_bound=1
 
 def main(subject: str) -> None:
     """Measures, prints, draws."""
-    subjects = {"gradients": _gradients, "graph": _graph, "routes": _routes}
+    subjects = {
+        "gradients": _gradients,
+        "graph": _graph,
+        "routes": _routes,
+        "residuals": _residuals,
+    }
     pick("analysis", subject, subjects)()
 
 
@@ -95,6 +110,17 @@ def _routes() -> None:
             "weights": {i: weights.tolist() for i, weights in found.items()},
         }
     )
+
+
+def _residuals() -> None:
+    picture = cli.picture_file(_OUT.value)
+    parts, restored = evaluation.open_run(cli.workdir())
+    found = residuals.scales(parts, restored.state)
+    print(residuals.table(found))
+    plots.save(plots.residuals(found), picture)
+    print(f"picture: {_OUT.value}")
+    listed = {i: a.tolist() for i, a in found.items()}
+    cli.finish({"picture": _OUT.value, "step": restored.step, "scales": listed})
 
 
 def _listed(panels: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:

@@ -242,6 +242,31 @@ def routes(
     return figure
 
 
+def residuals(scales: Mapping[int, np.ndarray]) -> Figure:
+    """The a of learned residuals by block: of each channel a point, and their mean.
+
+    Args:
+      scales: {block: [channels]}, or [1] of a block with one number.
+    """
+    figure, axis = plt.subplots(
+        figsize=(2 + 0.5 * len(scales), 4), layout="constrained"
+    )
+    blocks = list(scales)
+    for i, found in scales.items():
+        # In a row from low to high, so that all are seen.
+        places = i + np.linspace(-0.3, 0.3, len(found)) if len(found) > 1 else [i]
+        axis.plot(places, np.sort(found), ".", color="tab:blue", markersize=3)
+    means = [found.mean() for found in scales.values()]
+    axis.plot(blocks, means, "D", color="tab:orange", label="mean of the block")
+    axis.axhline(0, color="grey", linestyle="--", label="an identity")
+    axis.set_xticks(blocks)
+    axis.set_xlabel("block")
+    axis.set_ylabel("a of x + a F(x)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+
 def curves(lines: list[dict[str, Any]]) -> Figure:
     """Loss and accuracy over the steps, on the training and the validation split."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

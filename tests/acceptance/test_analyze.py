@@ -59,6 +59,37 @@ def test_the_graph_of_a_run_is_drawn(tmp_path):
     assert (run / "gates.png").exists()
 
 
+def test_routes_and_residuals_of_a_run_are_drawn(tmp_path):
+    run = tmp_path / "run"
+    mixed = (
+        "--config.model.name=mixed18",
+        "--config.model.mixture.weights=routed",
+        "--config.model.mixture.operations=('none','conv3','pool')",
+        "--config.model.residual_scale=channel",
+        "--config.model.residual_start=0.1",
+    )
+    code, _, errors = run_command("train", *SMALL, *mixed, f"--workdir={run}")
+    assert code == 0, errors
+    found = {}
+    for subject in ("routes", "residuals"):
+        picture = tmp_path / f"{subject}.png"
+        code, output, errors = run_command(
+            "analyze", subject, f"--workdir={run}", f"--out={picture}", "--json"
+        )
+        assert code == 0, errors
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        found[subject] = last_json(output)
+    blocks = ["1", "2", "3", "4"]
+    assert (
+        list(found["routes"]["weights"]) == list(found["residuals"]["scales"]) == blocks
+    )
+    for of_classes in found["routes"]["weights"].values():
+        assert [sum(row) for row in of_classes] == pytest.approx([1] * 10, abs=1e-4)
+    scales = found["residuals"]["scales"]
+    assert [len(scales[i]) for i in blocks] == [8, 16, 32, 64]
+    assert all(0 < abs(a - 0.1) < 0.5 for of_block in scales.values() for a in of_block)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

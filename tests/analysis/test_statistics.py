@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats import multitest, weightstats
@@ -43,6 +43,8 @@ def test_the_difference_is_that_of_the_paired_test(pairs):
     )
 
 
+# Few, since statsmodels collects all garbage of the process at each.
+@settings(max_examples=20)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_the_correction_is_that_of_statsmodels(p):
     expected = multitest.multipletests(p, method="holm")[1]

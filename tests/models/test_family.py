@@ -15,6 +15,7 @@ from dresnet_jax.models import zoo
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS
 from dresnet_jax.models.residual import SHORTCUT_RULES
+from tests.conftest import compiled
 
 # At 1,000 classes: parameters, and multiply-adds of an image of 224x224 in billions.
 # torchvision's table of weights, https://docs.pytorch.org/vision/stable/models.html:
@@ -137,7 +138,8 @@ def run(model, variables=None, *, train=False, side=32):
     images = np.random.RandomState(0).standard_normal((2, side, side, 3))
     images = jnp.asarray(images, jnp.float32)
     if variables is None:
-        variables = model.init(jax.random.key(0), images, train=False)
+        init = compiled(lambda key: model.init(key, images, train=False))
+        variables = init(jax.random.key(0))
 
     def loss(params):
         logits, _ = model.apply(
@@ -149,7 +151,7 @@ def run(model, variables=None, *, train=False, side=32):
         )
         return (logits**2).sum(), logits
 
-    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    gradient, logits = compiled(jax.grad(loss, has_aux=True))(variables["params"])
     return logits, variables, optax.tree.norm(gradient)
 
 

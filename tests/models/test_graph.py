@@ -202,8 +202,8 @@ def test_every_variant_of_the_study_has_a_training_step(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", study.get_config().variants)
-def test_every_variant_of_the_study_learns(variant):
+@pytest.mark.parametrize("variant", ["triangular", "erdos renyi"])
+def test_graphs_of_the_study_learn(variant):
     config = study.get_config().copy_and_resolve_references().unlock()
     config.base.model.update(config.variants[variant].model)
     model = zoo.build(config.base.model, 28, 10)
