@@ -5,7 +5,7 @@ r"""Looks into networks, trained or not.
         --runs=runs/plain,runs/residual,runs/dense
     python -m dresnet_jax.analyze graph --workdir=runs/digits --out=graph.png
     python -m dresnet_jax.analyze routes --workdir=runs/routed --out=routes.png
-    python -m dresnet_jax.analyze residuals --workdir=runs/rezero --out=residuals.png
+    python -m dresnet_jax.analyze residuals --workdir=runs/scaled --out=residuals.png
 
 `gradients` draws the norm of the loss's gradient by the output of each block, before
 training: for the blocks of the config's model without shortcuts (plain), with them

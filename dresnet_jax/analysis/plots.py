@@ -243,7 +243,7 @@ def routes(
 
 
 def residuals(scales: Mapping[int, np.ndarray]) -> Figure:
-    """The a of learned residuals by block: of each channel a point, and their mean.
+    """The a of learned residuals by block: of each channel a point, and the mean |a|.
 
     Args:
       scales: {block: [channels]}, or [1] of a block with one number.
@@ -256,8 +256,9 @@ def residuals(scales: Mapping[int, np.ndarray]) -> Figure:
         # In a row from low to high, so that all are seen.
         places = i + np.linspace(-0.3, 0.3, len(found)) if len(found) > 1 else [i]
         axis.plot(places, np.sort(found), ".", color="tab:blue", markersize=3)
-    means = [found.mean() for found in scales.values()]
-    axis.plot(blocks, means, "D", color="tab:orange", label="mean of the block")
+    # F may have either sign, so that the mean of a says little.
+    means = [abs(found).mean() for found in scales.values()]
+    axis.plot(blocks, means, "D", color="tab:orange", label="mean of |a|")
     axis.axhline(0, color="grey", linestyle="--", label="an identity")
     axis.set_xticks(blocks)
     axis.set_xlabel("block")
