@@ -222,8 +222,9 @@ def measure(network: Network, runs: int) -> list[Row]:
     logits = jax.jit(_logits(uncompacted(model)))
     rows = []
     for rate, variables in network.variables.items():
+        found = [logits(variables, images) for images in batches]
         counts = {
-            i: np.array([_open(logits(variables, images)[i]) for images in batches])
+            i: np.array([int((of_gates[i] > 0).sum()) for of_gates in found])
             for i in model.spec.gated
         }
         savings = 1 - seconds["compacted", rate] / seconds["plain", None]
@@ -281,10 +282,6 @@ def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int,
         program = jax.jit(lambda own, x, one=block: one.apply(own, x, train=False))
         found[i] = cost.of(program.lower(own, given).compile()).flops
     return found
-
-
-def _open(logits: jax.Array) -> int:
-    return int((logits > 0).sum())
 
 
 def _run_share(needed: np.ndarray, batch: int) -> np.ndarray:
