@@ -23,17 +23,12 @@ def operations(parts: Experiment) -> dict[int, tuple[str, ...]]:
     Raises:
       UserError: none has.
     """
-    spec = parts.model.spec
-    found = {
-        i: block.mixture.operations
-        for i, block in enumerate(spec.blocks, 1)
-        if spec.block == "mixed" and block.mixture.is_mixed
-    }
-    if not found:
+    mixed = parts.model.spec.mixed
+    if not mixed:
         raise UserError(
             f"{parts.config.model.name} has no block with several operations."
         )
-    return found
+    return {i: mixture.operations for i, mixture in mixed.items()}
 
 
 def by_class(parts: Experiment, state: TrainState, examples: Examples) -> Routes:

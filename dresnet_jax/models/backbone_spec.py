@@ -146,6 +146,14 @@ class BackboneSpec:
         )
 
     @property
+    def mixed(self) -> dict[int, Mixture]:
+        """Of the blocks, from 1, that have several operations."""
+        if self.block != "mixed":
+            return {}
+        found = {i: block.mixture for i, block in enumerate(self.blocks, 1)}
+        return {i: mixture for i, mixture in found.items() if mixture.is_mixed}
+
+    @property
     def unstackable(self) -> str:
         """What is here that no loop over blocks can express; empty if nothing.
 
@@ -153,7 +161,7 @@ class BackboneSpec:
         """
         if self.conditional is not None:
             return "conditional paths"
-        if self.block == "mixed" and any(m.is_mixed for m in self.mixtures):
+        if self.mixed:
             return "mixed blocks"
         return ""
 

@@ -37,11 +37,8 @@ def choices(network: Network) -> list[Choice]:
       UserError: the network has none, or each image has weights of its own.
     """
     parts, state = network.parts, network.state
-    spec, found = parts.model.spec, []
-    for i, block in enumerate(spec.blocks, 1):
-        mixture = block.mixture
-        if spec.block != "mixed" or not mixture.is_mixed:
-            continue
+    found = []
+    for i, mixture in parts.model.spec.mixed.items():
         if mixture.weights == "routed":
             raise UserError(
                 "mixture.weights = routed gives each image operations of its own, so "
