@@ -15,7 +15,7 @@ from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.models import conditional, stems
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
-from dresnet_jax.models.exits import EXITS, Confidence, Fusion
+from dresnet_jax.models.exits import EXITS, Confidence, Fusion, counted
 from dresnet_jax.models.heads import Classifier
 from dresnet_jax.models.stems import STEMS
 
@@ -90,6 +90,9 @@ class _Network(nn.Module):
             head if is_last else spec.exits.head or head,
             name="head" if is_last else f"exit_{block}",
         )
+        if train and not is_last:
+            weights = zip(spec.exits.after, spec.exits.loss_weights, strict=True)
+            x = counted(x, dict(weights)[block])
         return classify(x, train=train)
 
     def _score(self, block: int, answer: jax.Array, x: jax.Array) -> jax.Array:

@@ -24,8 +24,9 @@ class ExitSpec:
 
     Attributes:
       after: the blocks, from 1, behind which they stand, in ascending order.
-      loss_weights: what the loss of each counts, that of the last one counting 1
-        (deep supervision, Lee et al. 2015).
+      loss_weights: what the loss of each counts for the blocks, that of the last one
+        counting 1 (deep supervision, Lee et al. 2015). The classifiers themselves learn
+        from the whole of their losses.
       head: one of `heads.HEADS`; "" for the network's own.
       fusion: a key of `FUSIONS`.
       learn_confidence: whether each learns, beside its answer, how probable it is that
@@ -60,6 +61,12 @@ class ExitSpec:
         pick("model.exits.fusion", self.fusion, FUSIONS)
         if self.head:
             pick("model.exits.head", self.head, HEADS)
+
+
+def counted(x: jax.Array, weight: float) -> jax.Array:
+    """What a classifier reads, x to the bit, whose gradient is this times as large."""
+    fixed = jax.lax.stop_gradient(x)
+    return fixed + weight * (x - fixed)
 
 
 class Fusion(nn.Module):

@@ -200,6 +200,8 @@ def supervision(
 ) -> jax.Array:
     """What the classifiers before the last one add to the loss.
 
+    How much of it counts for the blocks is said by what they read, `exits.counted`.
+
     Args:
       spec: of the exits.
       updates: as `forward` gave them.
@@ -210,8 +212,8 @@ def supervision(
     if not spec.after:
         return total
     (answers,), (scores,) = (updates[EXITS][name] for name in ("answers", "scores"))
-    for weight, answer, score in zip(spec.loss_weights, answers, scores, strict=True):
-        total += weight * cross_entropy(answer, targets, label_smoothing).mean()
+    for answer, score in zip(answers, scores, strict=True):
+        total += cross_entropy(answer, targets, label_smoothing).mean()
         if spec.learn_confidence:
             is_right = answer.argmax(axis=-1) == targets.argmax(axis=-1)
             total += optax.sigmoid_binary_cross_entropy(score, is_right).mean()

@@ -1,6 +1,7 @@
 """Classifiers at several depths answer, learn and are fused as asked."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -101,20 +102,47 @@ def losses(parts, values, **changes):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(values["params"])
 
 
-def test_the_loss_is_that_of_every_classifier_with_its_weight(small_config):
-    parts = build(small_config, loss_weights=(0.5, 2.0))
-    values = variables(parts)
-    (total, (sown, last)), _ = losses(parts, values)
+def test_the_loss_is_that_of_every_classifier(small_config):
+    parts = build(small_config)
+    (total, (sown, last)), _ = losses(parts, variables(parts))
     (answers,) = sown["answers"]
     targets = evaluation.first_batch(parts).targets
     each = [
         optax.softmax_cross_entropy(answer, optax.smooth_labels(targets, 0.1)).mean()
         for answer in answers
     ]
-    assert total == pytest.approx(float(last + 0.5 * each[0] + 2 * each[1]), rel=1e-5)
-    (alone, (_, last)), grads = losses(parts, values, loss_weights=(0.0, 0.0))
-    assert alone == last
-    assert not np.any(grads["exit_1"]["linear"]["kernel"])
+    assert total == pytest.approx(float(last + each[0] + each[1]), rel=1e-5)
+
+
+def test_weights_are_of_the_blocks_gradients_alone(small_config):
+    parts = build(small_config)
+    values = variables(parts)
+    batch = evaluation.first_batch(parts)
+
+    def last(params):
+        logits, _ = steps.forward(
+            parts.model, params, values["batch_stats"], batch.images, jax.random.key(0)
+        )
+        return steps.cross_entropy(logits, batch.targets, 0.1).mean()
+
+    def gradients(*weights):
+        _, found = losses(parts, values, loss_weights=weights)
+        own = {name: found.pop(name) for name in ("exit_1", "exit_3")}
+        return found, own
+
+    alone = jax.jit(jax.grad(last))(values["params"])
+    (none, own), (first, _), (second, _), (both, same) = (
+        gradients(*weights) for weights in ((0, 0), (1, 0), (0, 1), (0.5, 2))
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, none, {name: alone[name] for name in none})
+    jax.tree.map(close, own, same)
+    wanted = jax.tree.map(
+        lambda n, f, s: n + 0.5 * (f - n) + 2 * (s - n), none, first, second
+    )
+    jax.tree.map(close, both, wanted)
+    assert np.any(own["exit_1"]["linear"]["kernel"])
+    assert np.any(first["stem"]["conv"]["kernel"] != none["stem"]["conv"]["kernel"])
 
 
 def test_a_training_step_supervises_every_exit(small_config):
