@@ -101,8 +101,8 @@ def get_config() -> ml_collections.ConfigDict:
     exits = config.model.exits = ml_collections.ConfigDict()
     # Blocks, from 1, behind which a classifier of its own stands beside the last one.
     exits.after = ()
-    # What the loss of each counts, that of the last counting 1: a number for all, or
-    # one for each.
+    # What each counts in the gradient of the blocks, the last counting 1: a number for
+    # all, or one for each. The classifiers learn from the whole of their losses.
     exits.loss_weights = config_dict.FieldReference(0.3, field_type=object)
     # linear, or conv, which has a 1x1 convolution to 4 times the channels, norm and
     # activation before it pools; "" for the network's own.

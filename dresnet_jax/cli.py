@@ -51,6 +51,17 @@ def workdir() -> epath.Path:
     return epath.Path(_WORKDIR.value).expanduser()
 
 
+def destination(name: str | None) -> epath.Path:
+    """The directory of --to, that the person wants written.
+
+    Raises:
+      UserError: none was named.
+    """
+    if not name:
+        raise UserError("--to is missing: give the directory that is written.")
+    return epath.Path(name).expanduser()
+
+
 def picture_file(name: str | None) -> epath.Path:
     """The file of a picture that the person named.
 

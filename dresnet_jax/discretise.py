@@ -8,10 +8,8 @@ and train --config.init.workdir= goes on from it.
 """
 
 from absl import flags
-from etils import epath
 
 from dresnet_jax import cli
-from dresnet_jax.errors import UserError
 from dresnet_jax.structure import discretising, pruning
 from dresnet_jax.training import evaluation, transfer
 
@@ -21,15 +19,13 @@ _TO = flags.DEFINE_string("to", None, "Directory of the run that is written.")
 def main() -> None:
     """Chooses, removes, writes."""
     directory = cli.workdir()
-    if not _TO.value:
-        raise UserError("--to is missing: give the directory that is written.")
+    to = cli.destination(_TO.value)
     parts, restored = evaluation.open_run(directory)
     network = pruning.Network(parts, restored.state)
     chosen = discretising.choices(network)
     before = pruning.accuracy(network)
     smaller = pruning.measured(discretising.discretised(network, chosen))
     after = pruning.accuracy(smaller)
-    to = epath.Path(_TO.value).expanduser()
     about = {"discretised_from": str(directory), "step": restored.step}
     transfer.write_start(to, smaller.parts.config, smaller.state, about)
     operations = tuple(b.mixture.operations for b in smaller.parts.model.spec.blocks)
@@ -37,11 +33,7 @@ def main() -> None:
     written = str(operations).replace(" ", "").replace("'", '"')
     print(discretising.table(chosen))
     print(f"validation accuracy {before:.4f} before, {after:.4f} after")
-    print(
-        "to train on: the run's own command in another --workdir, with\n"
-        f"  --config.init.workdir={to} \\\n"
-        f"  --config.model.mixture.operations='{written}'"
-    )
+    print(transfer.how_to_train_on(to, "model.mixture.operations", written))
     cli.finish(
         {
             "workdir": str(directory),

@@ -9,10 +9,8 @@ jax.export.deserialize reads, signature.json and weights.safetensors.
 """
 
 from absl import flags
-from etils import epath
 
 from dresnet_jax import cli
-from dresnet_jax.errors import UserError
 from dresnet_jax.structure import exported
 from dresnet_jax.training import evaluation
 
@@ -22,9 +20,7 @@ _TO = flags.DEFINE_string("to", None, "Directory that is written.")
 def main() -> None:
     """Reads, folds, writes."""
     directory = cli.workdir()
-    if not _TO.value:
-        raise UserError("--to is missing: give the directory that is written.")
-    to = epath.Path(_TO.value).expanduser()
+    to = cli.destination(_TO.value)
     parts, restored = evaluation.open_run(directory)
     about = {"workdir": str(directory), "step": restored.step}
     signature = exported.write(parts, restored.state, to, about)

@@ -11,7 +11,6 @@ from it. --keep leaves so many; --threshold those that carry at least so much;
 """
 
 from absl import flags
-from etils import epath
 
 from dresnet_jax import cli
 from dresnet_jax.errors import UserError
@@ -31,8 +30,7 @@ _MAX_LOSS = flags.DEFINE_float(
 def main() -> None:
     """Ranks, removes, writes."""
     directory = cli.workdir()
-    if not _TO.value:
-        raise UserError("--to is missing: give the directory that is written.")
+    to = cli.destination(_TO.value)
     chosen = [flag for flag in (_KEEP, _THRESHOLD, _MAX_LOSS) if flag.value is not None]
     if len(chosen) != 1:
         raise UserError("Give one of --keep, --threshold and --max_loss. See --help.")
@@ -43,7 +41,6 @@ def main() -> None:
     smaller = pruning.pruned(network, _left(network, carriers, before))
     edges = smaller.parts.model.spec.connections.topology.edges
     after = pruning.accuracy(smaller)
-    to = epath.Path(_TO.value).expanduser()
     about = {"pruned_from": str(directory), "step": restored.step}
     transfer.write_start(to, smaller.parts.config, smaller.state, about)
     print(pruning.table(carriers, edges))
@@ -53,11 +50,8 @@ def main() -> None:
     )
     if gone := _blocks(network) - _blocks(smaller):
         print(f"blocks that go with their connections: {sorted(gone)}")
-    print(
-        "to train on: the run's own command in another --workdir, with\n"
-        f"  --config.init.workdir={to} \\\n"
-        f"  --config.model.connections.topology='{_written(smaller)}'"
-    )
+    topology = str(smaller.parts.config.model.connections.topology).replace(" ", "")
+    print(transfer.how_to_train_on(to, "model.connections.topology", topology))
     cli.finish(
         {
             "workdir": str(directory),
@@ -98,11 +92,6 @@ def _left(
 
 def _blocks(network: pruning.Network) -> set[int]:
     return set(network.parts.model.spec.connections.topology.blocks)
-
-
-def _written(network: pruning.Network) -> str:
-    """The topology, as the command line takes it."""
-    return str(network.parts.config.model.connections.topology).replace(" ", "")
 
 
 if __name__ == "__main__":

@@ -28,31 +28,38 @@ class Wanted:
 
     Attributes:
       confidence: a key of `exits.CONFIDENCES`.
-      max_loss: by how much accuracy may fall at most, with 95 % confidence, or None.
-      budget: mean FLOPs of an image, as a share of the whole network's, or None.
+      max_loss: by how much accuracy may fall at most, with 95 % confidence; None is 0.
+      budget: mean FLOPs of an image, as a share of the whole network's, which counts in
+        place of max_loss, or None.
       per_batch: whether each batch keeps the budget.
       min_depth: blocks that every image passes.
+
+    Raises:
+      UserError: max_loss or budget is out of range.
     """
 
     confidence: str
-    max_loss: float | None
-    budget: float | None
+    max_loss: float | None = None
+    budget: float | None = None
     per_batch: bool = False
     min_depth: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.max_loss is not None and not 0 <= self.max_loss < 1:
+            raise UserError(f"--max_loss={self.max_loss} must be in [0, 1).")
+        if self.budget is not None and not 0 < self.budget < np.inf:
+            raise UserError(f"--budget={self.budget} must be a number above 0.")
 
     def choose(self, points: list[Point]) -> Point:
         """The point of a curve that is wanted.
 
         Raises:
-          UserError: there is none, or a value is out of range.
+          UserError: there is none.
         """
-        if self.max_loss is not None:
-            if not 0 <= self.max_loss < 1:
-                raise UserError(f"--max_loss={self.max_loss} must be in [0, 1).")
-            return exit_thresholds.cheapest(points, self.max_loss)
-        if self.budget is None or not 0 < self.budget < np.inf:
-            raise UserError(f"--budget={self.budget} must be a number above 0.")
-        return exit_thresholds.most_accurate(points, self.budget)
+        if self.budget is not None:
+            return exit_thresholds.most_accurate(points, self.budget)
+        return exit_thresholds.cheapest(points, self.max_loss or 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

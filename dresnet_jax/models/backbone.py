@@ -91,8 +91,7 @@ class _Network(nn.Module):
             name="head" if is_last else f"exit_{block}",
         )
         if train and not is_last:
-            weights = zip(spec.exits.after, spec.exits.loss_weights, strict=True)
-            x = counted(x, dict(weights)[block])
+            x = counted(x, spec.exits.loss_weights[spec.exits.after.index(block)])
         return classify(x, train=train)
 
     def _score(self, block: int, answer: jax.Array, x: jax.Array) -> jax.Array:

@@ -166,5 +166,20 @@ def write_start(
             checkpoints.save_last(0, state)
 
 
+def how_to_train_on(directory: epath.Path, field: str, value: str) -> str:
+    """Lines for a person, with the flags that go on from what `write_start` wrote.
+
+    Args:
+      directory: of the run.
+      field: of its config, that differs from that of the run it was made from.
+      value: of that field, as the command line takes it.
+    """
+    return (
+        "to train on: the run's own command in another --workdir, with\n"
+        f"  --config.init.workdir={directory} \\\n"
+        f"  --config.{field}='{value}'"
+    )
+
+
 def _other(config: ml_collections.ConfigDict) -> epath.Path:
     return epath.Path(config.workdir).expanduser()

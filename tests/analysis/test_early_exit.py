@@ -243,9 +243,8 @@ def test_what_is_fitted_is_what_predict_answers_by(run, tmp_path):
     ],
 )
 def test_wishes_that_cannot_be_are_named(wish, message):
-    wanted = Wanted("probability", **({"budget": None, "max_loss": None} | wish))
     with pytest.raises(UserError) as error:
-        wanted.choose(exit_thresholds.curve(made_up(), COSTS))
+        Wanted("probability", **wish).choose(exit_thresholds.curve(made_up(), COSTS))
     assert message in str(error.value)
 
 
