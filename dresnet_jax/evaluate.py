@@ -50,16 +50,17 @@ def main() -> None:
         raise UserError("Give one of --max_loss and --budget.")
     if not early and (_PER_BATCH.value or _MIN_DEPTH.value):
         raise UserError("--per_batch and --min_depth need --max_loss or --budget.")
+    # Wrong values are named before the run is opened, which takes its time.
+    wanted = early_exit_report.Wanted(
+        confidence=_CONFIDENCE.value,
+        max_loss=_MAX_LOSS.value,
+        budget=_BUDGET.value,
+        per_batch=_PER_BATCH.value,
+        min_depth=_MIN_DEPTH.value,
+    )
     parts, restored = evaluation.open_run(directory)
     about = {"workdir": str(directory), "split": _SPLIT.value, "step": restored.step}
     if early:
-        wanted = early_exit_report.Wanted(
-            confidence=_CONFIDENCE.value,
-            max_loss=_MAX_LOSS.value,
-            budget=_BUDGET.value,
-            per_batch=_PER_BATCH.value,
-            min_depth=_MIN_DEPTH.value,
-        )
         found = early_exit_report.measure(parts, restored.state, wanted, _SPLIT.value)
         early_exit_report.write(directory, found, about)
         print(found.text)

@@ -15,7 +15,7 @@ from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.models import conditional, stems
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
-from dresnet_jax.models.exits import EXITS, Confidence, Fusion, counted
+from dresnet_jax.models.exits import EXITS, Confidence, Fusion, with_scaled_gradient
 from dresnet_jax.models.heads import Classifier
 from dresnet_jax.models.stems import STEMS
 
@@ -91,7 +91,8 @@ class _Network(nn.Module):
             name="head" if is_last else f"exit_{block}",
         )
         if train and not is_last:
-            x = counted(x, spec.exits.loss_weights[spec.exits.after.index(block)])
+            weight = spec.exits.loss_weights[spec.exits.after.index(block)]
+            x = with_scaled_gradient(x, weight)
         return classify(x, train=train)
 
     def _score(self, block: int, answer: jax.Array, x: jax.Array) -> jax.Array:

@@ -63,10 +63,10 @@ class ExitSpec:
             pick("model.exits.head", self.head, HEADS)
 
 
-def counted(x: jax.Array, weight: float) -> jax.Array:
-    """What a classifier reads, x to the bit, whose gradient is this times as large."""
+def with_scaled_gradient(x: jax.Array, scale: float) -> jax.Array:
+    """The array x to the bit, whose gradient is this times as large."""
     fixed = jax.lax.stop_gradient(x)
-    return fixed + weight * (x - fixed)
+    return fixed + scale * (x - fixed)
 
 
 class Fusion(nn.Module):

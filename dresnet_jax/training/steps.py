@@ -200,7 +200,8 @@ def supervision(
 ) -> jax.Array:
     """What the classifiers before the last one add to the loss.
 
-    How much of it counts for the blocks is said by what they read, `exits.counted`.
+    How much of it counts for the blocks is said where they read
+    (`exits.with_scaled_gradient`).
 
     Args:
       spec: of the exits.
