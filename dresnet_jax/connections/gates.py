@@ -24,6 +24,7 @@ class Gate:
       has_sharpness: whether the function reads the sharpness k.
       compares_sources: whether F depends on a block's other weights; they all start
         equal then, and no opening can be asked for.
+      closed: a weight with F(w) = 0 from which it can learn, or None where F has none.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
@@ -31,6 +32,7 @@ class Gate:
     formula: str
     has_sharpness: bool = False
     compares_sources: bool = False
+    closed: float | None = None
 
 
 def _hard_sigmoid(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
@@ -48,6 +50,7 @@ GATES = {
         function=lambda weights, sharpness: weights,
         inverse=lambda opening, sharpness: opening,
         formula="w",
+        closed=0.0,
     ),
     "sigmoid": Gate(
         function=lambda weights, sharpness: jax.nn.sigmoid(weights),
@@ -64,11 +67,13 @@ GATES = {
         function=lambda weights, sharpness: jnp.tanh(weights),
         inverse=lambda opening, sharpness: math.atanh(opening),
         formula="tanh(w)",
+        closed=0.0,
     ),
     "hard_sigmoid": Gate(
         function=_hard_sigmoid,
         inverse=lambda opening, sharpness: 6 * opening - 3,
         formula="min(max(w / 6 + 1/2, 0), 1)",
+        closed=-3.0,
     ),
     "softmax": Gate(
         function=lambda weights, sharpness: jax.nn.softmax(weights, axis=0),

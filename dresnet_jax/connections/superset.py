@@ -1,0 +1,175 @@
+"""More connections for a network, which change nothing at their birth."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dresnet_jax.connections import gates, topology
+from dresnet_jax.connections.module import Connections
+from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.errors import UserError
+
+Edge = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Superset:
+    """Connections with some more edges, and how parameters get from few to many.
+
+    A new edge is silent at first by one of its factors, and learns by the other: its
+    projection is 0, or, where it has none of its own, its gate is closed.
+
+    Attributes:
+      before: what the connections were.
+      after: what they are with the new edges.
+      channels: of y_0 to y_n.
+    """
+
+    before: ConnectionSpec
+    after: ConnectionSpec
+    channels: tuple[int, ...]
+
+    @property
+    def new(self) -> tuple[Edge, ...]:
+        """The (reader, source) that are new, sorted."""
+        there = set(self.before.topology.edges)
+        return tuple(e for e in self.after.topology.edges if e not in there)
+
+    def initialised(self, key: jax.Array) -> dict[str, Any]:
+        """Fresh parameters for all edges, of which the new ones are silent."""
+        module = Connections(self.after, self.channels)
+        fresh = module.init(key, method=Connections.openings).get("params", {})
+        found = {
+            name: dict(value) if isinstance(value, Mapping) else value
+            for name, value in fresh.items()
+        }
+        for edge in self.new:
+            self._silence(found, edge)
+        return found
+
+    def carried(self, name: str, old: jax.Array | None, fresh: jax.Array) -> jax.Array:
+        """An array for all edges, which keeps what it held for the old ones.
+
+        Works for parameters and for whatever has their shapes, such as an optimiser's
+        averages of them.
+
+        Args:
+          name: of the array among the parameters of `Connections`, such as
+            "block_5/gate_weights".
+          old: what it was; None where there was none.
+          fresh: what it shall be for new edges.
+        """
+        if old is None or jnp.shape(old) == jnp.shape(fresh):
+            return fresh if old is None else old
+        owner, _, _ = name.partition("/")
+        kept: Sequence[int]
+        if owner == "gate_weights":
+            kept = [self.after.distances.index(d) for d in self.before.distances]
+        else:
+            reader = int(owner.removeprefix("block_"))
+            sources = self.after.topology.sources(reader)
+            kept = [sources.index(k) for k in self.before.topology.sources(reader)]
+        return jnp.asarray(fresh).at[np.asarray(kept)].set(old)
+
+    def own(self, parameters: Mapping[str, Any], edge: Edge) -> dict[str, Any]:
+        """Marks what new edges need not share with others: 1 where it is this one's.
+
+        Args:
+          parameters: for all edges.
+          edge: one of the new ones.
+        """
+        reader, source = edge
+        sources = self.after.topology.sources(reader)
+
+        def mark(path: Any, leaf: jax.Array) -> jax.Array:
+            owner, *inner = (entry.key for entry in path)
+            nothing = jnp.zeros_like(leaf)
+            if owner == "gate_weights":
+                place = self.after.distances.index(reader - source)
+                return nothing.at[place].set(1)
+            if owner != f"block_{reader}":
+                return nothing
+            if inner[0] == "gate_weights":
+                return nothing.at[sources.index(source)].set(1)
+            return jnp.ones_like(leaf) if inner[0] == f"from_{source}" else nothing
+
+        found: dict[str, Any] = jax.tree_util.tree_map_with_path(mark, parameters)
+        return found
+
+    def _silence(self, parameters: dict[str, Any], edge: Edge) -> None:
+        """Sets the factor of a new edge to 0 by which it is silent.
+
+        Raises:
+          UserError: there is no such factor, or others share it.
+        """
+        reader, source = edge
+        block, before = f"block_{reader}", self.before.topology
+        shared = self.after.topology.stage_projection(reader, source)
+        own = parameters.get(block, {})
+        if f"from_{source}" in own:
+            own[f"from_{source}"] = jax.tree.map(jnp.zeros_like, own[f"from_{source}"])
+            return
+        if shared in parameters and shared not in {
+            before.stage_projection(i, k) for i, k in before.edges
+        }:
+            parameters[shared] = jax.tree.map(jnp.zeros_like, parameters[shared])
+            return
+        closed = gates.GATES[self.after.gate].closed
+        if closed is None:
+            raise _no_silence(
+                edge,
+                f"gate '{self.after.gate}' is nowhere 0, and it has no projection of "
+                "its own, as 'per_edge' gives to each",
+            )
+        if self.after.weights != "by_distance":
+            place = self.after.topology.sources(reader).index(source)
+            own["gate_weights"] = own["gate_weights"].at[place].set(closed)
+            return
+        distance = reader - source
+        if distance in self.before.distances:
+            raise _no_silence(edge, f"others of distance {distance} share its weight")
+        place = self.after.distances.index(distance)
+        parameters["gate_weights"] = parameters["gate_weights"].at[place].set(closed)
+
+
+def superset(
+    spec: ConnectionSpec, channels: Sequence[int], edges: Iterable[Edge]
+) -> Superset:
+    """Connections with some more edges.
+
+    Args:
+      spec: what the connections are.
+      channels: of y_0 to y_n.
+      edges: the (reader, source) that are added.
+
+    Raises:
+      UserError: an edge is there already, is not possible, or cannot be silent at
+        first.
+    """
+    before, edges = spec.topology, list(edges)
+    if twice := sorted(set(edges) & set(before.edges)):
+        raise UserError(f"Connection {twice[0]} (reader, source) is there already.")
+    after = topology.from_edges(before.stages, [*before.edges, *edges], before.base)
+    if strange := sorted(set(after.blocks) - set(before.blocks)):
+        raise UserError(f"Block {strange[0]} is not in the network: none can read it.")
+    larger = dataclasses.replace(spec, topology=after)
+    larger.check(channels)
+    if gates.GATES[spec.gate].compares_sources:
+        for edge in edges:
+            if before.sources(edge[0]):
+                why = f"gate '{spec.gate}' shares 1 among all sources of a block"
+                raise _no_silence(edge, why)
+    found = Superset(spec, larger, tuple(channels))
+    # Whether each can be silent does not hang on values.
+    jax.eval_shape(found.initialised, jax.random.key(0))
+    return found
+
+
+def _no_silence(edge: Edge, why: str) -> UserError:
+    return UserError(
+        f"Connection {edge} (reader, source) cannot start without an effect: {why}."
+    )
