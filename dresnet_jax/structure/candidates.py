@@ -82,7 +82,8 @@ def by_trial(
     Returns:
       [edges].
     """
-    learner = optax.adam(learning_rate)
+    steps = len(jax.tree.leaves(batches)[0])
+    learner = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def fall(mark: Any) -> jax.Array:
         def step(carry: Any, batch: Any) -> tuple[Any, None]:
