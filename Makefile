@@ -19,6 +19,8 @@ setup: $(VENV)/installed  ## Prepares .venv.
 demo: setup  ## Trains a DResNet on real images of digits, in runs/demo.
 	$(BIN)/python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/demo
 
+# Tests compile much and run it for a few steps: to optimise it takes longer than that.
+test: export XLA_FLAGS := --xla_backend_optimization_level=0
 test: check  ## Runs every check: format, lint, types, tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
