@@ -68,6 +68,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = config_dict.placeholder(float)
     # Residual blocks of each stage; None for the model's own number.
     config.model.blocks_per_stage = config_dict.placeholder(tuple)
+    # Channels between the convolutions of each block, a number for each, 0 for the
+    # block's own; None for that of all.
+    config.model.hidden = config_dict.placeholder(tuple)
     # None for the model's own. Block: basic, bottleneck, bottleneck_v1 (its stride is
     # the first convolution's), preact_basic, preact_bottleneck, separable, inverted,
     # convnext or mixed. Norm: batch, group, layer (of a pixel's channels) or none.
@@ -180,6 +183,38 @@ def get_config() -> ml_collections.ConfigDict:
     connections.unroll = 1
     # Whether projections have a bias; None for what the model's convolutions have.
     connections.projection_bias = config_dict.placeholder(bool)
+
+    growth = config.growth = ml_collections.ConfigDict()
+    # What changes while the network trains, one event after the other: connections (are
+    # added), width (channels inside of blocks are divided), depth (a block is added) or
+    # prune (connections are removed); () for nothing.
+    growth.events = ()
+    # Epochs before the first event, and from one to the next.
+    growth.every_epochs = 5
+    # Epochs behind an event at whose end validation accuracy decides: where it is by
+    # more than max_loss below what it was before, the run goes back to before.
+    growth.trial_epochs = 1
+    growth.max_loss = 0.0
+    # Who is chosen: by score, or at random, for comparison.
+    growth.choose = "score"
+    # Connections that one event adds or removes. Those that may be added are first
+    # ranked by their gradients; so many are then tried, each alone, for some steps of
+    # Adam, which the peak learning rate is of.
+    growth.connections = 2
+    growth.candidates = 16
+    growth.trial_steps = 30
+    growth.trial_learning_rate = 0.1
+    # Channels that are divided: those above a quantile of all by entropy, gradient,
+    # curvature or random; in each block a multiple of the bucket. Noise of the copies'
+    # weights, relative to each.
+    growth.channel_rule = "entropy"
+    growth.quantile = 0.8
+    growth.bucket = 8
+    growth.noise = 0.0
+    # What a network may have at most, parameters and multiply-adds of one image; None
+    # for any number.
+    growth.max_params = config_dict.placeholder(int)
+    growth.max_multiply_adds = config_dict.placeholder(int)
 
     config.init = ml_collections.ConfigDict()
     # Run whose newest weights this one starts from, where both have the same leaf; and

@@ -12,6 +12,7 @@ wrong value, 75 told to stop (SIGTERM) and saved, 124 ended by --watchdog, 130 C
 """
 
 import contextlib
+import functools
 import os
 
 import jax
@@ -20,6 +21,7 @@ from absl import flags
 from dresnet_jax import cli
 from dresnet_jax.analysis import chips, plots, reports
 from dresnet_jax.data import prepared
+from dresnet_jax.structure import events, growth_training
 from dresnet_jax.training import experiment, loop, processes, watching, workdir
 
 _OVERWRITE = flags.DEFINE_bool(
@@ -54,16 +56,22 @@ def main() -> None:
         processes.say(processes.description())
     parts = experiment.build(config)
     prepared.require(parts.dataset, config.data.data_dir)
-    watch = watching.Watch(
+    watch = functools.partial(
+        watching.Watch,
         directory,
         watchdog=_WATCHDOG.value,
         profile=profile,
         peak_flops=chips.peak_flops(jax.devices()[0]),
     )
+    if config.growth.events:
+        events.check(parts)
     claim = workdir.claim(directory, config, overwrite=_OVERWRITE.value)
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(claim))
-        report = loop.run(parts, directory, watch)
+        if config.growth.events:
+            report = growth_training.run(config, directory, watch)
+        else:
+            report = loop.run(parts, directory, watch())
     if not processes.is_first():
         return
     if report["gates"]:

@@ -362,8 +362,12 @@ def sharpness(params: Any) -> float | None:
 
 
 def drift(start: Openings, end: Openings) -> float:
-    """The mean over all edges of |change of F(w)|; 0 where there is no edge."""
-    changes = [abs(end[i][k] - start[i][k]) for i in end for k in end[i]]
+    """The mean of |change of F(w)| over the edges that both have; 0 where none is."""
+    changes = [
+        abs(end[i][k] - start[i][k])
+        for i in end.keys() & start.keys()
+        for k in end[i].keys() & start[i].keys()
+    ]
     return sum(changes) / max(1, len(changes))
 
 

@@ -50,6 +50,8 @@ class BackboneSpec:
       shortcut: a key of `blocks.SHORTCUT_RULES`.
       groups: of a bottleneck's 3x3 convolution.
       group_width: channels of each group, for 64 channels of the stage.
+      hidden: channels between the convolutions of each block, 0 for its own number; ()
+        for that of all.
       expand: hidden channels of an inverted residual divided by its input's, by stage.
       attention: inside of each block, a key of `attention.ATTENTIONS`.
       residual: what each block's result is multiplied by; None for the block's own.
@@ -77,6 +79,7 @@ class BackboneSpec:
     shortcut: str = "identity"
     groups: int = 1
     group_width: int = 64
+    hidden: tuple[int, ...] = ()
     expand: tuple[float, ...] = ()
     attention: str = "none"
     residual: ResidualScale | None = None
@@ -118,6 +121,7 @@ class BackboneSpec:
             found.append(
                 BlockSpec(
                     features=channels[i],
+                    hidden=self.hidden[i - 1] if self.hidden else 0,
                     stride=stride,
                     shortcut=SHORTCUT_RULES[self.shortcut](i, keeps_shape),
                     dilation=own,
@@ -152,6 +156,19 @@ class BackboneSpec:
             return {}
         found = {i: block.mixture for i, block in enumerate(self.blocks, 1)}
         return {i: mixture for i, mixture in found.items() if mixture.is_mixed}
+
+    def fixed_hidden(self, block: int) -> str:
+        """Why the channels between a block's convolutions have no number of their own.
+
+        Empty if they have.
+        """
+        if BLOCKS[self.block].hidden is None:
+            return f"none between convolutions, since it is '{self.block}'"
+        if BLOCKS[self.block].expansion > 1 and self.groups > 1:
+            return f"{self.groups} groups of them, whose number is theirs"
+        if self.block == "inverted" and self.blocks[block - 1].expand == 1:
+            return "as many of them as its input has"
+        return ""
 
     @property
     def unstackable(self) -> str:

@@ -22,7 +22,7 @@ class BasicBlock(Block):
         """[batch, height, width, channels] to [batch, height', width', features]."""
         spec, layers = self.spec, self.layers
         y = layers.conv_norm(
-            spec.features,
+            spec.hidden or spec.features,
             stride=spec.stride,
             dilation=spec.dilation,
             activate=True,
@@ -43,7 +43,7 @@ def _bottleneck_conv(spec: BlockSpec) -> dict[str, Any]:
     planes = spec.features // _BOTTLENECK
     per_group = max(1, planes * spec.group_width // 64)
     return {
-        "features": per_group * spec.groups,
+        "features": spec.hidden or per_group * spec.groups,
         "groups": spec.groups,
         "dilation": spec.dilation,
     }
@@ -101,7 +101,10 @@ class PreActivationBasicBlock(_PreActivationBlock):
         spec, layers = self.spec, self.layers
         y, x = self.start(x, train=train)
         y = layers.conv(
-            spec.features, stride=spec.stride, dilation=spec.dilation, name="conv1"
+            spec.hidden or spec.features,
+            stride=spec.stride,
+            dilation=spec.dilation,
+            name="conv1",
         )(y)
         y = layers.norm_act(name="norm2")(y, train=train)
         y = layers.conv(
@@ -139,7 +142,10 @@ class SeparableBlock(_PreActivationBlock):
         """[batch, height, width, channels] to [batch, height', width', features]."""
         spec, layers = self.spec, self.layers
         y, x = self.start(x, train=train)
-        for number, stride in enumerate((spec.stride, 1), 1):
+        for number, stride, features in (
+            (1, spec.stride, spec.hidden or spec.features),
+            (2, 1, spec.features),
+        ):
             if number > 1:
                 y = layers.norm_act(name=f"norm{number}")(y, train=train)
             y = layers.conv(
@@ -150,7 +156,7 @@ class SeparableBlock(_PreActivationBlock):
                 name=f"depthwise{number}",
             )(y)
             zero = spec.zero_last and number == 2
-            y = layers.conv(spec.features, 1, zero=zero, name=f"pointwise{number}")(y)
+            y = layers.conv(features, 1, zero=zero, name=f"pointwise{number}")(y)
         return self.join(x, y, train=train)
 
 
@@ -161,7 +167,7 @@ class InvertedResidualBlock(Block):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[batch, height, width, channels] to [batch, height', width', features]."""
         spec, layers, y = self.spec, self.layers, x
-        hidden = round(x.shape[-1] * spec.expand)
+        hidden = spec.hidden or round(x.shape[-1] * spec.expand)
         if spec.expand != 1:
             y = layers.conv_norm(hidden, 1, activate=True, name="expand")(
                 y, train=train
@@ -215,11 +221,30 @@ class ConvNeXtBlock(Block):
             name="depthwise",
         )(x)
         y = layers.normalise(y, train=train)
-        y = layers.conv(4 * spec.features, 1, use_bias=True, name="expand")(y)
+        hidden = spec.hidden or 4 * spec.features
+        y = layers.conv(hidden, 1, use_bias=True, name="expand")(y)
         y = layers.conv(spec.features, 1, use_bias=True, name="project")(
             layers.activate(y)
         )
         return self.join(x, y, train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """Where the channels between a block's convolutions are among its parameters.
+
+    Attributes:
+      makes: modules whose last axes they are.
+      reads: modules whose kernels' last axis but one they are.
+    """
+
+    makes: tuple[str, ...]
+    reads: tuple[str, ...]
+
+    @property
+    def seen(self) -> str:
+        """The last module that makes them."""
+        return self.makes[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,26 +257,66 @@ class Kind:
       pre_activation: whether it begins with norm and activation, so that the stem has
         none and the head begins with them.
       settings: of the module, beside those.
+      hidden: where the channels between its convolutions are; None where their number
+        cannot be chosen.
+      last: the module whose norm's scale at 0, or whose kernel where it has no norm,
+        lets the block add nothing.
+      activates: whether it ends with an activation, behind the sum.
     """
 
     make: Callable[..., Block]
     expansion: int = 1
     pre_activation: bool = False
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hidden: Hidden | None = None
+    last: str = ""
+    activates: bool = False
 
 
+_BOTTLENECK_KIND = Kind(
+    BottleneckBlock,
+    _BOTTLENECK,
+    hidden=Hidden(("conv1", "conv2"), ("conv2", "conv3")),
+    last="conv3",
+    activates=True,
+)
 BLOCKS: dict[str, Kind] = {
-    "basic": Kind(BasicBlock),
-    "bottleneck": Kind(BottleneckBlock, _BOTTLENECK),
-    "bottleneck_v1": Kind(
-        BottleneckBlock, _BOTTLENECK, settings={"stride_first": True}
+    "basic": Kind(
+        BasicBlock,
+        hidden=Hidden(("conv1",), ("conv2",)),
+        last="conv2",
+        activates=True,
     ),
-    "preact_basic": Kind(PreActivationBasicBlock, pre_activation=True),
+    "bottleneck": _BOTTLENECK_KIND,
+    "bottleneck_v1": dataclasses.replace(
+        _BOTTLENECK_KIND, settings={"stride_first": True}
+    ),
+    "preact_basic": Kind(
+        PreActivationBasicBlock,
+        pre_activation=True,
+        hidden=Hidden(("conv1", "norm2"), ("conv2",)),
+        last="conv2",
+    ),
     "preact_bottleneck": Kind(
-        PreActivationBottleneckBlock, _BOTTLENECK, pre_activation=True
+        PreActivationBottleneckBlock,
+        _BOTTLENECK,
+        pre_activation=True,
+        hidden=Hidden(("conv1", "norm2", "conv2", "norm3"), ("conv2", "conv3")),
+        last="conv3",
     ),
-    "separable": Kind(SeparableBlock, pre_activation=True),
-    "inverted": Kind(InvertedResidualBlock),
-    "convnext": Kind(ConvNeXtBlock),
+    "separable": Kind(
+        SeparableBlock,
+        pre_activation=True,
+        hidden=Hidden(("pointwise1", "norm2", "depthwise2"), ("pointwise2",)),
+        last="pointwise2",
+    ),
+    "inverted": Kind(
+        InvertedResidualBlock,
+        hidden=Hidden(("expand", "depthwise"), ("project",)),
+        last="project",
+    ),
+    "convnext": Kind(
+        ConvNeXtBlock, hidden=Hidden(("expand",), ("project",)), last="project"
+    ),
     "mixed": Kind(MixedBlock),
 }

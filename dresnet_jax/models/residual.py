@@ -49,6 +49,7 @@ class BlockSpec:
 
     Attributes:
       features: output channels.
+      hidden: channels between its convolutions; 0 for the kind's own number.
       stride: of one of its convolutions, and of the shortcut.
       shortcut: a key of `SHORTCUTS`.
       dilation: of its spatial convolutions.
@@ -65,6 +66,7 @@ class BlockSpec:
     """
 
     features: int
+    hidden: int = 0
     stride: int = 1
     shortcut: str = "identity"
     dilation: int = 1

@@ -172,6 +172,7 @@ def build(
         shortcut=chosen("shortcut", SHORTCUT_RULES),
         groups=model.groups,
         group_width=model.group_width,
+        hidden=tuple(config.hidden or ()),
         expand=model.expand,
         attention=chosen("attention", ATTENTIONS),
         residual=None
@@ -210,6 +211,7 @@ def _check_spec(spec: BackboneSpec, config: ml_collections.ConfigDict) -> None:
     """Checks that the parts of a network go together."""
     spec.connections.check(spec.channels)
     spec.exits.check(len(spec.stages))
+    _check_hidden(spec)
     if spec.exits.after and spec.connections.topology.is_free:
         raise UserError(
             f"model.exits.after = {spec.exits.after} needs connections.base 'fixed': "
@@ -226,6 +228,21 @@ def _check_spec(spec: BackboneSpec, config: ml_collections.ConfigDict) -> None:
             f"{config.name} with {spec.blocks_per_stage} blocks has none that keeps "
             "the shape, which alone can be skipped; use more blocks."
         )
+
+
+def _check_hidden(spec: BackboneSpec) -> None:
+    """Checks the numbers of channels between the convolutions of blocks."""
+    hidden, blocks = spec.hidden, len(spec.stages)
+    if hidden and (
+        len(hidden) != blocks or any(type(n) is not int or n < 0 for n in hidden)
+    ):
+        raise UserError(
+            f"model.hidden = {hidden} must be {blocks} whole numbers, one for each "
+            "block, 0 for its own."
+        )
+    for i, n in enumerate(hidden, 1):
+        if n and (why := spec.fixed_hidden(i)):
+            raise UserError(f"model.hidden = {hidden}: block {i} has {why}.")
 
 
 def _exits(config: ml_collections.ConfigDict) -> ExitSpec:

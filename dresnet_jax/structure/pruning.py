@@ -9,10 +9,18 @@ import jax.numpy as jnp
 
 from dresnet_jax.connections import graphs
 from dresnet_jax.connections.subset import subset
+from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone import with_form
-from dresnet_jax.training import evaluation, experiment, leaves, steps, transfer
+from dresnet_jax.training import (
+    evaluation,
+    experiment,
+    leaves,
+    sharding,
+    steps,
+    transfer,
+)
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
@@ -46,8 +54,12 @@ class Network:
     state: TrainState
 
 
-def ranked(network: Network) -> list[Carrier]:
-    """All connections, those first that carry least, by the first training batch.
+def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
+    """All connections, those first that carry least.
+
+    Args:
+      network: whose they are.
+      batch: by which they are ranked; None for the first examples of training.
 
     Raises:
       UserError: the network has none, or the dataset is not prepared.
@@ -69,8 +81,10 @@ def ranked(network: Network) -> list[Carrier]:
         of_connections = found["intermediates"]["connections"]
         return {name: values[0] for name, values in of_connections.items()}
 
-    batch = evaluation.first_batch(parts)
-    found = jax.device_get(jax.jit(carried)(state, batch.images))
+    if batch is None:
+        batch = evaluation.first_batch(parts)
+    program = jax.jit(carried, out_shardings=sharding.replicated(parts.mesh))
+    found = jax.device_get(program(state, batch.images))
     openings = parts.gate_openings(state)
     carriers = [
         Carrier((i, k), openings[i][k], float(value))

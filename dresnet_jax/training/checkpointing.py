@@ -1,12 +1,10 @@
 """Checkpoints by orbax: the only file that imports it."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -15,14 +13,9 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from dresnet_jax.errors import RunFailedError, UserError
-from dresnet_jax.training import leaves, processes
+from dresnet_jax.training import digests, leaves, processes
 
 Tree = TypeVar("Tree")
-
-# Written last, so that a checkpoint with it is finished: its step, and the SHA-256 of
-# its every other file. Orbax itself notices some damage, but not a flipped byte, and
-# reports it through many threads.
-_DIGESTS = "sha256.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +28,22 @@ class Keep:
       every_steps: those of the multiples of this step too; 0 for none.
       best: so many of those with the highest metric too.
       metric: its name.
+      always: the steps of some that are kept too.
     """
 
     newest: int
     every_steps: int = 0
     best: int = 0
     metric: str = "val_accuracy"
+    always: tuple[int, ...] = ()
 
     @property
     def policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
         """As orbax takes it."""
         policies = ocp.training.preservation_policies
         found = [policies.LatestN(max(self.newest, 2))]
+        if self.always:
+            found.append(policies.CustomSteps(self.always))
         if self.every_steps:
             found.append(policies.EveryNSteps(self.every_steps))
         if self.best:
@@ -156,11 +153,7 @@ class Checkpoints:
         try:
             response.result()
             if processes.is_first():
-                checkpoint = self._directory / str(step)
-                partial = checkpoint / (_DIGESTS + ".partial")
-                record = {"step": step, "files": _digests(checkpoint)}
-                partial.write_text(json.dumps(record))
-                partial.replace(checkpoint / _DIGESTS)
+                digests.write(self._directory / str(step), step)
         # Of a full disk, a lost bucket and more, each of a type of its own.
         except Exception as error:
             self._failure = error
@@ -245,7 +238,7 @@ def _newest_whole(
     damaged: list[int] = []
     for step in candidates:
         try:
-            _verify(_directory(workdir) / str(step))
+            digests.verify(_directory(workdir) / str(step))
         except (ValueError, OSError) as error:
             logging.warning("Checkpoint %d cannot be read: %s", step, error)
             damaged.append(step)
@@ -259,6 +252,28 @@ def _newest_whole(
             "--overwrite, or in another workdir."
         )
     return None, ()
+
+
+def newest(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
+    """The step of the newest whole checkpoint, and what is written beside its state.
+
+    Raises:
+      UserError: there are checkpoints, but none is whole.
+    """
+    found = processes.first_alone(lambda: _newest_whole(workdir, steps(workdir))[0])
+    step = processes.agreed(-1 if found is None else found)
+    return None if step < 0 else (step, about(workdir, step))
+
+
+def about(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """What was written into a checkpoint beside its state."""
+    return dict(ocp.metadata(_directory(workdir) / str(step)).custom_metadata or {})
+
+
+def discard(workdir: epath.Path, unwanted: Sequence[int]) -> None:
+    """Deletes checkpoints, the newest first, so that none is left behind a gap."""
+    for step in sorted(unwanted, reverse=True):
+        (_directory(workdir) / str(step)).rmtree()
 
 
 def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
@@ -317,7 +332,7 @@ def _weights(tree: Mapping[str, Any]) -> str:
 def set_aside_unfinished_start(workdir: epath.Path) -> None:
     """Sets the only checkpoint aside if a run was ended while it wrote its first."""
     there = steps(workdir)
-    if len(there) != 1 or (_directory(workdir) / str(there[0]) / _DIGESTS).exists():
+    if len(there) != 1 or (_directory(workdir) / str(there[0]) / digests.NAME).exists():
         return
     logging.warning("The run was ended while it wrote its first checkpoint.")
     set_aside(workdir, there)
@@ -339,47 +354,6 @@ def steps(workdir: epath.Path) -> list[int]:
     directory = _directory(workdir)
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
-
-
-def _verify(checkpoint: epath.Path) -> None:
-    """Raises a ValueError that names the first file that is not as it was written."""
-    path = checkpoint / _DIGESTS
-    if not path.is_file():
-        raise ValueError(f"it is not finished, there is no {_DIGESTS}")
-    try:
-        record = json.loads(path.read_bytes())
-        step, expected = record["step"], dict(record["files"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{_DIGESTS} is damaged") from error
-    if str(step) != checkpoint.name:
-        raise ValueError(f"it is that of step {step}")
-    found = _digests(checkpoint)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise ValueError(f"{name} is missing")
-        if name not in expected:
-            raise ValueError(f"{name} was not written by the run")
-        if found[name] != expected[name]:
-            raise ValueError(f"{name} has changed since it was written")
-    if not expected:
-        raise ValueError(f"{_DIGESTS} names no file")
-
-
-def _digests(checkpoint: epath.Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint, by its path inside it."""
-    return {
-        str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in _files(checkpoint)
-        if not path.name.startswith(_DIGESTS)
-    }
-
-
-def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(directory.iterdir()):
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
 
 
 def _directory(workdir: epath.Path) -> epath.Path:

@@ -1,10 +1,13 @@
 """What a state makes of a whole split, every example exactly once, and of images."""
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from etils import epath
 
@@ -48,6 +51,8 @@ def open_run(
     """
     config = workdir.read_config(directory)
     try:
+        if config.growth.events and (newest := checkpointing.newest(directory)):
+            config = config_of(config, newest[1])
         parts = experiment.build(config)
     except (KeyError, AttributeError) as error:
         field = str(error).splitlines()[0].strip("\"'")
@@ -58,6 +63,23 @@ def open_run(
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint: train it first.")
     return parts, restored
+
+
+def config_of(
+    config: ml_collections.ConfigDict, about: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """The config with the structure of a checkpoint, where the network has grown.
+
+    Args:
+      config: of the run, with the structure that it began with.
+      about: what is written beside the checkpoint's state.
+    """
+    if not about.get("history"):
+        return config
+    found = copy.deepcopy(config).unlock()
+    found.model = ml_collections.ConfigDict(about["config"]["model"])
+    found.init = ml_collections.ConfigDict(about["config"]["init"])
+    return found.lock()
 
 
 def first_batch(experiment: Experiment) -> pipeline.Batch:

@@ -152,17 +152,22 @@ class Experiment:
             .compile()
         )
 
-    def calls(self, start: int) -> list[Call]:
+    def calls(self, start: int, until: int | None = None) -> list[Call]:
         """The steps after `start`, by how many are dispatched together.
 
         No call goes past the end of an epoch, a checkpoint or the end of the run; the
         steps left over before one are dispatched one by one.
+
+        Args:
+          start: steps done.
+          until: the last step; None for that of the run.
         """
         train = self.config.train
+        end = self.num_steps if until is None else until
         calls = []
-        while start < self.num_steps:
+        while start < end:
             stop = min(
-                self.num_steps,
+                end,
                 _next_multiple(start, self.steps_per_epoch),
                 _next_multiple(start, train.checkpoint_every_steps),
             )

@@ -3,26 +3,23 @@
 import contextlib
 import dataclasses
 import functools
-import platform
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import ml_collections
-import optax
 from absl import logging
 from etils import epath
 
-import dresnet_jax
 from dresnet_jax.connections import module as connections
 from dresnet_jax.connections.module import Openings
 from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import UserError
 from dresnet_jax.training import (
     checkpointing,
     metrics,
     processes,
+    reporting,
     transfer,
     watching,
     workdir,
@@ -65,8 +62,29 @@ class Wanted(NamedTuple):
     arrays: tuple[jax.Array, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Some steps of a run, in which its network stays of one structure.
+
+    Attributes:
+      state: at their start; it is consumed.
+      start: steps done.
+      until: the last of them.
+      history: how the structure came to be, of JSON's types.
+      kept: steps of checkpoints that are kept, whatever comes.
+    """
+
+    state: TrainState
+    start: int
+    until: int
+    history: Sequence[Mapping[str, Any]] = ()
+    kept: tuple[int, ...] = ()
+
+
+Answer = tuple[TrainState, StepResult]
+T = TypeVar("T")
 # Wants calls computed, takes what came of each, and returns the report.
-Run = Generator[Wanted, tuple[TrainState, StepResult], dict[str, Any]]
+Run = Generator[Wanted, Answer, dict[str, Any]]
 
 
 def run(
@@ -90,6 +108,16 @@ def run(
       PreemptedError: SIGTERM, after a step that is saved.
     """
     watch = watch or watching.Watch(directory)
+    asking = begin(
+        experiment, directory, open_data(experiment), processes.stop_signals(), watch
+    )
+    return drive(asking, experiment, watch)
+
+
+def drive(
+    asking: Generator[Wanted, Answer, T], experiment: Experiment, watch: watching.Watch
+) -> T:
+    """Computes the calls that are asked for, to the end, and returns what is."""
 
     @functools.cache
     def compiled(steps: int) -> jax.stages.Compiled:
@@ -97,9 +125,6 @@ def run(
         watch.count(program, experiment.config.train.accumulate_steps)
         return program
 
-    asking = begin(
-        experiment, directory, open_data(experiment), processes.stop_signals(), watch
-    )
     with contextlib.closing(asking):
         try:
             wanted = next(asking)
@@ -132,92 +157,79 @@ def begin(
       stopping: gives what says when to stop.
       watched: gives what looks at the steps from outside.
     """
+    if events := experiment.config.growth.events:
+        raise UserError(
+            f"growth.events = {tuple(events)}: only train changes networks while they "
+            "train; leave () here."
+        )
     processes.say(f"data: {experiment.road.description}")
     processes.say(f"connections: {experiment.connections_description}")
-    splits = data.splits
-    evaluate = Evaluator(experiment)
-    state, start = _restore_or_create(experiment, directory)
-    keep = _keep(experiment.config.train)
-    writes = processes.is_first()
+    state, start = restore_or_create(experiment, directory)
+    segment = Segment(state, start, experiment.num_steps)
+    state = yield from train(experiment, directory, data, stopping, watched, segment)
+    return reporting.report(experiment, directory, data.splits, state)
+
+
+def train(
+    experiment: Experiment,
+    directory: epath.Path,
+    data: Opened,
+    stopping: AbstractContextManager[processes.Stop],
+    watched: AbstractContextManager[watching.Watch],
+    segment: Segment,
+) -> Generator[Wanted, Answer, TrainState]:
+    """Trains for a segment, and saves the state at its end.
+
+    Args:
+      experiment: what is trained, of the segment's structure.
+      directory: the run directory, claimed.
+      data: of the experiment.
+      stopping: gives what says when to stop.
+      watched: gives what looks at the steps from outside.
+      segment: the steps.
+    """
+    writes, config = processes.is_first(), experiment.config.train
+    keep = checkpointing.Keep(
+        config.keep_checkpoints,
+        config.keep_every_steps,
+        config.keep_best,
+        always=segment.kept,
+    )
+    about = _about(experiment, segment.history)
+    state, start = segment.state, segment.start
     with (
-        checkpointing.Checkpoints(directory, keep, _about(experiment)) as checkpoints,
+        checkpointing.Checkpoints(directory, keep, about) as checkpoints,
         Log(directory, start, experiment.num_steps, writes=writes) as log,
         stopping as stop,
         watched as watch,
     ):
-        if start == 0:
-            log.write_gates(0, experiment.gate_openings(state))
-        if start < experiment.num_steps:
+        if start == 0 or segment.history:
+            log.write_gates(start, experiment.gate_openings(state))
+        if start < segment.until:
             gates = metrics.first_gates(directory) if writes else {}
             trainer = _Trainer(
-                experiment, data, evaluate, checkpoints, log, gates, watch
+                experiment,
+                data,
+                Evaluator(experiment),
+                checkpoints,
+                log,
+                gates,
+                watch,
+                segment.until,
             )
             state = yield from trainer.train(state, start, stop)
-    step = experiment.num_steps
-    if experiment.config.train.report_on == "best":
-        best = processes.first_alone(lambda: _best_step(directory))
-        step = processes.agreed(best or 0)
-        abstract = experiment.create_state(abstract=True)
-        restored = checkpointing.restore(directory, abstract, step)
-        assert restored is not None, "one was named"
-        state = restored.state
-    report: dict[str, Any] = {"workdir": str(directory)}
-    report |= _report(experiment, state, evaluate, splits) | {"reported_step": step}
-    if writes:
-        report["gate_drift"] = connections.drift(
-            metrics.first_gates(directory), report["gates"]
-        )
-        workdir.write_json(directory / "report.json", report)
-    return report
+    return state
 
 
-def _keep(train: ml_collections.ConfigDict) -> checkpointing.Keep:
-    return checkpointing.Keep(
-        train.keep_checkpoints, train.keep_every_steps, train.keep_best
-    )
-
-
-def _best_step(directory: epath.Path) -> int:
-    """The first of the steps with the highest validation accuracy that are kept."""
-    kept = checkpointing.steps(directory)
-    accuracies = {
-        line["step"]: line["val_accuracy"]
-        for line in metrics.read(directory)
-        if "val_accuracy" in line and line["step"] in kept
-    }
-    return min(accuracies, key=lambda step: (-accuracies[step], step))
-
-
-def _about(experiment: Experiment) -> dict[str, Any]:
+def _about(
+    experiment: Experiment, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What a checkpoint tells a person or a program, besides the state."""
     return {
         "config": workdir.plain(experiment.config),
+        "history": list(history),
         "edges": experiment.model.spec.connections.topology.edges,
-        "versions": _versions(),
-    }
-
-
-def _report(
-    experiment: Experiment, state: TrainState, evaluate: Evaluator, splits: Splits
-) -> dict[str, Any]:
-    validation = evaluate(state, splits["validation"])
-    test = evaluate(state, splits["test"])
-    return {
-        "model": experiment.config.model.name,
-        "dataset": experiment.dataset.name,
-        "seed": experiment.config.seed,
-        "steps": experiment.num_steps,
-        "data": experiment.road.description,
-        "connections": experiment.connections_description,
-        "params": optax.tree.size(state.params),
-        "val_loss": validation.loss,
-        "val_accuracy": validation.accuracy,
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "skipped_records": {"validation": validation.skipped, "test": test.skipped},
-        "gates": experiment.gate_openings(state),
-        "gate_sharpness": connections.sharpness(state.eval_params),
-        "versions": _versions(),
+        "versions": reporting.versions(),
     }
 
 
@@ -232,13 +244,14 @@ class _Trainer:
     log: Log
     first_gates: Openings
     watch: watching.Watch
+    until: int
 
     def train(
         self, state: TrainState, start: int, stop: processes.Stop
-    ) -> Generator[Wanted, tuple[TrainState, StepResult], TrainState]:
+    ) -> Generator[Wanted, Answer, TrainState]:
         """Asks for the steps after `start`; evaluates, logs and saves on the way."""
         experiment, config = self.experiment, self.experiment.config.train
-        calls = experiment.calls(start)
+        calls = experiment.calls(start, self.until)
         data = experiment.road.data(self.data.train, experiment.config.seed, calls)
         late = LateReport(experiment, self.log, start, self.watch)
         with contextlib.closing(data):
@@ -249,7 +262,7 @@ class _Trainer:
                 self.watch.before(call)
                 state, result = yield Wanted(call, state, arrays)
                 late.add(call, result, skipped)
-                is_last = step == experiment.num_steps
+                is_last = step == self.until
                 # Every process has to ask after every call.
                 stops = stop.now(number) and not is_last
                 accuracy: dict[str, float] = {}
@@ -306,9 +319,14 @@ class _Trainer:
             )
 
 
-def _restore_or_create(
+def restore_or_create(
     experiment: Experiment, directory: epath.Path
 ) -> tuple[TrainState, int]:
+    """The state of the newest whole checkpoint, or a fresh one, and the steps done.
+
+    Raises:
+      UserError: no checkpoint is whole, or it holds another network's state.
+    """
     config = experiment.config
     abstract = experiment.create_state(abstract=True)
     transfer.check_frozen(config.optimizer.freeze, abstract.params)
@@ -323,12 +341,3 @@ def _restore_or_create(
     processes.first_alone(lambda: checkpointing.set_aside(directory, restored.damaged))
     processes.say(f"Going on from the checkpoint of step {restored.step}.")
     return restored.state, restored.step
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    return {
-        "python": platform.python_version(),
-        "dresnet_jax": dresnet_jax.__version__,
-        **{package: metadata.version(package) for package in packages},
-    }

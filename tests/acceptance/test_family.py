@@ -7,7 +7,7 @@ import pytest
 
 from configs import common, synthetic
 from dresnet_jax.analysis import cost
-from dresnet_jax.models import zoo
+from dresnet_jax.models import counting, zoo
 from dresnet_jax.training import experiment
 
 PLAIN = [name for name in zoo.MODELS if f"d{name}" in zoo.MODELS]
@@ -85,7 +85,7 @@ def test_a_step_has_no_hidden_work(name):
         .lower(variables["params"], variables, images)
         .compile()
     ).flops
-    products = cost.multiply_adds(forward, variables, images)
+    products = counting.multiply_adds(forward, variables, images)
     # The images need no gradient: the first convolution goes backward once.
     stem = 2 * 112 * 112 * 64 * 7 * 7 * 3
     written = 2 * (3 * products - stem)

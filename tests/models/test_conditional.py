@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from configs import common
-from dresnet_jax.analysis import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import conditional, zoo
 from dresnet_jax.models.backbone import uncompacted
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.conditional import ConditionalSpec, Gate
+from dresnet_jax.models.counting import multiply_adds
 from dresnet_jax.models.layers import PENALTIES, Layers
 from dresnet_jax.models.residual import BlockSpec
 from dresnet_jax.training import steps
@@ -224,7 +224,7 @@ def test_several_devices_mask():
 def test_the_costliest_branch_is_counted(started):
     model, images, variables = started
     found, expected = (
-        cost.multiply_adds(lambda one=one: one.apply(variables, images, train=False))
+        multiply_adds(lambda one=one: one.apply(variables, images, train=False))
         for one in (model, uncompacted(model))
     )
     assert found == expected

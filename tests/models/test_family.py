@@ -9,9 +9,8 @@ import optax
 import pytest
 
 from configs import common
-from dresnet_jax.analysis import cost
 from dresnet_jax.errors import UserError
-from dresnet_jax.models import zoo
+from dresnet_jax.models import counting, zoo
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS
 from dresnet_jax.models.residual import SHORTCUT_RULES
@@ -77,7 +76,7 @@ def test_torchvisions_networks_have_its_parameters_and_multiply_adds(name):
     published, billions = TORCHVISION[name]
     model = zoo.build(config(name), 224, 1000)
     variables, images = shapes(model, 224)
-    found = cost.multiply_adds(
+    found = counting.multiply_adds(
         lambda variables, x: model.apply(variables, x, train=False), variables, images
     )
     assert params(name) == published

@@ -1,0 +1,220 @@
+"""Changes of a network's structure: what they have in common, and what they record."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dresnet_jax.data.pipeline import Batch
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.models.backbone import Backbone
+from dresnet_jax.models.counting import multiply_adds
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.training import experiment, leaves, sharding, steps
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.loop import Opened
+from dresnet_jax.training.state import TrainState
+
+# Of a connection's parameters among those of the network.
+CONNECTIONS = "connections/"
+# The running mean of squared gradients, by which Adam divides.
+SQUARES = "/nu/"
+
+# (name of a leaf of the changed state, all leaves of the old one, the leaf as it would
+# start) -> what it is.
+Carry = Callable[[str, Mapping[str, jax.Array], jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What a change of a network did.
+
+    Attributes:
+      kind: of the change.
+      what: was changed, of JSON's types.
+      params: how many parameters there were, and how many there are.
+      multiply_adds: of one image as evaluated, before and after.
+      error: the largest difference that it made to a logit of a batch, as a share of
+        the largest logit, as trained or as evaluated, whichever is more.
+    """
+
+    kind: str
+    what: Any
+    params: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    error: float
+
+
+def with_model(
+    config: ml_collections.ConfigDict, **fields: Any
+) -> ml_collections.ConfigDict:
+    """A config with other fields of its model; `topology` is its connections'."""
+    changed = copy.deepcopy(config).unlock()
+    changed.init.workdir = ""  # The weights are there already.
+    with changed.ignore_type():
+        for field, value in fields.items():
+            part = changed.model.connections if field == "topology" else changed.model
+            part[field] = value
+    return changed.lock()
+
+
+def made(
+    network: Network,
+    config: ml_collections.ConfigDict,
+    silenced: Callable[[Any], Any],
+    carry: Carry,
+    batch: Batch,
+    kind: str,
+    what: Any,
+) -> tuple[Network, Change]:
+    """The network that a config describes, with what it has of another one.
+
+    The running mean of squared gradients of what is new starts as the mean of the
+    others of its name: from 0, Adam's first steps would be far too long.
+
+    Args:
+      network: what is changed; it stays as it is.
+      config: of the changed one.
+      silenced: from fresh parameters to those of which the new ones have no effect.
+      carry: from the old leaves to the new ones.
+      batch: on which the difference is measured.
+      kind: of the change.
+      what: is changed.
+    """
+    parts = experiment.build(config, devices=list(network.parts.mesh.devices.flat))
+    state, fresh = network.state, parts.create_state()
+    old = leaves.by_name(state)
+
+    def filled(fresh: TrainState) -> TrainState:
+        params = silenced(fresh.params)
+        opt_state = parts.optimizer.init(params)
+        start = fresh.replace(
+            params=params,
+            opt_state=_with_mean_squares(opt_state, state.opt_state),
+            ema_params=None if state.ema_params is None else params,
+        )
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: carry(leaves.name(path), old, leaf), start
+        )
+
+    # Copies, since a step consumes each array of the state once.
+    placed = jax.tree.map(
+        lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False),
+        filled(fresh),
+        fresh,
+    )
+    after = Network(parts, placed)
+    return after, Change(
+        kind=kind,
+        what=what,
+        params=(optax.tree.size(state.params), optax.tree.size(placed.params)),
+        multiply_adds=(products(network.parts), products(parts)),
+        error=difference(network, after, batch),
+    )
+
+
+def products(parts: Experiment) -> int:
+    """Multiply-adds of one image as evaluated."""
+    state, view = parts.create_state(abstract=True), parts.recipe.view
+    shape = (1, view.size, view.size, view.channels)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return multiply_adds(
+        lambda variables, x: parts.model.apply(variables, x, train=False),
+        variables,
+        images,
+    )
+
+
+def difference(one: Network, other: Network, batch: Batch) -> float:
+    """The largest of the logits' differences as a share of the largest logit.
+
+    As trained and as evaluated, whichever is more.
+    """
+
+    def largest(states: tuple[TrainState, TrainState], images: jax.Array) -> jax.Array:
+        pairs = zip(
+            _logits(one.parts.model, states[0], images),
+            _logits(other.parts.model, states[1], images),
+            strict=True,
+        )
+        shares = [
+            jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(a)), 1e-30)
+            for a, b in pairs
+        ]
+        return jnp.maximum(*shares)
+
+    everywhere = sharding.replicated(one.parts.mesh)
+    program = jax.jit(largest, out_shardings=everywhere)
+    return float(program((one.state, other.state), batch.images))
+
+
+def training_batches(
+    network: Network, data: Opened, start: int, count: int
+) -> Iterator[Batch]:
+    """The augmented batches of training behind a step.
+
+    Args:
+      network: whose run it is.
+      data: of the run.
+      start: steps done before the first.
+      count: how many.
+    """
+    parts, key = network.parts, network.state.key
+    road = parts.road
+    over_devices = sharding.split_batch(parts.mesh)
+
+    def batch(step: jax.Array, key: jax.Array, *arrays: jax.Array) -> Batch:
+        found = road.batch(arrays, key, step, jnp.zeros((), jnp.int32))
+        return jax.lax.with_sharding_constraint(found, over_devices)
+
+    program = jax.jit(batch)
+    calls = [Call(start + n, 1) for n in range(count)]
+    given = road.data(data.train, parts.config.seed, calls)
+    for call, (arrays, _) in zip(calls, given, strict=True):
+        yield program(jnp.asarray(call.start), key, *arrays)
+
+
+def _logits(model: Backbone, state: TrainState, images: jax.Array) -> list[jax.Array]:
+    """As trained and as evaluated, [2][batch, classes]."""
+    trained, _ = steps.forward(
+        model, state.params, state.batch_stats, images, state.key
+    )
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    evaluated: Any = model.apply(variables, images, train=False)
+    return [trained, evaluated]
+
+
+def _with_mean_squares(fresh: Any, old: Any) -> Any:
+    """A fresh optimiser's memory whose squared gradients are the mean of the old ones.
+
+    Args:
+      fresh: of the changed network.
+      old: of the one before.
+    """
+    means: dict[str, list[jax.Array]] = {}
+    for name, leaf in leaves.by_name(old).items():
+        if SQUARES in name:
+            for kind in _kinds(name):
+                means.setdefault(kind, []).append(leaf.mean())
+
+    def filled(path: Any, leaf: jax.Array) -> jax.Array:
+        name = leaves.name(path)
+        found = next((means[kind] for kind in _kinds(name) if kind in means), None)
+        if SQUARES not in name or found is None:
+            return leaf
+        return jnp.full_like(leaf, jnp.stack(found).mean())
+
+    return jax.tree_util.tree_map_with_path(filled, fresh)
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    """What a leaf is like, closest first: its like among the connections, or at all."""
+    own = name.rpartition("/")[2]
+    among = CONNECTIONS if CONNECTIONS in name else "blocks/"
+    return among + own, own, ""

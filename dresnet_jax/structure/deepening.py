@@ -1,0 +1,124 @@
+"""Networks with more blocks than they had, and the same answers."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dresnet_jax.data.pipeline import Batch
+from dresnet_jax.errors import UserError
+from dresnet_jax.models.backbone_spec import BackboneSpec
+from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.structure import changes
+from dresnet_jax.structure.changes import Change
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.structure.widening import hidden_channels
+
+# Activations that leave what they gave as it is.
+_IDEMPOTENT = ("relu", "relu6")
+_NUMBERED = re.compile(r"(?<![a-z])(block|exit|confidence|from)_(\d+)")
+
+
+def why_not(spec: BackboneSpec, after: int) -> str:
+    """Why no block can be put behind one; empty if it can."""
+    kind, topology = BLOCKS[spec.block], spec.connections.topology
+    if not 1 <= after <= len(spec.stages):
+        return f"there is no block {after}"
+    if not kind.last:
+        return f"a block '{spec.block}' has no factor that silences it"
+    if topology.is_free:
+        return "a free graph has no path from block to block to put it into"
+    if topology.edges and spec.connections.weights == "by_distance":
+        return "the connections' distances, which share weights, would be others"
+    if spec.drop_path:
+        return "blocks would be left out at other rates, as drop_path is not 0"
+    if spec.conditional is not None:
+        return "gates of conditional paths draw other numbers behind it"
+    shortcut = _with_block(spec, after).blocks[after].shortcut
+    if shortcut != "identity":
+        return f"its shortcut is '{shortcut}', and not the identity"
+    if kind.activates and spec.layers.activation not in _IDEMPOTENT:
+        return f"activation '{spec.layers.activation}' changes what it is given"
+    return ""
+
+
+def deepened(network: Network, after: int, batch: Batch) -> tuple[Network, Change]:
+    """The network with a block more, which adds nothing yet, and trains on.
+
+    The new block begins as such blocks do, but for the scale behind its last
+    convolution, or the kernel where there is none, which is 0. It has no learned
+    connections; those of the others stay, whatever is between.
+
+    Args:
+      network: what grows; it stays as it is.
+      after: the block, from 1, behind which it comes, in the same stage.
+      batch: on which the difference is measured.
+
+    Raises:
+      UserError: there is no such block, or a new one would have an effect.
+    """
+    spec, config = network.parts.model.spec, network.parts.config
+    if why := why_not(spec, after):
+        raise UserError(f"No block can be put behind block {after}: {why}.")
+    new = after + 1
+    topology = spec.connections.topology
+    edges = tuple((_moved(i, new), _moved(k, new)) for i, k in topology.edges)
+    hidden = list(hidden_channels(network)) if spec.hidden else []
+    fields: dict[str, Any] = {
+        "blocks_per_stage": _with_block(spec, after).blocks_per_stage,
+        "topology": edges or "none",
+    }
+    if hidden:
+        fields["hidden"] = (*hidden[:after], 0, *hidden[after:])
+    changed = changes.with_model(config, **fields).unlock()
+    changed.model.exits.after = tuple(_moved(i, new) for i in spec.exits.after)
+
+    def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
+        return old.get(_old_name(name, new), fresh) if _is_old(name, new) else fresh
+
+    def silenced(params: Any) -> Any:
+        return {**params, f"block_{new}": _silent(spec, params[f"block_{new}"])}
+
+    return changes.made(network, changed.lock(), silenced, carried, batch, "depth", new)
+
+
+def _with_block(spec: BackboneSpec, after: int) -> BackboneSpec:
+    """The spec with a block more, but for what is said of each block."""
+    blocks = list(spec.blocks_per_stage)
+    blocks[spec.stages[after - 1]] += 1
+    return dataclasses.replace(
+        spec, blocks_per_stage=tuple(blocks), hidden=(), mixtures=()
+    )
+
+
+def _silent(spec: BackboneSpec, params: Any) -> Any:
+    """Parameters of a block that adds nothing to its input."""
+    if spec.zero_last:
+        return params
+    if "scale" in params:
+        return {**params, "scale": jnp.zeros_like(params["scale"])}
+    last = BLOCKS[spec.block].last
+    own = params[last]
+    if "norm" in own:
+        norm = {**own["norm"], "scale": jnp.zeros_like(own["norm"]["scale"])}
+        return {**params, last: {**own, "norm": norm}}
+    return {**params, last: jax.tree.map(jnp.zeros_like, own)}
+
+
+def _moved(block: int, new: int) -> int:
+    """The number of a block, of those with the new one."""
+    return block + (block >= new)
+
+
+def _is_old(name: str, new: int) -> bool:
+    """Whether a leaf was there before."""
+    return not re.search(rf"(?<![a-z])block_{new}(?!\d)", name)
+
+
+def _old_name(name: str, new: int) -> str:
+    """The name that a leaf had before."""
+    return _NUMBERED.sub(
+        lambda found: f"{found[1]}_{int(found[2]) - (int(found[2]) > new)}", name
+    )

@@ -1,0 +1,188 @@
+"""How much the channels inside of blocks would gain by being divided."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.models.backbone import with_form
+from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.structure import widening
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.training import leaves, sharding, steps
+
+# (network, a batch, its blocks whose channels can be divided) -> by block, a score of
+# each channel: the higher, the sooner it is divided.
+Scores = dict[int, np.ndarray]
+Rule = Callable[[Network, Batch, list[int]], Scores]
+
+_BINS = 20
+# Of the incoming weights of the two halves of a channel, relative to each.
+_SPLIT = 0.1
+
+
+def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
+    """H / ln(bins) of what each channel gives, in 20 bins from its least to its most.
+
+    From 0, where it is constant, to 1, where all values are equally frequent. In nats
+    alone nearly every channel would be above any threshold.
+    """
+    model, state = with_form(network.parts.model, "folded"), network.state
+    seen = BLOCKS[model.spec.block].hidden.makes[-1]  # type: ignore[union-attr]
+
+    def given(state: Any, images: jax.Array) -> dict[int, jax.Array]:
+        _, found = model.apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            images,
+            train=False,
+            capture_intermediates=lambda module, _: module.path[1:] == (seen,),
+            mutable=["intermediates"],
+        )
+        of_blocks = found["intermediates"]
+        return {
+            i: _entropy(of_blocks[f"block_{i}"][seen]["__call__"][0]) for i in blocks
+        }
+
+    return _on_the_host(network, given, state, batch.images)
+
+
+def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
+    """The norm of the loss's gradient for each channel's incoming weights."""
+    model, state = network.parts.model, network.state
+    first = BLOCKS[model.spec.block].hidden.makes[0]  # type: ignore[union-attr]
+
+    def norms(state: Any, batch: Batch) -> dict[int, jax.Array]:
+        found = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
+            state.params
+        )
+        kernels = {i: _kernel(found[f"block_{i}"][first]) for i in blocks}
+        return {
+            i: jnp.sqrt((kernel**2).sum(axis=(0, 1, 2)))
+            for i, kernel in kernels.items()
+        }
+
+    return _on_the_host(network, norms, state, batch)
+
+
+def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
+    """By how much the loss falls to first order where a channel becomes two halves.
+
+    One has weights a little above its own and one as much below, in a random direction
+    (Liu, Wu and Wang 2019, splitting steepest descent): the channel's mean changes by
+    what its activation is curved there.
+    """
+    channels = widening.hidden_channels(network)
+    thrice = {i: (*range(channels[i - 1]),) * 2 for i in blocks}
+    larger, _ = widening.widened(network, thrice, batch)
+    model, state = larger.parts.model, larger.state
+    hidden = BLOCKS[model.spec.block].hidden
+    assert hidden is not None, "its channels can be divided"
+    key = derive_key(state.key, "init")
+
+    def params(split: dict[int, jax.Array]) -> Any:
+        def one(path: Any, leaf: jax.Array) -> jax.Array:
+            name = leaves.name(path)
+            block, _, inner = name.partition("/")
+            i = int(block.removeprefix("block_")) if block.startswith("block_") else 0
+            if i not in split or not name.endswith("kernel"):
+                return leaf
+            module, share = inner.partition("/")[0], split[i]
+            if module in hidden.reads:
+                # All of what goes out is the channel's own, and none its halves'.
+                factors = 3 * jnp.concatenate([1 - share, share / 2, share / 2])
+                leaf = leaf * factors[None, None, :, None]
+            if module in hidden.makes:
+                third = leaf.shape[-1] // 3
+                number = sum(map(ord, name))
+                noise = _SPLIT * jax.random.normal(
+                    jax.random.fold_in(key, number), (*leaf.shape[:-1], third)
+                )
+                both = jnp.concatenate([jnp.zeros_like(noise), noise, -noise], axis=-1)
+                leaf = leaf * (1 + both)
+            return leaf
+
+        return jax.tree_util.tree_map_with_path(one, state.params)
+
+    def falls(state: Any, batch: Batch) -> dict[int, jax.Array]:
+        start = {i: jnp.zeros(channels[i - 1]) for i in blocks}
+        found = jax.grad(
+            lambda split: steps.mean_loss(model, params(split), state, batch)
+        )(start)
+        return jax.tree.map(jnp.negative, found)
+
+    return _on_the_host(larger, falls, state, batch)
+
+
+def at_random(network: Network, batch: Batch, blocks: list[int]) -> Scores:
+    """Drawn by the run's seed and step."""
+    del batch
+    channels = widening.hidden_channels(network)
+    seed = (network.parts.config.seed, int(network.state.step))
+    random = np.random.default_rng(seed)
+    return {i: random.random(channels[i - 1]) for i in blocks}
+
+
+RULES: dict[str, Rule] = {
+    "entropy": entropy,
+    "gradient": gradient,
+    "curvature": curvature,
+    "random": at_random,
+}
+
+
+def chosen(scores: Scores, quantile: float, bucket: int) -> dict[int, list[int]]:
+    """The channels above a quantile of all, in each block a multiple of a bucket.
+
+    The number of each block is rounded, so that programs are of few shapes; where all
+    would be 0, the block that has most gets one bucket.
+
+    Args:
+      scores: of the channels, by block.
+      quantile: of the scores of all blocks.
+      bucket: what numbers are multiples of.
+
+    Returns:
+      By block, channels with the highest scores; some twice where a block has fewer.
+    """
+    least = np.quantile(np.concatenate(list(scores.values())), quantile)
+    counts = {i: int((of_block > least).sum()) for i, of_block in scores.items()}
+    buckets = {i: round(count / bucket) for i, count in counts.items()}
+    if not any(buckets.values()):
+        buckets[max(counts, key=lambda i: counts[i])] = 1
+    return {
+        i: [
+            int(unit)
+            for unit in np.resize(np.argsort(-scores[i], kind="stable"), n * bucket)
+        ]
+        for i, n in buckets.items()
+        if n
+    }
+
+
+def _entropy(x: jax.Array) -> jax.Array:
+    """Of [batch, height, width, channels], [channels]."""
+    values = x.reshape(-1, x.shape[-1]).T
+    low, high = values.min(axis=1), values.max(axis=1)
+    spread = jnp.where(high > low, high - low, 1)
+    places = (values - low[:, None]) / spread[:, None] * _BINS
+    places = jnp.clip(places.astype(jnp.int32), 0, _BINS - 1)
+    counts = jax.vmap(lambda row: jnp.bincount(row, length=_BINS))(places)
+    shares = counts / values.shape[1]
+    logarithms = jnp.log(jnp.where(shares > 0, shares, 1))
+    return -(shares * logarithms).sum(axis=1) / np.log(_BINS)
+
+
+def _kernel(module: Any) -> jax.Array:
+    return module["conv"]["kernel"] if "conv" in module else module["kernel"]
+
+
+def _on_the_host(
+    network: Network, function: Callable[..., dict[int, jax.Array]], *arguments: Any
+) -> Scores:
+    """What a function gives for each block, the same on every process."""
+    everywhere = sharding.replicated(network.parts.mesh)
+    found = jax.jit(function, out_shardings=everywhere)(*arguments)
+    return {i: np.asarray(scores) for i, scores in found.items()}

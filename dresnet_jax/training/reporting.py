@@ -1,0 +1,93 @@
+"""What a run says of itself at its end."""
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import optax
+from etils import epath
+
+import dresnet_jax
+from dresnet_jax.connections import module as connections
+from dresnet_jax.training import checkpointing, metrics, processes, workdir
+from dresnet_jax.training.evaluation import Evaluator
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.roads import Splits
+from dresnet_jax.training.state import TrainState
+
+
+def report(
+    experiment: Experiment,
+    directory: epath.Path,
+    splits: Splits,
+    state: TrainState,
+) -> dict[str, Any]:
+    """Evaluates the step that the config asks for, and writes `report.json`.
+
+    Args:
+      experiment: what was trained.
+      directory: the run directory.
+      splits: its data.
+      state: of the last step.
+    """
+    step, evaluate = experiment.num_steps, Evaluator(experiment)
+    if experiment.config.train.report_on == "best":
+        best = processes.first_alone(lambda: _best_step(directory))
+        step = processes.agreed(best or 0)
+        abstract = experiment.create_state(abstract=True)
+        restored = checkpointing.restore(directory, abstract, step)
+        assert restored is not None, "one was named"
+        state = restored.state
+    found: dict[str, Any] = {"workdir": str(directory)}
+    found |= _report(experiment, state, evaluate, splits) | {"reported_step": step}
+    if processes.is_first():
+        found["gate_drift"] = connections.drift(
+            metrics.first_gates(directory), found["gates"]
+        )
+        workdir.write_json(directory / "report.json", found)
+    return found
+
+
+def _best_step(directory: epath.Path) -> int:
+    """The first of the steps with the highest validation accuracy that are kept."""
+    kept = checkpointing.steps(directory)
+    accuracies = {
+        line["step"]: line["val_accuracy"]
+        for line in metrics.read(directory)
+        if "val_accuracy" in line and line["step"] in kept
+    }
+    return min(accuracies, key=lambda step: (-accuracies[step], step))
+
+
+def _report(
+    experiment: Experiment, state: TrainState, evaluate: Evaluator, splits: Splits
+) -> dict[str, Any]:
+    validation = evaluate(state, splits["validation"])
+    test = evaluate(state, splits["test"])
+    return {
+        "model": experiment.config.model.name,
+        "dataset": experiment.dataset.name,
+        "seed": experiment.config.seed,
+        "steps": experiment.num_steps,
+        "data": experiment.road.description,
+        "connections": experiment.connections_description,
+        "params": optax.tree.size(state.params),
+        "val_loss": validation.loss,
+        "val_accuracy": validation.accuracy,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "skipped_records": {"validation": validation.skipped, "test": test.skipped},
+        "gates": experiment.gate_openings(state),
+        "gate_sharpness": connections.sharpness(state.eval_params),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and those that a result hangs on most."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    return {
+        "python": platform.python_version(),
+        "dresnet_jax": dresnet_jax.__version__,
+        **{package: metadata.version(package) for package in packages},
+    }

@@ -1,0 +1,252 @@
+"""Changes of every kind of block leave the answers as they are, or are refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import UserError
+from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.structure import changes, deepening, growing, widening
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.training import experiment, leaves, loop, steps
+
+CHANGES = {
+    "connections": lambda network, batch: growing.grown(network, [(4, 2)], batch),
+    "width": lambda network, batch: widening.widened(
+        network, {1: [0, 3, 3], 3: [1] * 8}, batch
+    ),
+    "depth": lambda network, batch: deepening.deepened(network, 2, batch),
+}
+
+
+def network(config, **model):
+    """A network whose every leaf is away from where it starts."""
+    config.model.update(model)
+    parts = experiment.build(config)
+    return Network(parts, disturbed(parts.create_state()))
+
+
+def disturbed(state):
+    def moved(path, leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        name = leaves.name(path)
+        key = jax.random.fold_in(jax.random.key(1), sum(map(ord, name)))
+        noise = 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        # What is a mean of squares stays above 0.
+        return leaf + (jnp.abs(noise) if "/nu/" in name or "/var" in name else noise)
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    found = jax.tree_util.tree_map_with_path(moved, state)
+    return jax.tree.map(jax.device_put, found, places)
+
+
+@pytest.fixture
+def config(small_config):
+    """Four blocks, in two stages, one of which reads an earlier one."""
+    small_config.data.batch_size = 16
+    small_config.model.width = 8
+    small_config.model.blocks_per_stage = (3, 1)
+    small_config.optimizer.name = "adamw"
+    small_config.train.ema_decay = 0.9
+    with small_config.ignore_type():
+        small_config.model.connections.topology = ((3, 1),)
+    return small_config
+
+
+def first_batch(found):
+    data = loop.open_data(found.parts)
+    return next(changes.training_batches(found, data, 0, 1))
+
+
+def in_float64(one, other, images):
+    """The largest relative difference of two networks' logits, in double precision."""
+
+    def logits(found):
+        layers = dataclasses.replace(found.parts.model.spec.layers, dtype="float64")
+        spec = dataclasses.replace(found.parts.model.spec, layers=layers)
+        model = found.parts.model.clone(spec=spec)
+        params, stats = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x), jnp.float64),
+            (found.state.params, found.state.batch_stats),
+        )
+        trained, _ = jax.jit(
+            lambda p, s, x: steps.forward(model, p, s, x, found.state.key)
+        )(params, stats, images)
+        variables = {"params": params, "batch_stats": stats}
+        return trained, jax.jit(lambda v, x: model.apply(v, x, train=False))(
+            variables, images
+        )
+
+    with jax.enable_x64(True):
+        images = jnp.asarray(np.asarray(images), jnp.float64)
+        pairs = zip(logits(one), logits(other), strict=True)
+        return max(float(jnp.abs(a - b).max() / jnp.abs(a).max()) for a, b in pairs)
+
+
+def refused(block, kind):
+    if kind == "connections":
+        return ""
+    if block == "mixed":
+        return "since it is 'mixed'" if kind == "width" else "no factor that silences"
+    return ""
+
+
+@pytest.mark.parametrize("kind", sorted(CHANGES))
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+def test_every_kind_of_block_answers_as_before(config, block, kind):
+    shortcut = "bare" if BLOCKS[block].pre_activation else "identity"
+    shortcut = {"convnext": "always", "inverted": "kept"}.get(block, shortcut)
+    before = network(config, block=block, shortcut=shortcut)
+    batch = first_batch(before)
+    if why := refused(block, kind):
+        with pytest.raises(UserError, match=why):
+            CHANGES[kind](before, batch)
+        return
+    after, change = CHANGES[kind](before, batch)
+    print(f"{block}, {kind}: {change.error:.1e}")
+    assert change.error <= 1e-5
+    if block != "mixed":
+        # Drawn numbers are others in other precision.
+        assert in_float64(before, after, batch.images) <= 1e-10
+    assert change.kind == kind
+    assert change.params == (
+        optax.tree.size(before.state.params),
+        optax.tree.size(after.state.params),
+    )
+    assert change.params[1] > change.params[0]
+    assert change.multiply_adds[1] > change.multiply_adds[0]
+    shapes = after.parts.create_state(abstract=True)
+    assert jax.tree.map(jnp.shape, after.state) == jax.tree.map(jnp.shape, shapes)
+
+
+def trained(found, count=2):
+    """The network after some steps, whose own arrays it does not consume."""
+    parts, state = found.parts, jax.tree.map(jnp.copy, found.state)
+    data = loop.open_data(parts)
+    calls = [Call(int(state.step) + n, 1) for n in range(count)]
+    program = parts.compile_train_step()
+    for given in parts.road.data(data.train, parts.config.seed, calls):
+        state, _ = program(state, *given.arrays)
+    return Network(parts, state)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_all_changes_one_behind_the_other_and_training_goes_on(config, optimizer):
+    config.optimizer.name = optimizer
+    now = trained(network(config), 1)
+    batch = first_batch(now)
+    for kind in ("depth", "connections", "width"):
+        now, change = CHANGES[kind](now, batch)
+        assert change.error <= 1e-5
+    later = trained(now)
+    model = now.parts.config.model
+    assert list(model.blocks_per_stage) == [4, 1]
+    assert tuple(model.hidden) == (11, 8, 16, 8, 16)
+    assert [tuple(e) for e in model.connections.topology] == [(4, 1), (4, 2)]
+    assert int(later.state.step) == int(now.state.step) + 2
+    old, new = (leaves.by_name(one.state.params) for one in (now, later))
+    for name in old:
+        assert bool(jnp.any(old[name] != new[name])), f"{name} does not learn"
+
+
+def test_copies_share_what_comes_in_and_out(config):
+    before = network(config)
+    after, _ = widening.widened(before, {1: [2, 2]}, first_batch(before))
+    old, new = (leaves.by_name(one.state) for one in (before, after))
+    kernel = "params/block_1/conv2/conv/kernel"
+    np.testing.assert_allclose(new[kernel][:, :, 8], old[kernel][:, :, 2] / 3, 1e-6)
+    for name in old:
+        if name.startswith("opt_state") and name.endswith("block_1/conv1/conv/kernel"):
+            power = 2 if "/nu/" in name else 1
+            np.testing.assert_allclose(
+                new[name][..., 9], old[name][..., 2] / 3**power, 1e-6
+            )
+    mean = "batch_stats/block_1/conv1/norm/mean"
+    assert new[mean][8] == new[mean][9] == old[mean][2]
+
+
+def test_noise_tells_its_own_error(config):
+    before = network(config)
+    batch = first_batch(before)
+    _, change = widening.widened(before, {1: [0, 1]}, batch, noise=0.1)
+    assert 1e-5 < change.error < 1
+
+
+def test_connections_that_go_take_only_what_is_theirs(config):
+    now = trained(network(config), 1)
+    batch = first_batch(now)
+    larger, _ = growing.grown(now, [(4, 1), (4, 2)], batch)
+    smaller, change = growing.shrunk(larger, [(4, 1), (4, 2)], batch)
+    assert change.error <= 1e-5, "they carried nothing"
+    assert change.kind == "prune"
+    assert jax.tree.structure(smaller.state) == jax.tree.structure(now.state)
+    jax.tree.map(np.testing.assert_array_equal, smaller.state.params, now.state.params)
+    one, _ = growing.shrunk(larger, [(4, 1)], batch)
+    own = leaves.by_name(larger.state.opt_state)
+    for name, leaf in leaves.by_name(one.state.opt_state).items():
+        if name.endswith("block_4/gate_weights"):
+            np.testing.assert_array_equal(leaf, own[name][1:])
+    trained(one, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda n, b: growing.grown(n, [], b), "No connection is named"),
+        (lambda n, b: growing.shrunk(n, [], b), "No connection is named"),
+        (lambda n, b: growing.shrunk(n, [(4, 1)], b), r"\(4, 1\).*does not exist"),
+        (lambda n, b: growing.grown(n, [(3, 1)], b), "is there already"),
+        (lambda n, b: widening.widened(n, {1: []}, b), "No channel is named"),
+        (lambda n, b: widening.widened(n, {9: [0]}, b), "no block 9"),
+        (lambda n, b: widening.widened(n, {1: [8]}, b), "channels 0 to 7, and no 8"),
+        (lambda n, b: deepening.deepened(n, 5, b), "there is no block 5"),
+        (lambda n, b: deepening.deepened(n, 0, b), "there is no block 0"),
+    ],
+)
+def test_a_failed_change_leaves_all_as_it_was(config, change, message):
+    before = network(config)
+    kept = jax.tree.map(jnp.copy, before.state)
+    batch = first_batch(before)
+    with pytest.raises(UserError, match=message):
+        change(before, batch)
+    jax.tree.map(np.testing.assert_array_equal, kept.params, before.state.params)
+    assert tuple(before.parts.config.model.connections.topology) == ((3, 1),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "message"),
+    [
+        ("width", {"norm": "group"}, "norm 'group' compares its channels"),
+        ("width", {"norm": "layer"}, "norm 'layer' compares its channels"),
+        ("width", {"name": "resnext50_32x4d"}, "32 groups"),
+        ("depth", {"activation": "gelu"}, "activation 'gelu' changes"),
+        ("depth", {"shortcut": "conv"}, "its shortcut is 'conv'"),
+        ("depth", {"shortcut": "none"}, "its shortcut is 'none'"),
+        ("depth", {"drop_path": 0.1}, "drop_path is not 0"),
+        ("depth", {"conditional": {"target_rate": 0.5}}, "gates of conditional paths"),
+        ("depth", {"connections": {"weights": "by_distance"}}, "share weights"),
+    ],
+)
+def test_what_would_change_the_answers_is_refused(config, kind, model, message):
+    before = network(config, **model)
+    with pytest.raises(UserError, match=message):
+        CHANGES[kind](before, None)
+
+
+@pytest.mark.parametrize("blocks", [(2, 2), (2,)])
+def test_exits_and_stages_keep_their_places(config, blocks):
+    config.model.exits.after = (1,)
+    before = network(config, blocks_per_stage=blocks, connections={"topology": "none"})
+    batch = first_batch(before)
+    after, change = deepening.deepened(before, 1, batch)
+    assert change.error <= 1e-5
+    assert tuple(after.parts.config.model.exits.after) == (1,)
+    later, change = deepening.deepened(after, 1, batch)
+    assert change.error <= 1e-5
+    trained(later, 1)
