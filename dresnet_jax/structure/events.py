@@ -1,5 +1,6 @@
 """The events of growth: which change each makes, as the config asks."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -137,10 +138,8 @@ def _falls(
         best = sorted(edges, key=lambda edge: -first[edge])
         edges = sorted(best[: growth.candidates])
 
-    def by_trial(*arguments: object) -> jax.Array:
-        return candidates.by_trial(*arguments, growth.trial_learning_rate)  # type: ignore[arg-type]
-
-    return scores(edges, by_trial)
+    rate = growth.trial_learning_rate
+    return scores(edges, functools.partial(candidates.by_trial, learning_rate=rate))
 
 
 def _can_start(network: Network, edge: Edge) -> bool:

@@ -238,7 +238,7 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
 def mean_loss(
     model: Backbone, params: Any, state: TrainState, batch: Batch
 ) -> jax.Array:
-    """Mean cross entropy of a batch as trained, with parameters other than a state's."""
+    """Mean cross entropy of a batch as trained, with other parameters."""
     logits, _ = forward(model, params, state.batch_stats, batch.images, state.key)
     return cross_entropy(logits, batch.targets, 0.0).mean()
 

@@ -83,10 +83,13 @@ def in_float64(one, other, images):
             variables, images
         )
 
-    with jax.enable_x64(True):
-        images = jnp.asarray(np.asarray(images), jnp.float64)
-        pairs = zip(logits(one), logits(other), strict=True)
-        return max(float(jnp.abs(a - b).max() / jnp.abs(a).max()) for a, b in pairs)
+    images = jnp.asarray(np.asarray(images), jnp.float64)
+    pairs = zip(logits(one), logits(other), strict=True)
+    return max(float(jnp.abs(a - b).max() / jnp.abs(a).max()) for a, b in pairs)
+
+
+def in_double(leaf):
+    return leaf.astype("float64") if leaf.dtype == jnp.float32 else leaf
 
 
 def refused(block, kind):
@@ -113,7 +116,14 @@ def test_every_kind_of_block_answers_as_before(config, block, kind):
     assert change.error <= 1e-5
     if block != "mixed":
         # Drawn numbers are others in other precision.
-        assert in_float64(before, after, batch.images) <= 1e-10
+        precise = after if kind != "width" else None
+        with jax.enable_x64(True):
+            if precise is None:
+                # A third is not the same in both precisions.
+                state = jax.tree.map(in_double, before.state)
+                before = Network(before.parts, state)
+                precise, _ = CHANGES[kind](before, batch)
+            assert in_float64(before, precise, batch.images) <= 1e-10
     assert change.kind == kind
     assert change.params == (
         optax.tree.size(before.state.params),
@@ -144,12 +154,12 @@ def test_all_changes_one_behind_the_other_and_training_goes_on(config, optimizer
     for kind in ("depth", "connections", "width"):
         now, change = CHANGES[kind](now, batch)
         assert change.error <= 1e-5
-    later = trained(now)
+    later = trained(now, 4)
     model = now.parts.config.model
     assert list(model.blocks_per_stage) == [4, 1]
     assert tuple(model.hidden) == (11, 8, 16, 8, 16)
     assert [tuple(e) for e in model.connections.topology] == [(4, 1), (4, 2)]
-    assert int(later.state.step) == int(now.state.step) + 2
+    assert int(later.state.step) == int(now.state.step) + 4
     old, new = (leaves.by_name(one.state.params) for one in (now, later))
     for name in old:
         assert bool(jnp.any(old[name] != new[name])), f"{name} does not learn"
@@ -185,8 +195,10 @@ def test_connections_that_go_take_only_what_is_theirs(config):
     smaller, change = growing.shrunk(larger, [(4, 1), (4, 2)], batch)
     assert change.error <= 1e-5, "they carried nothing"
     assert change.kind == "prune"
-    assert jax.tree.structure(smaller.state) == jax.tree.structure(now.state)
-    jax.tree.map(np.testing.assert_array_equal, smaller.state.params, now.state.params)
+    there, here = (leaves.by_name(found.state) for found in (smaller, now))
+    assert there.keys() == here.keys()
+    for name, leaf in there.items():
+        assert bool(jnp.all(leaf == here[name])), name
     one, _ = growing.shrunk(larger, [(4, 1)], batch)
     own = leaves.by_name(larger.state.opt_state)
     for name, leaf in leaves.by_name(one.state.opt_state).items():

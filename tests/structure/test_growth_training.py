@@ -1,0 +1,224 @@
+"""Runs that grow: the same whatever interrupts them, and as before where they fall."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure import events, growth_training
+from dresnet_jax.training import (
+    checkpointing,
+    evaluation,
+    experiment,
+    leaves,
+    loop,
+    watching,
+    workdir,
+)
+from dresnet_jax.training.experiment import Experiment
+
+
+@pytest.fixture
+def config(small_config):
+    """Four epochs of two steps, with events behind the first three."""
+    small_config.data.batch_size = 16
+    small_config.data.train_examples = 32
+    small_config.data.validation_examples = 64
+    small_config.model.width = 8
+    small_config.model.blocks_per_stage = (4,)
+    with small_config.ignore_type():
+        small_config.model.connections.topology = "none"
+        small_config.model.connections.gate = "tanh"
+        small_config.model.connections.projection = "none"
+    train, growth = small_config.train, small_config.growth
+    train.num_steps, train.log_every_steps, train.checkpoint_every_steps = 14, 2, 1
+    train.keep_checkpoints = 2
+    growth.events = ("connections", "width", "depth")
+    growth.every_epochs, growth.trial_epochs, growth.trial_steps = 2, 1, 2
+    growth.max_loss = 1.0
+    growth.connections = 1
+    return small_config
+
+
+def train(config, directory):
+    def watch():
+        return watching.Watch(directory)
+
+    with workdir.claim(directory, config, overwrite=False):
+        return growth_training.run(config, directory, watch)
+
+
+def same(one, other):
+    found, expected = (
+        leaves.by_name(evaluation.open_run(directory)[1].state)
+        for directory in (one, other)
+    )
+    assert found.keys() == expected.keys()
+    for name, leaf in found.items():
+        if name == "key":
+            continue
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
+def history(directory):
+    lines = (directory / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return epath.Path(tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.fixture
+def unbroken(shared, config):
+    """The directory of a run that nothing interrupted."""
+    if not (shared / "run" / "report.json").exists():
+        train(config, shared / "run")
+    return shared / "run"
+
+
+def test_a_run_grows_and_tells_how(unbroken, config):
+    entries = history(unbroken)
+    assert [e["kind"] for e in entries] == ["connections", "width", "depth"]
+    assert [e["step"] for e in entries] == [4, 8, 12]
+    assert [e["result"] for e in entries] == ["accepted"] * 3
+    for before, after in zip(entries, entries[1:], strict=False):
+        assert before["params"][1] == after["params"][0]
+        assert before["multiply_adds"][1] == after["multiply_adds"][0]
+    assert all(e["error"] <= 1e-5 for e in entries)
+    parts, restored = evaluation.open_run(unbroken)
+    counted = sum(x.size for x in jax.tree.leaves(restored.state.params))
+    assert counted == entries[-1]["params"][1]
+    assert parts.model.spec.blocks_per_stage == (5,)
+    assert len(parts.model.spec.connections.topology.edges) == 1
+    report = json.loads((unbroken / "report.json").read_text())
+    assert report["history"] == entries
+    assert report["params"] == counted
+    about = checkpointing.about(unbroken, 14)
+    assert [e["event"] for e in about["history"]] == [0, 1, 2]
+
+
+# Before an event, behind it but before a checkpoint, in its trial, and behind that.
+@pytest.mark.parametrize("step", [3, 5, 6, 9, 13])
+def test_a_run_that_was_killed_ends_with_the_same_bits(
+    unbroken, config, tmp_path, monkeypatch, step
+):
+    directory = epath.Path(tmp_path) / "run"
+    calls = []
+    compiled = Experiment.compile_train_step
+
+    def killed(self, num_steps=1):
+        program = compiled(self, num_steps)
+
+        def run(state, *data):
+            if int(state.step) == step and not calls:
+                calls.append(step)
+                raise MemoryError("killed")
+            return program(state, *data)
+
+        run.cost_analysis = program.cost_analysis
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "compile_train_step", killed)
+        with pytest.raises(MemoryError):
+            train(config, directory)
+    train(config, directory)
+    same(directory, unbroken)
+    assert history(directory) == history(unbroken)
+
+
+def test_each_structure_is_compiled_once(config, tmp_path, monkeypatch):
+    config.growth.events = ("connections", "connections")
+    config.growth.max_loss = 0.0
+    monkeypatch.setattr(growth_training._Growth, "_validated", falling())
+    built = []
+    compiled = Experiment._compile_train_step
+
+    def counted(self, num_steps):
+        built.append(num_steps)
+        return compiled(self, num_steps)
+
+    monkeypatch.setattr(Experiment, "_compile_train_step", counted)
+    directory = epath.Path(tmp_path) / "run"
+    train(config, directory)
+    assert [e["result"] for e in history(directory)] == ["taken back"] * 2
+    # The structure that the run goes back to is there already.
+    assert len(built) == 1 + 2
+
+
+def falling():
+    """An evaluation whose accuracy falls each time."""
+    values = iter(np.linspace(1, 0, 100))
+    return lambda self, network: {"accuracy": float(next(values)), "loss": 0.0}
+
+
+def test_what_is_taken_back_leaves_the_bits_of_before(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(growth_training._Growth, "_validated", falling())
+        config.growth.max_loss = 0.0
+        config.growth.events = ("width",)
+        directory = epath.Path(tmp_path) / "grown"
+        train(config, directory)
+    (entry,) = history(directory)
+    assert entry["result"] == "taken back"
+    assert entry["trial_steps"] == 2
+    config.growth.events = ()
+    plain = epath.Path(tmp_path) / "plain"
+    with workdir.claim(plain, config, overwrite=False):
+        loop.run(experiment.build(config), plain)
+    same(directory, plain)
+    lines = [json.loads(x) for x in (directory / "metrics.jsonl").open()]
+    steps = [line["step"] for line in lines if "train_loss" in line]
+    assert steps == sorted(set(steps))
+
+
+def test_a_change_above_the_budget_is_refused(config, tmp_path):
+    config.growth.events = ("width", "depth")
+    config.growth.max_params = 1
+    directory = epath.Path(tmp_path) / "run"
+    train(config, directory)
+    assert [e["result"] for e in history(directory)] == ["refused"] * 2
+    assert all("above growth.max_params" in e["why"] for e in history(directory))
+    parts, _ = evaluation.open_run(directory)
+    assert parts.model.spec.blocks_per_stage == (4,)
+
+
+def test_growing_and_pruning_alternate(config, tmp_path):
+    config.growth.events = ("connections", "prune", "prune")
+    directory = epath.Path(tmp_path) / "run"
+    train(config, directory)
+    entries = history(directory)
+    assert [e["result"] for e in entries] == ["accepted", "accepted", "refused"]
+    assert entries[0]["what"] == entries[1]["what"]
+    parts, _ = evaluation.open_run(directory)
+    assert not parts.model.spec.connections.topology.edges
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"events": ("widht",)}, "widht.*width"),
+        ({"choose": "best"}, "best.*random"),
+        ({"channel_rule": "entropie"}, "entropie.*entropy"),
+        ({"trial_epochs": 2}, r"trial_epochs = 2 must be from 1 to .* = 1"),
+        ({"trial_epochs": 0}, "trial_epochs = 0"),
+        ({"quantile": 1.0}, "quantile = 1.0"),
+        ({"noise": -0.1}, "noise = -0.1"),
+        ({"connections": 0}, "connections = 0"),
+        ({"every_epochs": 4}, "need 13 epochs, 26 steps; the run has 14"),
+    ],
+)
+def test_wrong_values_are_named(config, fields, message):
+    config.growth.update(fields)
+    with pytest.raises(UserError, match=message):
+        events.check(experiment.build(config))
+
+
+def test_only_train_grows(config, tmp_path):
+    with pytest.raises(UserError, match=r"growth\.events"):
+        loop.run(experiment.build(config), epath.Path(tmp_path))
