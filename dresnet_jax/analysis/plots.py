@@ -13,28 +13,30 @@ matplotlib.use("Agg")  # Before pyplot: pictures are only ever written to files.
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from dresnet_jax.analysis import conditional_costs
+from dresnet_jax.analysis import conditional_costs, growth_plot
 from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.connections.gates import GATES
-from dresnet_jax.training import metrics
+from dresnet_jax.training import metrics, workdir
 
 
-def run_pictures(workdir: epath.Path) -> list[epath.Path]:
-    """Draws what a run's `metrics.jsonl` holds.
+def run_pictures(directory: epath.Path) -> list[epath.Path]:
+    """Draws what a run's `metrics.jsonl` and `history.jsonl` hold.
 
     Returns:
-      The paths of curves.png, of gates.png where there are gates, and of
-      gate_functions.png.
+      The paths of curves.png, of gates.png where there are gates, of
+      gate_functions.png, and of growth.png where the network has grown.
     """
-    lines = metrics.read(workdir)
+    lines = metrics.read(directory)
     pictures = {"curves.png": curves(lines)}
     gates = [line["gates"] for line in lines if "gates" in line]
     if gates:
         pictures["gates.png"] = gate_maps(gates[0], gates[-1])
     pictures["gate_functions.png"] = gate_functions()
+    if history := workdir.read_history(directory):
+        pictures["growth.png"] = growth_plot.growth(history, lines[-1]["step"])
     paths = []
     for name, figure in pictures.items():
-        path = workdir / name
+        path = directory / name
         save(figure, path)
         paths.append(path)
     return paths

@@ -16,7 +16,7 @@ import ml_collections
 from etils import epath
 
 from dresnet_jax.errors import UserError
-from dresnet_jax.structure import changes, events
+from dresnet_jax.structure import changes, events, widening
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     checkpointing,
@@ -31,7 +31,6 @@ from dresnet_jax.training import (
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
-HISTORY = "history.jsonl"
 # What became of an event.
 ON_TRIAL, ACCEPTED, TAKEN_BACK, REFUSED = (
     "on trial",
@@ -65,21 +64,6 @@ def run(
       PreemptedError: SIGTERM, after a step that is saved.
     """
     return _Growth(config, directory, watch).run()
-
-
-def read_history(directory: epath.Path) -> list[Entry]:
-    """The events of a run, as `history.jsonl` has them; none where there is no file.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    path = directory / HISTORY
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
 
 
 @dataclasses.dataclass
@@ -193,7 +177,11 @@ class _Growth:
             return self._decided(stand, entry)
         parts = self._build(after.parts.config)
         state = after.state.replace(model=parts.model, optimizer=parts.optimizer)
-        entry |= dataclasses.asdict(change) | {"result": ON_TRIAL, "before": before}
+        entry |= dataclasses.asdict(change) | {
+            "structure": [_structure(network), _structure(after)],
+            "result": ON_TRIAL,
+            "before": before,
+        }
         processes.say(
             f"step {stand.step}: {kind}: {change.what}; parameters {change.params[0]} "
             f"to {change.params[1]}, multiply-adds {change.multiply_adds[0]} to "
@@ -218,7 +206,7 @@ class _Growth:
     def _decided(self, stand: _Stand, entry: Entry) -> _Stand:
         """Behind a decision, which is written before anything is deleted."""
         history = [*stand.history, entry]
-        processes.first_alone(lambda: self._write(history))
+        processes.first_alone(lambda: workdir.write_history(self._directory, history))
         why = f": {entry['why']}" if "why" in entry else ""
         processes.say(
             f"step {stand.step}: {entry['kind']} of step {entry['step']} is "
@@ -242,20 +230,19 @@ class _Growth:
         state, step = loop.restore_or_create(parts, self._directory)
         history = list(about["history"])
         # A checkpoint does not know what was decided behind it.
-        decided = read_history(self._directory)
+        decided = workdir.read_history(self._directory)
         for entry in decided[len(history) :]:
             if entry["result"] in (TAKEN_BACK, REFUSED) and entry["step"] == step:
                 history.append(entry)
-        processes.first_alone(
-            lambda: self._write([e for e in history if e["result"] != ON_TRIAL])
-        )
+        known = [entry for entry in history if entry["result"] != ON_TRIAL]
+        processes.first_alone(lambda: workdir.write_history(self._directory, known))
         return _Stand(parts, state, step, history)
 
     def _drop_taken_back(self) -> None:
         """Deletes the checkpoints of trials that were taken back."""
         taken_back = [
             (entry["event"], entry["step"])
-            for entry in read_history(self._directory)
+            for entry in workdir.read_history(self._directory)
             if entry["result"] == TAKEN_BACK
         ]
         for step in checkpointing.steps(self._directory):
@@ -264,12 +251,6 @@ class _Growth:
                 last = history[-1]
                 if (last["event"], last["step"]) in taken_back:
                     checkpointing.discard(self._directory, [step])
-
-    def _write(self, history: list[Entry]) -> None:
-        path = self._directory / HISTORY
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-        partial.replace(path)
 
     def _validated(self, network: Network) -> dict[str, float]:
         evaluate = evaluation.Evaluator(network.parts)
@@ -281,3 +262,13 @@ class _Growth:
         if name not in self._built:
             self._built[name] = experiment.build(config)
         return self._built[name]
+
+
+def _structure(network: Network) -> dict[str, int]:
+    """What a network has of each kind of part."""
+    spec = network.parts.model.spec
+    return {
+        "connections": len(spec.connections.topology.edges),
+        "blocks": len(spec.stages),
+        "channels inside of blocks": sum(widening.hidden_channels(network)),
+    }

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -14,6 +14,7 @@ from etils import epath
 from dresnet_jax.errors import UserError
 
 _CONFIG = "config.json"
+_HISTORY = "history.jsonl"
 # Axes of the devices, in the place of those that the run had.
 _ANY_DEVICES = {"replica": None, "data": None, "fsdp": 1}
 # Fields that decide where batches and the state are and how fast, but not what is in
@@ -119,6 +120,29 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir / _CONFIG} is damaged: it holds no config.")
     config["sharding"] |= _ANY_DEVICES
     return ml_collections.ConfigDict(config).lock()
+
+
+def read_history(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The events by which a run's network grew; none where it did not.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / _HISTORY
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def write_history(workdir: epath.Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `history.jsonl`, which is there whole or not at all."""
+    path = workdir / _HISTORY
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    partial.replace(path)
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from etils import epath
 
+from dresnet_jax.analysis import plots
 from dresnet_jax.errors import UserError
-from dresnet_jax.structure import events, growth_training
+from dresnet_jax.structure import changes, events, growth_training, units
+from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     checkpointing,
     evaluation,
@@ -98,12 +100,14 @@ def test_a_run_grows_and_tells_how(unbroken, config):
     report = json.loads((unbroken / "report.json").read_text())
     assert report["history"] == entries
     assert report["params"] == counted
+    paths = [path.name for path in plots.run_pictures(unbroken)]
+    assert "growth.png" in paths
     about = checkpointing.about(unbroken, 14)
     assert [e["event"] for e in about["history"]] == [0, 1, 2]
 
 
-# Before an event, behind it but before a checkpoint, in its trial, and behind that.
-@pytest.mark.parametrize("step", [3, 5, 6, 9, 13])
+# Before an event, in a trial, and behind its end.
+@pytest.mark.parametrize("step", [3, 5, 10])
 def test_a_run_that_was_killed_ends_with_the_same_bits(
     unbroken, config, tmp_path, monkeypatch, step
 ):
@@ -133,7 +137,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
 
 
 def test_each_structure_is_compiled_once(config, tmp_path, monkeypatch):
-    config.growth.events = ("connections", "connections")
+    config.growth.events, config.growth.choose = ("connections", "depth"), "random"
     config.growth.max_loss = 0.0
     monkeypatch.setattr(growth_training._Growth, "_validated", falling())
     built = []
@@ -217,6 +221,38 @@ def test_wrong_values_are_named(config, fields, message):
     config.growth.update(fields)
     with pytest.raises(UserError, match=message):
         events.check(experiment.build(config))
+
+
+@pytest.mark.parametrize("rule", sorted(units.RULES))
+def test_channels_are_scored_by_each_rule(config, rule):
+    config.growth.channel_rule = rule
+    parts = experiment.build(config)
+    network = Network(parts, parts.create_state())
+    (batch,) = changes.training_batches(network, loop.open_data(parts), 0, 1)
+    scores = units.RULES[rule](network, batch, [1, 3])
+    assert {i: x.shape for i, x in scores.items()} == {1: (8,), 3: (8,)}
+    assert all(np.isfinite(x).all() and x.std() > 0 for x in scores.values())
+    if rule == "entropy":
+        assert all((x >= 0).all() and (x <= 1).all() for x in scores.values())
+
+
+def test_entropy_is_1_of_what_is_even_and_0_of_what_is_constant():
+    even = np.linspace(0, 1, 20 * 64, endpoint=False, dtype=np.float32)
+    rare = np.zeros_like(even)
+    rare[0] = 1
+    x = np.stack([even, np.ones_like(even), rare], axis=-1).reshape(20, 8, 8, 3)
+    found = units._entropy(x)
+    np.testing.assert_allclose(found[:2], [1, 0], atol=1e-6)
+    assert 0 < found[2] < 0.01
+
+
+def test_divided_channels_are_whole_buckets():
+    scores = {1: np.arange(8.0), 2: np.arange(8.0, 24.0), 3: np.zeros(8)}
+    assert units.chosen(scores, 0.5, 8) == {
+        2: [15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    }
+    assert units.chosen(scores, 0.9, 8) == {2: [15, 14, 13, 12, 11, 10, 9, 8]}
+    assert units.chosen({1: np.arange(4.0)}, 0.9, 8) == {1: [3, 2, 1, 0] * 2}
 
 
 def test_only_train_grows(config, tmp_path):
