@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dresnet_jax.data.pipeline import Batch
+from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.counting import multiply_adds
@@ -66,7 +66,7 @@ def with_model(
 def made(
     network: Network,
     config: ml_collections.ConfigDict,
-    silenced: Callable[[Any], Any],
+    silenced: Callable[[Any, jax.Array], Any],
     carry: Carry,
     batch: Batch,
     kind: str,
@@ -80,34 +80,34 @@ def made(
     Args:
       network: what is changed; it stays as it is.
       config: of the changed one.
-      silenced: from fresh parameters to those of which the new ones have no effect.
+      silenced: from fresh parameters, and a key, to those of which the new ones have no
+        effect.
       carry: from the old leaves to the new ones.
       batch: on which the difference is measured.
       kind: of the change.
       what: is changed.
     """
     parts = experiment.build(config, devices=list(network.parts.mesh.devices.flat))
-    state, fresh = network.state, parts.create_state()
-    old = leaves.by_name(state)
+    state, shapes = network.state, parts.create_state(abstract=True)
 
-    def filled(fresh: TrainState) -> TrainState:
-        params = silenced(fresh.params)
+    def filled(fresh: TrainState, state: TrainState) -> TrainState:
+        params = silenced(fresh.params, derive_key(state.key, "init"))
         opt_state = parts.optimizer.init(params)
         start = fresh.replace(
             params=params,
             opt_state=_with_mean_squares(opt_state, state.opt_state),
             ema_params=None if state.ema_params is None else params,
         )
+        old = leaves.by_name(state)
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: carry(leaves.name(path), old, leaf), start
         )
 
+    # One program, since no process of several has the whole of an array.
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    found = jax.jit(filled, out_shardings=places)(parts.create_state(), state)
     # Copies, since a step consumes each array of the state once.
-    placed = jax.tree.map(
-        lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False),
-        filled(fresh),
-        fresh,
-    )
+    placed = jax.tree.map(jnp.copy, found)
     after = Network(parts, placed)
     return after, Change(
         kind=kind,

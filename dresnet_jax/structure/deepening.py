@@ -78,7 +78,8 @@ def deepened(network: Network, after: int, batch: Batch) -> tuple[Network, Chang
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         return old.get(_old_name(name, new), fresh) if _is_old(name, new) else fresh
 
-    def silenced(params: Any) -> Any:
+    def silenced(params: Any, key: jax.Array) -> Any:
+        del key
         return {**params, f"block_{new}": _silent(spec, params[f"block_{new}"])}
 
     return changes.made(network, changed.lock(), silenced, carried, batch, "depth", new)

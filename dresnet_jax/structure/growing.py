@@ -8,7 +8,7 @@ import numpy as np
 
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.connections.superset import Edge, superset
-from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import changes
 from dresnet_jax.structure.changes import Change
@@ -33,9 +33,8 @@ def grown(
     """
     if not edges:
         raise UserError("No connection is named that could be added.")
-    spec, state = network.parts.model.spec, network.state
+    spec = network.parts.model.spec
     larger = superset(spec.connections, spec.channels, edges)
-    silent = larger.initialised(derive_key(state.key, "init"))
 
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         of_connections = name.partition(changes.CONNECTIONS)[2]
@@ -46,7 +45,7 @@ def grown(
     return changes.made(
         network,
         changes.with_model(network.parts.config, topology=larger.after.topology.edges),
-        lambda params: {**params, "connections": silent},
+        lambda params, key: {**params, "connections": larger.initialised(key)},
         carried,
         batch,
         "connections",
@@ -69,14 +68,14 @@ def shrunk(
     Raises:
       UserError: there are none, one does not exist, or the classifier would be cut off.
     """
-    spec, state = network.parts.model.spec.connections, network.state
+    spec = network.parts.model.spec.connections
     gone = set(edges)
     if strange := sorted(gone - set(spec.topology.edges)):
         raise UserError(f"Connection {strange[0]} (reader, source) does not exist.")
     if not gone:
         raise UserError("No connection is named that could be removed.")
     kept = [edge for edge in spec.topology.edges if edge not in gone]
-    smaller, left = subset(spec, state.params["connections"], kept)
+    smaller, _ = subset(spec, network.state.params["connections"], kept)
     before, after = spec.topology, smaller.topology
 
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
@@ -92,14 +91,10 @@ def shrunk(
             places = [before.sources(reader).index(k) for k in after.sources(reader)]
         return found[np.asarray(places)]
 
-    def without(params: Any) -> Any:
-        others = {name: x for name, x in params.items() if name != "connections"}
-        return {**others, "connections": left} if left else others
-
     return changes.made(
         network,
         changes.with_model(network.parts.config, topology=after.edges or "none"),
-        without,
+        lambda params, key: params,
         carried,
         batch,
         "prune",

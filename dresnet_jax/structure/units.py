@@ -13,6 +13,7 @@ from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import widening
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import leaves, sharding, steps
+from dresnet_jax.training.state import TrainState
 
 # (network, a batch, its blocks whose channels can be divided) -> by block, a score of
 # each channel: the higher, the sooner it is divided.
@@ -80,9 +81,10 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     model, state = larger.parts.model, larger.state
     hidden = BLOCKS[model.spec.block].hidden
     assert hidden is not None, "its channels can be divided"
-    key = derive_key(state.key, "init")
 
-    def params(split: dict[int, jax.Array]) -> Any:
+    def params(split: dict[int, jax.Array], state: TrainState) -> Any:
+        key = derive_key(state.key, "init")
+
         def one(path: Any, leaf: jax.Array) -> jax.Array:
             name = leaves.name(path)
             block, _, inner = name.partition("/")
@@ -106,10 +108,10 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
         return jax.tree_util.tree_map_with_path(one, state.params)
 
-    def falls(state: Any, batch: Batch) -> dict[int, jax.Array]:
+    def falls(state: TrainState, batch: Batch) -> dict[int, jax.Array]:
         start = {i: jnp.zeros(channels[i - 1]) for i in blocks}
         found = jax.grad(
-            lambda split: steps.mean_loss(model, params(split), state, batch)
+            lambda split: steps.mean_loss(model, params(split, state), state, batch)
         )(start)
         return jax.tree.map(jnp.negative, found)
 

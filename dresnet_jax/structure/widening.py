@@ -104,7 +104,6 @@ def widened(
         i: _Division(hidden, (*range(before[i - 1]), *units))
         for i, units in copies.items()
     }
-    key = derive_key(network.state.key, "init")
 
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         del fresh
@@ -113,7 +112,7 @@ def widened(
         if not found or changes.CONNECTIONS in name:
             return leaf
         division = divisions.get(int(found[1]))
-        return division.of(name, leaf, noise, key) if division else leaf
+        return division.of(name, leaf, noise, old["key"]) if division else leaf
 
     after = list(before)
     for i, units in copies.items():
@@ -121,7 +120,7 @@ def widened(
     return changes.made(
         network,
         changes.with_model(network.parts.config, hidden=tuple(after)),
-        lambda params: params,
+        lambda params, key: params,
         carried,
         batch,
         "width",
@@ -165,7 +164,8 @@ class _Division:
     ) -> jax.Array:
         """A kernel of which the copies are changed; averages as the parameters."""
         number = sum(map(ord, where.strip("/")))
-        random = jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
+        key = jax.random.fold_in(derive_key(key, "init"), number)
+        random = jax.random.normal(key, leaf.shape)
         is_copy = np.arange(len(self.models)) > max(self.models)
         factors = 1 + noise * random * _along(is_copy, leaf, -1)
         return leaf * factors.astype(leaf.dtype)
