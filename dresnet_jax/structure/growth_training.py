@@ -127,6 +127,8 @@ class _Growth:
             stand.parts, self._directory, self._data.splits, stand.state
         )
         report["history"] = stand.history
+        # Blocks may have other numbers than at the start.
+        report.pop("gate_drift", None)
         if processes.is_first():
             workdir.write_json(self._directory / "report.json", report)
         return report

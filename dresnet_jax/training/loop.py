@@ -206,7 +206,9 @@ def train(
         if start == 0 or segment.history:
             log.write_gates(start, experiment.gate_openings(state))
         if start < segment.until:
-            gates = metrics.first_gates(directory) if writes else {}
+            # Where the network has grown, its blocks may have other numbers.
+            is_as_at_first = writes and not segment.history
+            gates = metrics.first_gates(directory) if is_as_at_first else {}
             trainer = _Trainer(
                 experiment,
                 data,
