@@ -51,14 +51,15 @@ def _digests(checkpoint: epath.Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint, by its path inside it."""
     return {
         str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in _files(checkpoint)
+        for path in files(checkpoint)
         if not path.name.startswith(NAME)
     }
 
 
-def _files(directory: epath.Path) -> Iterator[epath.Path]:
+def files(directory: epath.Path) -> Iterator[epath.Path]:
+    """Every file of a checkpoint, in the order of their paths."""
     for path in sorted(directory.iterdir()):
         if path.is_dir():
-            yield from _files(path)
+            yield from files(path)
         else:
             yield path

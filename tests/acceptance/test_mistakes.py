@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dresnet_jax.training import checkpointing, metrics
+from dresnet_jax.training import checkpointing, digests, metrics
 from tests.acceptance.small_run import SMALL, final_state, last_json, signal_at
 from tests.conftest import run_command, start_command
 
@@ -294,7 +294,7 @@ def test_damaged_checkpoints_and_none_at_all(tmp_path):
     code, *_ = run_command("train", *SMALL, f"--workdir={directory}")
     assert code == 0
     expected = final_state(directory)
-    for path in checkpointing._files(directory / "checkpoints" / "40"):
+    for path in digests.files(directory / "checkpoints" / "40"):
         path.write_bytes(path.read_bytes()[:-10])
     code, output, errors = run_command("evaluate", f"--workdir={directory}", "--json")
     assert code == 0

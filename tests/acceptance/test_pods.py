@@ -13,7 +13,7 @@ from etils import epath
 
 from configs import synthetic
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import checkpointing, experiment, workdir
+from dresnet_jax.training import checkpointing, digests, experiment, workdir
 from tests.acceptance import soak
 from tests.acceptance.small_run import (
     GENTLE,
@@ -162,7 +162,7 @@ def named(*names):
 
 
 def files(checkpoint):
-    return list(checkpointing._files(checkpoint))
+    return list(digests.files(checkpoint))
 
 
 def truncate(path):

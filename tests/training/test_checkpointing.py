@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from dresnet_jax.errors import RunFailedError, UserError
-from dresnet_jax.training import checkpointing, sharding
+from dresnet_jax.training import checkpointing, digests, sharding
 
 
 def state(value):
@@ -61,9 +61,7 @@ def damage_remove(path):
 def files(workdir, step):
     """The files of a checkpoint, its digests aside."""
     checkpoint = workdir / "checkpoints" / str(step)
-    return [
-        path for path in checkpointing._files(checkpoint) if ".json" not in path.name
-    ]
+    return [path for path in digests.files(checkpoint) if ".json" not in path.name]
 
 
 def test_the_newest_are_kept_and_come_back(saved):
@@ -142,7 +140,7 @@ def test_writing_that_fails_does_not_end_the_run(saved, monkeypatch, caplog):
 
     with open_checkpoints(saved) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(checkpointing, "_digests", fail)
+            patch.setattr(digests, "_digests", fail)
             checkpoints.save(40, state(40.0))
             assert not checkpoints.wait()
         assert "could not be written: [Errno 28]" in caplog.text
@@ -169,13 +167,13 @@ def test_some_are_kept_for_good(tmp_path):
 def test_the_one_before_is_there_until_the_newest_is_finished(tmp_path, monkeypatch):
     workdir = epath.Path(tmp_path)
     seen = []
-    real = checkpointing._digests
+    real = digests._digests
 
     def look(checkpoint):
         seen.append(checkpointing.steps(workdir))
         return real(checkpoint)
 
-    monkeypatch.setattr(checkpointing, "_digests", look)
+    monkeypatch.setattr(digests, "_digests", look)
     with open_checkpoints(workdir, newest=1) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, state(float(step)))
