@@ -49,8 +49,8 @@ class BlockSpec:
 
     Attributes:
       features: output channels.
-      hidden: channels between its convolutions; 0 for the kind's own number.
       stride: of one of its convolutions, and of the shortcut.
+      hidden: channels between its convolutions; 0 for the kind's own number.
       shortcut: a key of `SHORTCUTS`.
       dilation: of its spatial convolutions.
       groups: of the bottleneck's spatial convolution.
@@ -66,8 +66,8 @@ class BlockSpec:
     """
 
     features: int
-    hidden: int = 0
     stride: int = 1
+    hidden: int = 0
     shortcut: str = "identity"
     dilation: int = 1
     groups: int = 1
