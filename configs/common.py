@@ -198,12 +198,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Who is chosen: by score, or at random, for comparison.
     growth.choose = "score"
     # Connections that one event adds or removes. Those that may be added are first
-    # ranked by their gradients; so many are then tried, each alone, for some steps of
-    # Adam, which the peak learning rate is of.
+    # ranked by their gradients; so many are then tried: each alone is fitted to some
+    # batches, by some steps of L-BFGS.
     growth.connections = 2
     growth.candidates = 16
-    growth.trial_steps = 30
-    growth.trial_learning_rate = 0.1
+    growth.trial_batches = 8
+    growth.trial_steps = 15
     # Channels that are divided: those above a quantile of all by entropy, gradient,
     # curvature or random; in each block a multiple of the bucket. Noise of the copies'
     # weights, relative to each.
@@ -211,10 +211,14 @@ def get_config() -> ml_collections.ConfigDict:
     growth.quantile = 0.8
     growth.bucket = 8
     growth.noise = 0.0
-    # What a network may have at most, parameters and multiply-adds of one image; None
-    # for any number.
+    # What a network may have at most, parameters, multiply-adds of one image and
+    # measured seconds of a training step; None for any number.
     growth.max_params = config_dict.placeholder(int)
     growth.max_multiply_adds = config_dict.placeholder(int)
+    growth.max_step_seconds = config_dict.placeholder(float)
+    # Steps behind each event in which the learning rate rises from 0 to where it was; 0
+    # for none.
+    growth.warmup_steps = 0
 
     config.init = ml_collections.ConfigDict()
     # Run whose newest weights this one starts from, where both have the same leaf; and

@@ -12,6 +12,7 @@ from dresnet_jax.analysis import (
     comparison,
     comparison_report,
     comparison_training,
+    growth_comparison,
 )
 from dresnet_jax.data import prepared
 from dresnet_jax.errors import UserError
@@ -25,9 +26,17 @@ def main() -> None:
         raise UserError("--config is that of a run: give one of configs/compare/.")
     parts = experiment.build(config.base)
     prepared.require(parts.dataset, config.base.data.data_dir)
+    grows = bool(config.base.growth.events)
+    if grows:
+        growth_comparison.check(config)
     with workdir.claim(directory, config, overwrite=False):
         cache = str(directory / "compiled")
         cli.use_compilation_cache(cache)
+        if grows:
+            report = growth_comparison.run(config, directory)
+            print(growth_comparison.table(report), directory / "report.md", sep="\n")
+            cli.finish(report)
+            return
         plan = comparison.plan(config, directory)
         comparison.write_plan(plan, directory)
         print(comparison_report.plan_table(plan))

@@ -42,7 +42,7 @@ def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Capt
             "Test accuracy",
             "Mean test accuracy of each variant, with its 95 % interval; dots are "
             "seeds.",
-            _accuracy(found["variants"]),
+            accuracy(found["variants"]),
         ),
         Captioned(
             "curves",
@@ -102,7 +102,8 @@ def mean_gates(runs: Sequence[Finished]) -> tuple[list[int], list[dict[str, Any]
     return steps, means
 
 
-def _accuracy(variants: Mapping[str, Any]) -> Figure:
+def accuracy(variants: Mapping[str, Any]) -> Figure:
+    """Mean test accuracy of each variant with its interval; dots are seeds."""
     names = list(variants)
     height = 1.2 + 0.4 * len(names)
     figure, axis = plt.subplots(figsize=(8, height), layout="constrained")

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,13 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from dresnet_jax.analysis import comparison_plots, findings, plots, statistics
+from dresnet_jax.analysis import (
+    comparison_plots,
+    findings,
+    plots,
+    reports,
+    statistics,
+)
 from dresnet_jax.analysis.comparison import Finished, Plan
 from dresnet_jax.connections import module as connections
 from dresnet_jax.errors import RunFailedError
@@ -70,7 +75,7 @@ def report(
     result["findings"] = [
         dataclasses.asdict(finding) for finding in findings.findings(result)
     ]
-    return _finite(result)
+    return reports.finite(result)
 
 
 def _variant(
@@ -332,14 +337,3 @@ def _csv(finished: Sequence[Finished]) -> str:
         values = [report["reported_step"], *(report[name] for name in names)]
         writer.writerow([run.variant, run.seed, *values])
     return text.getvalue()
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what is no finite number, which JSON has not."""
-    if isinstance(value, dict):
-        return {str(name): _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -1,6 +1,7 @@
 """Tables for people, and the figures in them for programs."""
 
 import dataclasses
+import math
 import os
 import platform
 import re
@@ -379,3 +380,14 @@ def evaluation_table(report: dict[str, Any]) -> str:
         counts = "".join(f"{value:>{width}}" for value in row)
         lines.append(f"{name:>{width}}{counts}{right:>{width}}")
     return "\n".join(lines)
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what is no finite number, which JSON has not."""
+    if isinstance(value, dict):
+        return {str(name): finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

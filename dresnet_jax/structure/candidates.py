@@ -12,6 +12,8 @@ from dresnet_jax.connections.topology import Topology
 
 # (parameters of `Connections`, a batch) -> a scalar.
 Loss = Callable[[Any, Any], jax.Array]
+# Lengths of a step in a trial that are tried at most, each half of the one before.
+TRIES = 4
 
 
 def possible(topology: Topology) -> list[Edge]:
@@ -32,10 +34,12 @@ def possible(topology: Topology) -> list[Edge]:
 def by_gradient(
     loss: Loss, larger: Superset, silent: Any, batches: Any, edges: Sequence[Edge]
 ) -> jax.Array:
-    """How surely the loss falls with each silent edge, from one pass over batches.
+    """By how much the loss falls along the gradient for each silent edge.
 
-    The squared norm of its mean gradient as a share of its gradients' mean squared
-    norm, from 0 to 1: the norm alone would be a measure of how much the source gives.
+    As far as a parabola tells: g'g is the slope along the mean gradient g of some
+    batches and g'Hg the curvature, so that the best step along it is worth
+    (g'g)^2 / 2 |g'Hg|. The norm of g alone would be a measure of how much the source
+    gives.
 
     Args:
       loss: of the network with all edges.
@@ -47,15 +51,20 @@ def by_gradient(
     Returns:
       [edges].
     """
-    gradients = jax.lax.map(lambda batch: jax.grad(loss)(silent, batch), batches)
 
-    def share(mark: Any) -> jax.Array:
-        own = jax.tree.map(lambda x, of_batches: x * of_batches, mark, gradients)
-        squares = jax.vmap(lambda x: optax.tree.norm(x, squared=True))(own)
-        mean = jax.tree.map(lambda x: x.mean(axis=0), own)
-        return optax.tree.norm(mean, squared=True) / squares.mean()
+    def gradient(parameters: Any) -> Any:
+        return jax.grad(lambda given: _mean(loss, given, batches))(parameters)
 
-    return jax.lax.map(share, _marks(larger, silent, edges))
+    whole = gradient(silent)
+
+    def fall(mark: Any) -> jax.Array:
+        own = optax.tree.mul(mark, whole)
+        _, curved = jax.jvp(gradient, (silent,), (own,))
+        slope, curvature = optax.tree.vdot(own, own), optax.tree.vdot(own, curved)
+        tiny = jnp.finfo(slope.dtype).tiny
+        return slope**2 / (2 * jnp.abs(curvature) + tiny)
+
+    return jax.lax.map(fall, _marks(larger, silent, edges))
 
 
 def by_trial(
@@ -64,36 +73,50 @@ def by_trial(
     silent: Any,
     batches: Any,
     edges: Sequence[Edge],
-    learning_rate: float = 0.01,
+    steps: int = 15,
 ) -> jax.Array:
-    """By how much the loss falls where one edge learns for some steps, all else fixed.
+    """By how much the loss falls where one edge is fitted, all else fixed.
 
-    All candidates at once, each in a network of its own, which runs once for each.
+    All candidates at once, each in a network of its own. The fit is of few numbers, so
+    that L-BFGS comes near its end in few steps, however flat the loss is; a fit that is
+    not finished ranks edges by how fast they learn.
 
     Args:
       loss: of the network with all edges.
       larger: the network's connections with the candidates.
       silent: their parameters, the candidates without an effect.
-      batches: one for each step of Adam; the fall is that of their mean loss. Each leaf
-        is [steps, ...].
+      batches: whose mean loss is fitted; of too few the noise is. Each leaf is
+        [batches, ...].
       edges: the candidates.
-      learning_rate: of Adam.
+      steps: of L-BFGS, each with at most `TRIES` tries of its length.
 
     Returns:
       [edges].
     """
-    steps = len(jax.tree.leaves(batches)[0])
-    learner = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    search = optax.scale_by_backtracking_linesearch(
+        max_backtracking_steps=TRIES, decrease_factor=0.5
+    )
+    learner = optax.lbfgs(linesearch=search)
 
     def fall(mark: Any) -> jax.Array:
-        def step(carry: Any, batch: Any) -> tuple[Any, None]:
-            found, memory = carry
-            gradient = optax.tree.mul(mark, jax.grad(loss)(found, batch))
-            updates, memory = learner.update(gradient, memory)
-            return (optax.apply_updates(found, updates), memory), None
+        def of_change(change: Any) -> jax.Array:
+            own = optax.tree.mul(mark, change)
+            return _mean(loss, optax.tree.add(silent, own), batches)
 
-        carry, _ = jax.lax.scan(step, (silent, learner.init(silent)), batches)
-        return _mean(loss, silent, batches) - _mean(loss, carry[0], batches)
+        def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
+            change, memory = carry
+            value, gradient = jax.value_and_grad(of_change)(change)
+            updates, memory = learner.update(
+                gradient, memory, change, value=value, grad=gradient, value_fn=of_change
+            )
+            return (optax.apply_updates(change, updates), memory), value
+
+        nothing = optax.tree.zeros_like(silent)
+        start = nothing, learner.init(nothing)
+        (change, _), values = jax.lax.scan(step, start, length=steps)
+        found = values[0] - of_change(change)
+        # A step that is far too long may end at no number.
+        return jnp.where(jnp.isfinite(found), found, -jnp.inf)
 
     return jax.vmap(fall)(_marks(larger, silent, edges))
 

@@ -24,6 +24,8 @@ from dresnet_jax.training.state import TrainState
 CONNECTIONS = "connections/"
 # The running mean of squared gradients, by which Adam divides.
 SQUARES = "/nu/"
+# Passes through a network that a gradient costs: forward, and twice as much back.
+GRADIENT = 3
 
 # (name of a leaf of the changed state, all leaves of the old one, the leaf as it would
 # start) -> what it is.
@@ -41,6 +43,8 @@ class Change:
       multiply_adds: of one image as evaluated, before and after.
       error: the largest difference that it made to a logit of a batch, as a share of
         the largest logit, as trained or as evaluated, whichever is more.
+      passes: of a batch through the network before, that choosing it took; a gradient
+        counts as `GRADIENT`.
     """
 
     kind: str
@@ -48,6 +52,7 @@ class Change:
     params: tuple[int, int]
     multiply_adds: tuple[int, int]
     error: float
+    passes: int = 0
 
 
 def with_model(

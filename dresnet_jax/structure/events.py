@@ -1,5 +1,6 @@
 """The events of growth: which change each makes, as the config asks."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.structure import (
     candidates,
+    changes,
     deepening,
     growing,
     pruning,
@@ -46,16 +48,26 @@ def check(parts: Experiment) -> None:
         pick("growth.events", kind, EVENTS)
     pick("growth.choose", growth.choose, CHOICES)
     pick("growth.channel_rule", growth.channel_rule, units.RULES)
-    for field in ("connections", "candidates", "trial_steps", "bucket"):
+    for field in (
+        *("connections", "candidates", "trial_batches", "trial_steps", "bucket"),
+    ):
         if growth[field] < 1:
             raise UserError(f"growth.{field} = {growth[field]} must be above 0.")
+    if growth.warmup_steps < 0:
+        raise UserError(
+            f"growth.warmup_steps = {growth.warmup_steps} must not be below 0."
+        )
     if not 0 <= growth.quantile < 1:
         raise UserError(f"growth.quantile = {growth.quantile} must be in [0, 1).")
-    for field in ("noise", "trial_learning_rate", "max_loss"):
+    for field in ("noise", "max_loss"):
         if not 0 <= growth[field] < math.inf:
             raise UserError(
                 f"growth.{field} = {growth[field]} must be a number, not below 0."
             )
+    if parts.config.train.report_on == "best":
+        raise UserError(
+            "train.report_on = best is of one structure: with growth.events, take last."
+        )
     if not 1 <= growth.trial_epochs < growth.every_epochs:
         raise UserError(
             f"growth.trial_epochs = {growth.trial_epochs} must be from 1 to "
@@ -100,11 +112,17 @@ def _connect(
     if growth.choose == "random":
         order = _random(network).permutation(len(edges))[: growth.connections]
         return growing.grown(network, [edges[n] for n in sorted(order)], batches[0])
-    falls = _falls(network, edges, growth, batches)
+    falls, passes = _falls(network, edges, growth, batches)
     best = sorted(falls, key=lambda edge: -falls[edge])[: growth.connections]
     if not (useful := [edge for edge in best if falls[edge] > 0]):
         raise UserError(f"No connection of {len(edges)} let the loss fall in a trial.")
-    return growing.grown(network, useful, batches[0])
+    return _counted(growing.grown(network, useful, batches[0]), passes)
+
+
+def _counted(made: tuple[Network, Change], passes: int) -> tuple[Network, Change]:
+    """A change with the passes through the network that choosing it took."""
+    network, change = made
+    return network, dataclasses.replace(change, passes=passes)
 
 
 def _falls(
@@ -112,9 +130,13 @@ def _falls(
     edges: list[Edge],
     growth: ml_collections.ConfigDict,
     batches: Sequence[Batch],
-) -> dict[Edge, float]:
-    """By how much the loss falls with each of the candidates, in a trial of its own."""
-    batch = batches[0]
+) -> tuple[dict[Edge, float], int]:
+    """By how much the loss falls with each of the candidates, in a trial of its own.
+
+    Returns:
+      It, and the passes of a batch through the network that it took.
+    """
+    batch, passes = batches[0], 0
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
     everywhere = sharding.replicated(network.parts.mesh)
 
@@ -135,11 +157,15 @@ def _falls(
 
     if len(edges) > growth.candidates:
         first = scores(edges, candidates.by_gradient)
+        # A gradient of all, and of each the gradient and its derivative along itself.
+        passes += changes.GRADIENT * len(batches) * (1 + 2 * len(edges))
         best = sorted(edges, key=lambda edge: -first[edge])
         edges = sorted(best[: growth.candidates])
 
-    rate = growth.trial_learning_rate
-    return scores(edges, functools.partial(candidates.by_trial, learning_rate=rate))
+    trial = functools.partial(candidates.by_trial, steps=growth.trial_steps)
+    # Of each step a gradient and all tries, and the loss behind the last.
+    each = growth.trial_steps * (changes.GRADIENT + candidates.TRIES) + 1
+    return scores(edges, trial), passes + len(batches) * len(edges) * each
 
 
 def _can_start(network: Network, edge: Edge) -> bool:
@@ -163,7 +189,8 @@ def _widen(
     rule = "random" if growth.choose == "random" else growth.channel_rule
     scores = units.RULES[rule](network, batches[0], able)
     copies = units.chosen(scores, growth.quantile, growth.bucket)
-    return widening.widened(network, copies, batches[0], growth.noise)
+    made = widening.widened(network, copies, batches[0], growth.noise)
+    return _counted(made, units.PASSES[rule])
 
 
 def _deepen(
@@ -186,7 +213,8 @@ def _deepen(
     scores = {
         i: _gradient(deeper, i + 1, batches[0]) for i, (deeper, _) in found.items()
     }
-    return found[max(scores, key=lambda i: scores[i])]
+    best = found[max(scores, key=lambda i: scores[i])]
+    return _counted(best, changes.GRADIENT * len(able))
 
 
 def _gradient(network: Network, block: int, batch: Batch) -> float:
@@ -214,10 +242,10 @@ def _prune(
     if growth.choose == "random":
         order = _random(network).permutation(len(edges))[: growth.connections]
         gone = [edges[n] for n in order]
-    else:
-        ranked = pruning.ranked(network, batches[0])
-        gone = [carrier.edge for carrier in ranked[: growth.connections]]
-    return growing.shrunk(network, gone, batches[0])
+        return growing.shrunk(network, gone, batches[0])
+    ranked = pruning.ranked(network, batches[0])
+    gone = [carrier.edge for carrier in ranked[: growth.connections]]
+    return _counted(growing.shrunk(network, gone, batches[0]), 1)
 
 
 def _random(network: Network) -> np.random.Generator:

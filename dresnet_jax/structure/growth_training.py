@@ -7,12 +7,17 @@ the run goes on from the one before as if nothing had been. A change is a functi
 the config and of the state before it, so that a run that was killed makes it again.
 """
 
+import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
 
 from dresnet_jax.errors import UserError
@@ -40,6 +45,8 @@ ON_TRIAL, ACCEPTED, TAKEN_BACK, REFUSED = (
 )
 
 Entry = dict[str, Any]
+# Of a changed network, where a step's time has a budget; their median counts.
+_TIMED_CALLS = 5
 
 
 def run(
@@ -104,13 +111,10 @@ class _Growth:
         start = self._build(config)
         events.check(start)
         self._data = loop.open_data(start)
-        self._num_steps = start.num_steps
-        growth = config.growth
-        self._events = [
-            (number + 1) * growth.every_epochs * start.steps_per_epoch
-            for number in range(len(growth.events))
-        ]
-        self._trial = growth.trial_epochs * start.steps_per_epoch
+        self._start, self._num_steps = start, start.num_steps
+        growth, steps = config.growth, start.steps_per_epoch
+        self._events = experiment.event_steps(growth, steps)
+        self._trial = growth.trial_epochs * steps
 
     def run(self) -> dict[str, Any]:
         stand = self._restored()
@@ -127,6 +131,7 @@ class _Growth:
             stand.parts, self._directory, self._data.splits, stand.state
         )
         report["history"] = stand.history
+        report["training_multiply_adds"] = self._spent(stand.history)
         # Blocks may have other numbers than at the start.
         report.pop("gate_drift", None)
         if processes.is_first():
@@ -168,17 +173,18 @@ class _Growth:
         entry: Entry = {"event": number, "step": stand.step, "kind": kind}
         batches = list(
             changes.training_batches(
-                network, self._data, stand.step, growth.trial_steps
+                network, self._data, stand.step, growth.trial_batches
             )
         )
         try:
             after, change = events.EVENTS[kind](network, growth, batches)
             events.within_budget(growth, change)
+            parts = self._build(after.parts.config)
+            state = after.state.replace(model=parts.model, optimizer=parts.optimizer)
+            self._check_time(parts, state)
         except UserError as error:
             entry |= {"result": REFUSED, "why": str(error)}
             return self._decided(stand, entry)
-        parts = self._build(after.parts.config)
-        state = after.state.replace(model=parts.model, optimizer=parts.optimizer)
         entry |= dataclasses.asdict(change) | {
             "structure": [_structure(network), _structure(after)],
             "result": ON_TRIAL,
@@ -253,6 +259,51 @@ class _Growth:
                 last = history[-1]
                 if (last["event"], last["step"]) in taken_back:
                     checkpointing.discard(self._directory, [step])
+
+    def _check_time(self, parts: Experiment, state: TrainState) -> None:
+        """Times a few steps of a changed network, if there is a budget.
+
+        Raises:
+          UserError: they take longer than the config allows.
+        """
+        most = self._config.growth.max_step_seconds
+        if most is None:
+            return
+        calls = parts.calls(int(state.step))[:1]
+        data = parts.road.data(self._data.train, self._config.seed, calls)
+        with contextlib.closing(data):
+            arrays, _ = next(data)
+        program, seconds = parts.compile_train_step(calls[0].steps), []
+        state = jax.tree.map(jnp.copy, state)
+        for _ in range(_TIMED_CALLS):
+            start = time.perf_counter()
+            state, _ = jax.block_until_ready(program(state, *arrays))
+            seconds.append((time.perf_counter() - start) / calls[0].steps)
+        # All processes have to go the same way.
+        if processes.agreed(int(float(np.median(seconds)) > most)):
+            raise UserError(
+                f"A step would take longer than growth.max_step_seconds = {most:g}."
+            )
+
+    def _spent(self, history: list[Entry]) -> int:
+        """Multiply-adds of all training, trials and choices, but not of evaluations.
+
+        Those of one image as evaluated, times the passes, times the batch.
+        """
+        now, steps, passes = changes.products(self._start), 0, 0
+        for entry in history:
+            passes += changes.GRADIENT * now * (entry["step"] - steps)
+            steps = entry["step"]
+            if entry["result"] == REFUSED:
+                continue
+            before, after = entry["multiply_adds"]
+            passes += entry["passes"] * before
+            if entry["result"] == TAKEN_BACK:
+                passes += changes.GRADIENT * after * entry["trial_steps"]
+                continue
+            now = after
+        passes += changes.GRADIENT * now * (self._num_steps - steps)
+        return passes * self._start.recipe.batch_size
 
     def _validated(self, network: Network) -> dict[str, float]:
         evaluate = evaluation.Evaluator(network.parts)

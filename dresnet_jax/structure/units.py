@@ -11,6 +11,7 @@ from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.models.backbone import with_form
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import widening
+from dresnet_jax.structure.changes import GRADIENT
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import leaves, sharding, steps
 from dresnet_jax.training.state import TrainState
@@ -133,6 +134,8 @@ RULES: dict[str, Rule] = {
     "curvature": curvature,
     "random": at_random,
 }
+# Of a batch through the network, that each rule takes.
+PASSES = {"entropy": 1, "gradient": GRADIENT, "curvature": GRADIENT, "random": 0}
 
 
 def chosen(scores: Scores, quantile: float, bucket: int) -> dict[int, list[int]]:

@@ -260,7 +260,12 @@ def build(
             sharding.platform(mesh),
             mesh.size,
         ),
-        optimizer=optimizer.build(config.optimizer, num_steps),
+        optimizer=optimizer.build(
+            config.optimizer,
+            num_steps,
+            event_steps(config.growth, steps_per_epoch),
+            config.growth.warmup_steps,
+        ),
         mesh=mesh,
         road=roads.choose(
             config.data, dataset, recipe, mesh, device_bytes or sharding.device_bytes()
@@ -268,6 +273,14 @@ def build(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def event_steps(growth: ml_collections.ConfigDict, steps_per_epoch: int) -> list[int]:
+    """The steps behind which a run's network changes."""
+    return [
+        number * growth.every_epochs * steps_per_epoch
+        for number in range(1, len(growth.events) + 1)
+    ]
 
 
 def _next_multiple(step: int, every: int) -> int:

@@ -3,10 +3,11 @@
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -16,13 +17,18 @@ from dresnet_jax.training import leaves
 
 
 def build(
-    config: ml_collections.ConfigDict, num_steps: int
+    config: ml_collections.ConfigDict,
+    num_steps: int,
+    events: Sequence[int] = (),
+    warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
     """Clipping, the optimiser with its schedule, and the gates' own learning rate.
 
     Args:
       config: the `optimizer` part of a config.
       num_steps: the run's length, over which the learning rate falls to 0.
+      events: steps behind which the network changes.
+      warmup_steps: behind each event, in which the learning rate rises from 0 again.
 
     Raises:
       UserError: the optimiser is unknown or a value out of range.
@@ -55,6 +61,11 @@ def build(
         make(config, schedule(config, num_steps)),
         optax.masked(_gate_scale(config, num_steps), is_gate),
         *(
+            [optax.scale_by_schedule(_warm_up(events, warmup_steps))]
+            if events and warmup_steps
+            else []
+        ),
+        *(
             [optax.masked(optax.set_to_zero(), functools.partial(_frozen, config))]
             if config.freeze
             else []
@@ -70,6 +81,17 @@ def schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedul
         warmup_steps=int(config.warmup_fraction * num_steps),
         decay_steps=num_steps,
     )
+
+
+def _warm_up(events: Sequence[int], steps: int) -> optax.Schedule:
+    """The part of the learning rate that is left behind events; 1 before the first."""
+
+    def part(step: jax.Array) -> jax.Array:
+        since = step - jnp.asarray(events)
+        since = jnp.min(jnp.where(since >= 0, since, steps))
+        return jnp.minimum(1.0, (since + 1) / steps)
+
+    return part
 
 
 def _gate_scale(

@@ -19,6 +19,7 @@ GROWING = (
     "--config.train.log_every_steps=4",
     "--config.growth.events=('connections', 'width', 'depth')",
     "--config.growth.every_epochs=2",
+    "--config.growth.trial_batches=2",
     "--config.growth.trial_steps=4",
     "--config.growth.max_loss=1.0",
     GENTLE,

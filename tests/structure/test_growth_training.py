@@ -40,7 +40,8 @@ def config(small_config):
     train.num_steps, train.log_every_steps, train.checkpoint_every_steps = 14, 2, 1
     train.keep_checkpoints = 2
     growth.events = ("connections", "width", "depth")
-    growth.every_epochs, growth.trial_epochs, growth.trial_steps = 2, 1, 2
+    growth.every_epochs, growth.trial_epochs = 2, 1
+    growth.trial_batches = growth.trial_steps = 2
     growth.max_loss = 1.0
     growth.connections = 1
     return small_config

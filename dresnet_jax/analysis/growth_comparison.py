@@ -1,0 +1,239 @@
+"""Networks that grow beside networks that do not, for the same training."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from dresnet_jax.analysis import comparison_plots, plots, reports, statistics
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure import changes, events, growth_training
+from dresnet_jax.training import (
+    checkpointing,
+    evaluation,
+    experiment,
+    loop,
+    watching,
+    workdir,
+)
+
+GROWN = "grown"
+# What it is compared with, each for as many multiply-adds of training.
+LAST, FIRST, RANDOM = "its last structure", "its first structure", "grown at random"
+VARIANTS = (GROWN, LAST, FIRST, RANDOM)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks a comparison whose `base` grows.
+
+    Raises:
+      UserError: a value is wrong.
+    """
+    if config.seeds < 1:
+        raise UserError(f"seeds = {config.seeds} must be above 0.")
+    events.check(experiment.build(config.base))
+
+
+def run(config: ml_collections.ConfigDict, directory: epath.Path) -> dict[str, Any]:
+    """Trains what is missing, seed by seed; writes report.json and report.md.
+
+    Args:
+      config: of the comparison, checked.
+      directory: of the comparison, claimed.
+
+    Returns:
+      The report.
+    """
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        for name, report in _of_seed(config.base, seed, directory).items():
+            found[name].append(report)
+    report = _report(config, found)
+    workdir.write_json(directory / "report.json", report)
+    figure = comparison_plots.accuracy(report["variants"])
+    plots.save(figure, directory / "accuracy.png")
+    (directory / "report.md").write_text(_page(report))
+    return report
+
+
+def _of_seed(
+    base: ml_collections.ConfigDict, seed: int, directory: epath.Path
+) -> dict[str, dict[str, Any]]:
+    """The report of each variant, with its `training_multiply_adds`."""
+
+    def place(name: str) -> epath.Path:
+        return directory / "runs" / name.replace(" ", "_") / str(seed)
+
+    start = _with(base, seed=seed)
+    grown = _trained(start, place(GROWN))
+    spent, first = grown["training_multiply_adds"], _each_step(start)
+    newest = checkpointing.newest(place(GROWN))
+    assert newest is not None, "the run has ended"
+    structure = evaluation.config_of(start, newest[1])
+    last = _each_step(structure)
+    # Its choices cost nothing: for them it is trained on.
+    chosen = sum(
+        entry.get("passes", 0) * entry["multiply_adds"][0] * start.data.batch_size
+        for entry in grown["history"]
+        if "multiply_adds" in entry
+    )
+    longer = grown["steps"] + round(chosen / last)
+    by_chance = _with(start, num_steps=longer, choose="random")
+    plain = {
+        LAST: (structure, round(spent / last)),
+        FIRST: (start, round(spent / first)),
+    }
+    found = {GROWN: grown}
+    for name, (config, steps) in plain.items():
+        config = _with(config, events=(), num_steps=steps)
+        report = _trained(config, place(name))
+        found[name] = report | {"training_multiply_adds": steps * _each_step(config)}
+    return found | {RANDOM: _trained(by_chance, place(RANDOM))}
+
+
+def _each_step(config: ml_collections.ConfigDict) -> int:
+    """Multiply-adds of a step of training."""
+    each = changes.products(experiment.build(config))
+    return changes.GRADIENT * each * config.data.batch_size
+
+
+def _with(
+    config: ml_collections.ConfigDict, **fields: Any
+) -> ml_collections.ConfigDict:
+    """A config with other fields of its own, of `train` and of `growth`."""
+    changed = copy.deepcopy(config).unlock()
+    for name, value in fields.items():
+        part = next(p for p in (changed, changed.train, changed.growth) if name in p)
+        part[name] = value
+    return changed.lock()
+
+
+def _trained(
+    config: ml_collections.ConfigDict, directory: epath.Path
+) -> dict[str, Any]:
+    """The report of a run, which is trained to its end if it is not done."""
+    path = directory / "report.json"
+    if not path.exists():
+        watch = functools.partial(watching.Watch, directory)
+        with (
+            workdir.claim(directory, config, overwrite=False),
+            (directory / "log.txt").open("a") as log,
+            contextlib.redirect_stdout(log),
+        ):
+            if config.growth.events:
+                growth_training.run(config, directory, watch)
+            else:
+                loop.run(experiment.build(config), directory)
+        found = json.loads(path.read_text())
+        print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
+    return json.loads(path.read_text())
+
+
+def _report(
+    config: ml_collections.ConfigDict, found: Mapping[str, Sequence[dict[str, Any]]]
+) -> dict[str, Any]:
+    """The figures of all variants, and how far the grown one is above the others."""
+
+    def each(name: str, value: Callable[[dict[str, Any]], float]) -> list[float]:
+        return [value(report) for report in found[name]]
+
+    spent = {name: each(name, lambda r: r["training_multiply_adds"]) for name in found}
+    variants: dict[str, dict[str, Any]] = {}
+    for name in found:
+        accuracies = each(name, lambda r: r["test_accuracy"])
+        variants[name] = {
+            "test_accuracy": {
+                **dataclasses.asdict(statistics.estimate(accuracies)),
+                "values": accuracies,
+            },
+            "params": each(name, lambda r: r["params"]),
+            "steps": each(name, lambda r: r["steps"]),
+            "training_multiply_adds": spent[name],
+            "cost": [a / b for a, b in zip(spent[name], spent[GROWN], strict=True)],
+        }
+    values = {name: one["test_accuracy"]["values"] for name, one in variants.items()}
+    others = [name for name in VARIANTS if name != GROWN]
+    differences = [statistics.paired(values[GROWN], values[name]) for name in others]
+    corrected = statistics.holm([one.p for one in differences])
+    result = {
+        "question": config.question,
+        "command": shlex.join(["python", "-m", "dresnet_jax.compare", *sys.argv[1:]]),
+        "dataset": config.base.data.dataset,
+        "first_seed": config.first_seed,
+        "seeds": config.seeds,
+        "machine": reports.machine(),
+        "variants": variants,
+        "grown_against": {
+            name: {**dataclasses.asdict(one.estimate), "p": one.p, "corrected_p": p}
+            for name, one, p in zip(others, differences, corrected, strict=True)
+        },
+        "history": [report["history"] for report in found[GROWN]],
+    }
+    return reports.finite(result)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Markdown: a row per variant, and one per difference."""
+    lines = [
+        "| variant | test accuracy | 95 % interval | parameters | steps | cost |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in report["variants"].items():
+        accuracy = one["test_accuracy"]
+        lines.append(
+            f"| {name} | {_percent(accuracy['mean'])} | {_interval(accuracy)} | "
+            f"{_span(one['params'])} | {_span(one['steps'])} | "
+            f"{_span(one['cost'], '.3f')} |"
+        )
+    lines += [
+        "",
+        "| grown is above | points | 95 % interval | p | corrected |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in report["grown_against"].items():
+        ps = ("-" if p is None else f"{p:.3f}" for p in (one["p"], one["corrected_p"]))
+        lines.append(
+            f"| {name} | {_percent(one['mean'])} | {_interval(one)} | "
+            f"{' | '.join(ps)} |"
+        )
+    return "\n".join(lines)
+
+
+def _page(report: Mapping[str, Any]) -> str:
+    events_of = "\n".join(
+        f"- seed {report['first_seed'] + number}: "
+        + "; ".join(f"{e['kind']} at step {e['step']} {e['result']}" for e in history)
+        for number, history in enumerate(report["history"])
+    )
+    return (
+        f"# {report['question']}\n\n    {report['command']}\n\n"
+        f"{report['seeds']} seeds from {report['first_seed']} on, {report['dataset']}; "
+        f"{report['machine']}. Cost is the multiply-adds of all training, with trials "
+        "and with what it took to choose, as a part of the grown network's.\n\n"
+        f"{table(report)}\n\n![Test accuracy of each variant](accuracy.png)\n\n"
+        f"Events of the grown networks:\n\n{events_of}\n"
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:
+        return "-"
+    return f"{_percent(found['low'])} to {_percent(found['high'])}"
+
+
+def _span(values: Sequence[float], form: str = ",.0f") -> str:
+    low, high = min(values), max(values)
+    ends = [format(value, form) for value in (low, high)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
