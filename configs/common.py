@@ -220,6 +220,17 @@ def get_config() -> ml_collections.ConfigDict:
     # for none.
     growth.warmup_steps = 0
 
+    search = config.search = ml_collections.ConfigDict()
+    # Share of the training split, its last examples, from which the weights of
+    # operations and connections learn, before each step of the network, which learns
+    # from the rest (Liu et al. 2019, DARTS); 0 where all learn from all.
+    search.share = 0.0
+    # Their learning rate, of Adam.
+    search.learning_rate = 3e-3
+    # Whether they take the network as it is (first), or as it is a step of gradient
+    # later (second), which takes three times as long.
+    search.order = "first"
+
     config.init = ml_collections.ConfigDict()
     # Run whose newest weights this one starts from, where both have the same leaf; and
     # a regular expression of the paths, as params/head/linear/kernel, that start anew.

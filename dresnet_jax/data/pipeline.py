@@ -202,5 +202,5 @@ def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
 
 def derive_key(key: jax.Array, purpose: str) -> jax.Array:
     """The run's key for one purpose, so that no two purposes share random numbers."""
-    purposes = ("init", "augment", "dropout")
+    purposes = ("init", "augment", "dropout", "search")
     return jax.random.fold_in(key, purposes.index(purpose))

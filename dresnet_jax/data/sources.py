@@ -84,6 +84,51 @@ class Arrays:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Some of the examples of a split, one behind the other.
+
+    Attributes:
+      whole: the split.
+      start: the place of the first.
+      count: how many.
+    """
+
+    whole: Examples
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at some places of the part."""
+        return self.whole.read([self.start + index for index in indices])
+
+    def where(self, index: int) -> str:
+        """The name of a place of the part, for a person."""
+        return self.whole.where(self.start + index)
+
+
+def divided(examples: Examples, count: int) -> tuple[Examples, Examples]:
+    """The first examples of a split, and the rest."""
+    if not isinstance(examples, Arrays):
+        return Part(examples, 0, count), Part(examples, count, len(examples) - count)
+    images, labels = examples.images, examples.labels
+    return (
+        Arrays(
+            images[:count],
+            labels[:count],
+            tuple(i for i in examples.corrupt if i < count),
+        ),
+        Arrays(
+            images[count:],
+            labels[count:],
+            tuple(i - count for i in examples.corrupt if i >= count),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Records:
     """The examples of a split in array_record files that TFDS wrote.
 

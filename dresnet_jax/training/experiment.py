@@ -19,7 +19,14 @@ from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
-from dresnet_jax.training import optimizer, roads, sharding, steps, transfer
+from dresnet_jax.training import (
+    alternating,
+    optimizer,
+    roads,
+    sharding,
+    steps,
+    transfer,
+)
 from dresnet_jax.training import state as train_state
 from dresnet_jax.training.state import TrainState
 
@@ -34,6 +41,7 @@ class Experiment:
       recipe: how batches are made.
       model: the network.
       optimizer: the optax transformation.
+      optimizers: its parts, where architecture and network learn in turn.
       mesh: the devices.
       road: how examples reach them.
       num_steps: the run's length.
@@ -51,6 +59,7 @@ class Experiment:
     road: roads.Road
     num_steps: int
     steps_per_epoch: int
+    optimizers: alternating.Optimizers | None = None
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False)
 
     def with_seed(self, seed: int) -> "Experiment":
@@ -105,6 +114,25 @@ class Experiment:
             log_every_steps=train.log_every_steps,
         )
 
+    def _search_step(
+        self, state: TrainState, batch: pipeline.Batch, other: pipeline.Batch
+    ) -> tuple[TrainState, steps.StepResult]:
+        """`alternating.step` with this run's settings."""
+        search, train = self.config.search, self.config.train
+        assert self.optimizers is not None, "the road is divided"
+        rate = None
+        if search.order == "second":
+            rate = optimizer.schedule(self.config.optimizer, self.num_steps)
+        return alternating.step(
+            *(state, batch, other),
+            optimizers=self.optimizers,
+            network_step=self.step,
+            rate=rate,
+            label_smoothing=train.label_smoothing,
+            gate_penalty=train.gate_penalty,
+            gathered=functools.partial(sharding.gathered, self.mesh),
+        )
+
     def compile_train_step(self, num_steps: int = 1) -> jax.stages.Compiled:
         """The program of some steps, compiled once: (state, *data of the road).
 
@@ -126,9 +154,14 @@ class Experiment:
             def one(
                 current: TrainState, i: jax.Array
             ) -> tuple[TrainState, steps.StepResult]:
-                batch = road.batch(data, current.key, current.step, i)
+                place = data, current.key, current.step, i
+                batch = road.batch(*place)
                 batch = jax.lax.with_sharding_constraint(batch, over_devices)
-                return step(current, batch)
+                if not isinstance(road, roads.Divided):
+                    return step(current, batch)
+                other = road.other_batch(*place)
+                other = jax.lax.with_sharding_constraint(other, over_devices)
+                return self._search_step(current, batch, other)
 
             if num_steps == 1:
                 # Outside a loop, where the convolutions of a CPU are much faster.
@@ -246,30 +279,42 @@ def build(
         )
     norms = {"global": 1, "per_shard": mesh.size}
     shards = pick("sharding.batch_norm", config.sharding.batch_norm, norms)
-    steps_per_epoch = recipe.steps_per_epoch(dataset.splits["train"])
+    model = zoo.build(
+        config.model,
+        dataset.image_size,
+        dataset.num_classes,
+        shards,
+        sharding.platform(mesh),
+        mesh.size,
+    )
+    alternating.check(config, model.spec)
+    road = roads.choose(
+        config.data, dataset, recipe, mesh, device_bytes or sharding.device_bytes()
+    )
+    num_examples = dataset.splits["train"]
+    if share := config.search.share:
+        divided = roads.divide(road, share, num_examples, recipe.batch_size)
+        road, num_examples = divided, divided.count
+    steps_per_epoch = recipe.steps_per_epoch(num_examples)
     num_steps = _num_steps(config.train, steps_per_epoch)
+    learner = optimizer.build(
+        config.optimizer,
+        num_steps,
+        event_steps(config.growth, steps_per_epoch),
+        config.growth.warmup_steps,
+    )
+    both = None
+    if share:
+        both = alternating.optimizers(learner, config.search.learning_rate)
     return Experiment(
         config=config,
         dataset=dataset,
         recipe=recipe,
-        model=zoo.build(
-            config.model,
-            dataset.image_size,
-            dataset.num_classes,
-            shards,
-            sharding.platform(mesh),
-            mesh.size,
-        ),
-        optimizer=optimizer.build(
-            config.optimizer,
-            num_steps,
-            event_steps(config.growth, steps_per_epoch),
-            config.growth.warmup_steps,
-        ),
+        model=model,
+        optimizer=both.joined if both else learner,
+        optimizers=both,
         mesh=mesh,
-        road=roads.choose(
-            config.data, dataset, recipe, mesh, device_bytes or sharding.device_bytes()
-        ),
+        road=road,
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
     )

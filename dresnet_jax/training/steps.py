@@ -68,22 +68,12 @@ def train_step(
     def loss_function(
         params: optax.Params, batch_stats: Any, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        params = gathered(params)
-        logits, updates = forward(state.model, params, batch_stats, part.images, key)
-        losses = cross_entropy(logits, part.targets, label_smoothing)
-        loss = losses.mean() + penalties(updates)
-        loss += supervision(
-            state.model.spec.exits, updates, part.targets, label_smoothing
+        given = gathered(params), batch_stats
+        return training_loss(
+            *(state.model, *given, part, key),
+            label_smoothing=label_smoothing,
+            gate_penalty=gate_penalty,
         )
-        if gate_penalty:
-            spec = state.model.spec
-            loss += gate_penalty * total_opening(
-                spec.connections, spec.channels, params.get("connections", {})
-            )
-        metrics = Metrics.single_from_model_output(
-            loss=losses, logits=logits, labels=part.labels, mask=part.mask
-        )
-        return loss, (updates.get("batch_stats", {}), metrics)
 
     gradient = jax.value_and_grad(loss_function, has_aux=True)
     key = jax.random.fold_in(derive_key(state.key, "dropout"), state.step)
@@ -155,6 +145,41 @@ def train_step(
         running=running,
     )
     return new_state, StepResult(loss=loss, grad_norm=grad_norm, running=running)
+
+
+def training_loss(
+    model: Backbone,
+    params: optax.Params,
+    batch_stats: Any,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    label_smoothing: float,
+    gate_penalty: float,
+) -> tuple[jax.Array, tuple[Any, Metrics]]:
+    """What training lets fall: a scalar; the norms' averages, and metrics.
+
+    Args:
+      model: the network.
+      params: its parameters.
+      batch_stats: running averages of its norms.
+      batch: examples.
+      key: of dropout and of blocks that are left out.
+      label_smoothing: share of the label spread over all classes.
+      gate_penalty: this times the sum of |F(w)| is added.
+    """
+    logits, updates = forward(model, params, batch_stats, batch.images, key)
+    losses = cross_entropy(logits, batch.targets, label_smoothing)
+    loss = losses.mean() + penalties(updates)
+    spec = model.spec
+    loss += supervision(spec.exits, updates, batch.targets, label_smoothing)
+    if gate_penalty:
+        own = params.get("connections", {})
+        loss += gate_penalty * total_opening(spec.connections, spec.channels, own)
+    metrics = Metrics.single_from_model_output(
+        loss=losses, logits=logits, labels=batch.labels, mask=batch.mask
+    )
+    return loss, (updates.get("batch_stats", {}), metrics)
 
 
 def forward(

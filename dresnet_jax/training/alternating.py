@@ -1,0 +1,194 @@
+"""Architecture and network learn in turn, each from examples of its own.
+
+Liu, Simonyan and Yang (2019), "DARTS: Differentiable Architecture Search". What the
+architecture is: the weights of operations and of connections.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models.backbone_spec import BackboneSpec
+from dresnet_jax.training import optimizer, steps
+from dresnet_jax.training.state import TrainState
+
+ORDERS = dict.fromkeys(("first", "second"))
+# Of Adam, as published.
+_BETAS = 0.5, 0.999
+
+
+class Optimizers(NamedTuple):
+    """What each part learns by; neither changes the other part.
+
+    Attributes:
+      network: of all but the architecture.
+      architecture: of it alone.
+    """
+
+    network: optax.GradientTransformation
+    architecture: optax.GradientTransformation
+
+    @property
+    def joined(self) -> optax.GradientTransformation:
+        """Both as one, whose memory is (network's, architecture's)."""
+
+        def init(params: optax.Params) -> optax.OptState:
+            return self.network.init(params), self.architecture.init(params)
+
+        def update(grads: Any, memory: Any, params: Any = None) -> tuple[Any, Any]:
+            first, own = self.network.update(grads, memory[0], params)
+            second, other = self.architecture.update(grads, memory[1], params)
+            return optax.tree.add(first, second), (own, other)
+
+        return optax.GradientTransformation(init, update)
+
+
+def check(config: ml_collections.ConfigDict, spec: BackboneSpec) -> None:
+    """Checks `config.search`.
+
+    Raises:
+      UserError: a value is wrong, or the network has no architecture to learn.
+    """
+    search = config.search
+    if not 0 <= search.share < 1:
+        raise UserError(f"search.share = {search.share} must be in [0, 1).")
+    pick("search.order", search.order, ORDERS)
+    if not 0 < search.learning_rate < jnp.inf:
+        raise UserError(
+            f"search.learning_rate = {search.learning_rate} must be a number above 0."
+        )
+    if not search.share:
+        return
+    if not spec.mixed and not spec.connections.topology.edges:
+        raise UserError(
+            f"search.share = {search.share}: {config.model.name} has neither mixed "
+            "blocks nor learned connections, whose weights could be searched."
+        )
+    if config.train.steps_per_call > 1:
+        raise UserError(
+            f"search.share = {search.share} needs train.steps_per_call = 1, not "
+            f"{config.train.steps_per_call}: the epochs of both parts end apart."
+        )
+
+
+def optimizers(
+    network: optax.GradientTransformation, learning_rate: float
+) -> Optimizers:
+    """Those of a search.
+
+    Args:
+      network: what the network would learn by alone.
+      learning_rate: of the architecture.
+    """
+    adam = optax.adam(learning_rate, b1=_BETAS[0], b2=_BETAS[1])
+    return Optimizers(
+        network=optax.chain(
+            optax.masked(optax.set_to_zero(), optimizer.is_gate), network
+        ),
+        architecture=optax.partition(
+            {True: adam, False: optax.set_to_zero()}, optimizer.is_gate
+        ),
+    )
+
+
+def gradient(
+    own_loss: Callable[[Any], jax.Array],
+    other_loss: Callable[[Any], jax.Array],
+    params: Any,
+    rate: jax.Array | float | None,
+) -> Any:
+    """Of the other examples' loss, for the architecture.
+
+    Second order: d other_loss(a, w - rate d own_loss(a, w)/dw) / da, through the step
+    of w; first order is rate 0.
+
+    Args:
+      own_loss: of the network's examples, by all parameters.
+      other_loss: of the architecture's examples, by all parameters.
+      params: architecture a and network w.
+      rate: of the network's step; None for first order.
+
+    Returns:
+      As `params`; what it holds for w is not the gradient of w.
+    """
+    is_gate = optimizer.is_gate(params)
+
+    def looked_ahead(given: Any) -> jax.Array:
+        if rate is None:
+            return other_loss(given)
+        found = jax.grad(own_loss)(given)
+        return other_loss(
+            jax.tree.map(
+                lambda is_own, x, d: x if is_own else x - rate * d,
+                is_gate,
+                given,
+                found,
+            )
+        )
+
+    return jax.grad(looked_ahead)(params)
+
+
+def step(
+    state: TrainState,
+    batch: Batch,
+    other: Batch,
+    *,
+    optimizers: Optimizers,
+    network_step: steps.TrainStep,
+    rate: optax.Schedule | None,
+    label_smoothing: float,
+    gate_penalty: float,
+    gathered: Callable[[Any], Any] = lambda params: params,
+) -> tuple[TrainState, steps.StepResult]:
+    """A step of the architecture, then one of the network.
+
+    Args:
+      state: before the step, its memory that of `Optimizers.joined`.
+      batch: the network's examples.
+      other: the architecture's.
+      optimizers: of both.
+      network_step: from a state whose optimiser is the network's.
+      rate: of the step that the architecture looks ahead; None for first order.
+      label_smoothing: share of the label spread over all classes.
+      gate_penalty: this times the sum of |F(w)| is added to the loss.
+      gathered: makes parameters that are split over devices whole.
+
+    Returns:
+      The state after the step, and what the host is told of the network's.
+    """
+    key = jax.random.fold_in(derive_key(state.key, "search"), state.step)
+
+    def loss(params: Any, examples: Batch) -> jax.Array:
+        value, _ = steps.training_loss(
+            *(state.model, gathered(params), state.batch_stats, examples, key),
+            label_smoothing=label_smoothing,
+            gate_penalty=gate_penalty,
+        )
+        return value
+
+    grads = gradient(
+        lambda params: loss(params, batch),
+        lambda params: loss(params, other),
+        state.params,
+        rate and rate(state.step),
+    )
+    of_network, memory = state.opt_state
+    updates, memory = optimizers.architecture.update(grads, memory, state.params)
+    params = optax.apply_updates(state.params, updates)
+    after, result = network_step(
+        state.replace(
+            params=params, opt_state=of_network, optimizer=optimizers.network
+        ),
+        batch,
+    )
+    return (
+        after.replace(opt_state=(after.opt_state, memory), optimizer=state.optimizer),
+        result,
+    )
