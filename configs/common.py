@@ -231,6 +231,30 @@ def get_config() -> ml_collections.ConfigDict:
     # later (second), which takes three times as long.
     search.order = "first"
 
+    evolution = config.evolution = ml_collections.ConfigDict()
+    # What evolve chooses among. Blocks of each stage, from 1 to so many; None for as
+    # many as the model has.
+    evolution.max_blocks = config_dict.placeholder(tuple)
+    # Channels inside of the blocks of each stage, as parts of what the block would
+    # have, in whole buckets (growth.bucket).
+    evolution.widths = (0.5, 1.0)
+    # Whether each learned connection is chosen, or there are none; and kinds of block,
+    # () for the model's own.
+    evolution.edges = True
+    evolution.blocks = ()
+    # How: nsga2, or random, for comparison. Structures that live at a time and are
+    # trained at once, and how many are trained in all, each for the config's steps.
+    evolution.algorithm = "nsga2"
+    evolution.population = 16
+    evolution.evaluations = 128
+    # Whether as many are then drawn at random, trained and drawn beside them.
+    evolution.against_random = False
+    # Whether a structure begins with the weights of the largest one trained before
+    # that it has all of, or anew.
+    evolution.inherit = True
+    # Structures of equal shapes that one program trains side by side.
+    evolution.together = 1
+
     config.init = ml_collections.ConfigDict()
     # Run whose newest weights this one starts from, where both have the same leaf; and
     # a regular expression of the paths, as params/head/linear/kernel, that start anew.

@@ -44,7 +44,9 @@ def why_not(spec: BackboneSpec, after: int) -> str:
     return ""
 
 
-def deepened(network: Network, after: int, batch: Batch) -> tuple[Network, Change]:
+def deepened(
+    network: Network, after: int, batch: Batch, hidden: int = 0
+) -> tuple[Network, Change]:
     """The network with a block more, which adds nothing yet, and trains on.
 
     The new block begins as such blocks do, but for the scale behind its last
@@ -55,6 +57,7 @@ def deepened(network: Network, after: int, batch: Batch) -> tuple[Network, Chang
       network: what grows; it stays as it is.
       after: the block, from 1, behind which it comes, in the same stage.
       batch: on which the difference is measured.
+      hidden: channels between its convolutions; 0 for its own number.
 
     Raises:
       UserError: there is no such block, or a new one would have an effect.
@@ -65,13 +68,15 @@ def deepened(network: Network, after: int, batch: Batch) -> tuple[Network, Chang
     new = after + 1
     topology = spec.connections.topology
     edges = tuple((_moved(i, new), _moved(k, new)) for i, k in topology.edges)
-    hidden = list(hidden_channels(network)) if spec.hidden else []
+    before = [0] * len(spec.stages)
+    if spec.hidden:
+        before = list(hidden_channels(network))
     fields: dict[str, Any] = {
         "blocks_per_stage": _with_block(spec, after).blocks_per_stage,
         "topology": edges or "none",
     }
-    if hidden:
-        fields["hidden"] = (*hidden[:after], 0, *hidden[after:])
+    if spec.hidden or hidden:
+        fields["hidden"] = (*before[:after], hidden, *before[after:])
     changed = changes.with_model(config, **fields).unlock()
     changed.model.exits.after = tuple(_moved(i, new) for i in spec.exits.after)
 

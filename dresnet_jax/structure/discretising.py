@@ -68,6 +68,7 @@ def discretised(network: Network, chosen: list[Choice]) -> Network:
         of_blocks[one.block - 1] = (one.chosen,)
     config = copy.deepcopy(parts.config).unlock()
     config.init.workdir = ""
+    config.search.share = 0.0  # Its architecture is decided.
     with config.ignore_type():
         config.model.mixture.operations = tuple(of_blocks)
     other = experiment.build(config.lock())

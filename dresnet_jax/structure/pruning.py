@@ -117,6 +117,7 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     )
     config = copy.deepcopy(parts.config).unlock()
     config.init.workdir = ""
+    config.search.share = 0.0  # Its architecture is decided.
     with config.ignore_type():
         config.model.connections.topology = connections.topology.edges or "none"
     other = experiment.build(config.lock())

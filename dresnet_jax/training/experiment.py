@@ -100,7 +100,7 @@ class Experiment:
         return shapes if abstract else create(jax.random.key(self.config.seed))
 
     @property
-    def step(self) -> steps.TrainStep:
+    def step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
         """`steps.train_step` with this run's settings: (state, batch)."""
         train = self.config.train
         return functools.partial(

@@ -128,7 +128,20 @@ def read_history(workdir: epath.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the file is damaged.
     """
-    path = workdir / _HISTORY
+    return read_lines(workdir / _HISTORY)
+
+
+def write_history(workdir: epath.Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `history.jsonl`, which is there whole or not at all."""
+    write_lines(workdir / _HISTORY, history)
+
+
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; none where there is no file.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     if not path.exists():
         return []
     try:
@@ -137,19 +150,20 @@ def read_history(workdir: epath.Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def write_history(workdir: epath.Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `history.jsonl`, which is there whole or not at all."""
-    path = workdir / _HISTORY
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    partial.replace(path)
+def write_lines(path: epath.Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a file of one JSON object a line, there whole or not at all."""
+    _write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file that is there whole or not at all."""
+    _write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(text)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+r"""Finds structures that are good at little cost, by evolution.
+
+    python -m dresnet_jax.evolve --config=configs/digits.py --workdir=runs/evolved \
+        --config.train.num_epochs=5 --config.evolution.evaluations=48
+
+Trains each structure for the config's steps, and chooses by validation error,
+multiply-adds, parameters and unsteadiness of the loss (NSGA-II). The workdir then holds
+evaluations.jsonl, a run of each structure in members/, which evaluate, predict and
+train --config.init.workdir= read, report.json and the picture evolution.png. The same
+command goes on where it was stopped.
+"""
+
+import dataclasses
+
+from dresnet_jax import cli
+from dresnet_jax.analysis import evolution_plot, plots
+from dresnet_jax.data import prepared
+from dresnet_jax.structure import evolution, space
+from dresnet_jax.structure.population import Population
+from dresnet_jax.training import experiment, workdir
+
+
+def main() -> None:
+    """Searches, draws, prints."""
+    config, directory = cli.config(), cli.workdir()
+    parts = experiment.build(config)
+    evolution.check(config)
+    there = space.of_config(config)
+    prepared.require(parts.dataset, config.data.data_dir)
+    with workdir.claim(directory, config, overwrite=False):
+        cli.use_compilation_cache(str(directory / "compiled"))
+        population = Population(config, directory)
+        if population.num_known:
+            print(f"{population.num_known} structures were trained before", flush=True)
+        asked = config.evolution
+        names = [asked.algorithm, *(["random"] if asked.against_random else [])]
+        found = {
+            name: evolution.search(
+                there,
+                population,
+                algorithm=name,
+                population=asked.population,
+                evaluations=asked.evaluations,
+                seed=config.seed,
+            )
+            for name in dict.fromkeys(names)
+        }
+        worst = evolution.worst([one for each in found.values() for one in each])
+        volumes = {
+            name: evolution.hypervolumes(each, worst) for name, each in found.items()
+        }
+        front = evolution.front(found[asked.algorithm])
+        report = {
+            "workdir": str(directory),
+            "space": there.size,
+            "worst": dict(zip(evolution.OBJECTIVES, worst, strict=True)),
+            "hypervolume": volumes,
+            "front": [
+                dataclasses.asdict(one)
+                | {"workdir": str(population.member(one.structure))}
+                for one in front
+            ],
+        }
+        workdir.write_json(directory / "report.json", report)
+        picture = directory / "evolution.png"
+        plots.save(evolution_plot.evolution(found, front, volumes), picture)
+    print(evolution.table(front, population.member))
+    for name, each in volumes.items():
+        print(f"{name}: {len(each)} structures, hypervolume {each[-1]:.4f}")
+    print(f"picture: {picture}")
+    cli.finish(report)
+
+
+if __name__ == "__main__":
+    cli.run(main, uses=("config", "workdir", "json"))

@@ -1,0 +1,245 @@
+"""The structures that evolution chooses among: depths, widths, connections, blocks."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models import zoo
+from dresnet_jax.models.backbone_spec import BackboneSpec
+from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.structure import changes, widening
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.training import experiment
+
+Edge = tuple[int, int]
+# A place for a block: (stage, place in the stage), from 0.
+Slot = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What a network's structure is.
+
+    Attributes:
+      block: its kind.
+      blocks_per_stage: how many there are.
+      hidden: channels between the convolutions of each block; () where their number
+        cannot be chosen.
+      edges: the learned connections, (reader, source), blocks from 1, sorted.
+    """
+
+    block: str
+    blocks_per_stage: tuple[int, ...]
+    hidden: tuple[int, ...]
+    edges: tuple[Edge, ...]
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The place of each block."""
+        return _slots(self.blocks_per_stage)
+
+    def is_within(self, other: "Structure") -> bool:
+        """Whether another one has all that this has, so that this can become it."""
+        own, there = self.slots, other.slots
+        if self.block != other.block or not set(own) <= set(there):
+            return False
+        wide = dict(zip(there, other.hidden, strict=False))
+        if any(n > wide[slot] for slot, n in zip(own, self.hidden, strict=False)):
+            return False
+        return set(_of_slots(self)) <= set(_of_slots(other))
+
+    def config(self, base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """The config of a network of this structure."""
+        return changes.with_model(
+            base,
+            block=self.block,
+            blocks_per_stage=self.blocks_per_stage,
+            hidden=self.hidden or None,
+            topology=self.edges or "none",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Structures as vectors of whole numbers, genes.
+
+    In this order: the kind of block; of each stage the blocks, less 1, and the place of
+    its width; and whether each connection is there.
+
+    Attributes:
+      blocks: kinds of block.
+      depths: most blocks of each stage.
+      hidden: by kind, of each slot, the channels that its blocks may have, one for each
+        width; () where their number cannot be chosen.
+      widths: how many there are.
+      pairs: connections that may be there, (reader, source).
+    """
+
+    blocks: tuple[str, ...]
+    depths: tuple[int, ...]
+    hidden: dict[str, tuple[tuple[int, ...], ...]]
+    widths: int
+    pairs: tuple[tuple[Slot, Slot], ...]
+
+    @property
+    def limits(self) -> np.ndarray:
+        """The largest value of each gene; the smallest is 0."""
+        stages = len(self.depths)
+        return np.asarray(
+            [
+                len(self.blocks) - 1,
+                *(depth - 1 for depth in self.depths),
+                *((self.widths - 1,) * stages),
+                *((1,) * len(self.pairs)),
+            ]
+        )
+
+    @property
+    def size(self) -> int:
+        """How many vectors of genes there are; some are of the same structure."""
+        return int(np.prod((self.limits + 1).astype(object)))
+
+    def structure(self, genes: Sequence[int] | np.ndarray) -> Structure:
+        """The structure that genes are of."""
+        kind, *rest = map(int, genes)
+        stages, block = len(self.depths), self.blocks[kind]
+        depths = tuple(extra + 1 for extra in rest[:stages])
+        widths, there = rest[stages : 2 * stages], rest[2 * stages :]
+        slots = _slots(depths)
+        places = dict(zip(_slots(self.depths), self.hidden[block], strict=False))
+        numbers = {slot: i for i, slot in enumerate(slots, 1)}
+        edges = [
+            (numbers[reader], numbers[source])
+            for (reader, source), bit in zip(self.pairs, there, strict=True)
+            if bit and reader in numbers and source in numbers
+        ]
+        return Structure(
+            block=block,
+            blocks_per_stage=depths,
+            hidden=tuple(places[slot][widths[slot[0]]] for slot in slots if places),
+            # The block before is read at weight 1.
+            edges=tuple(sorted((i, k) for i, k in edges if i - k > 1)),
+        )
+
+    def genes(self, structure: Structure) -> np.ndarray:
+        """The genes of a structure of the space; 0 for what it does not use."""
+        stages = len(self.depths)
+        firsts = dict(zip(structure.slots, structure.hidden, strict=False))
+        options = self.hidden[structure.block]
+        places = dict(zip(_slots(self.depths), options, strict=False))
+        there = set(_of_slots(structure))
+        return np.asarray(
+            [
+                self.blocks.index(structure.block),
+                *(depth - 1 for depth in structure.blocks_per_stage),
+                *(
+                    places[s, 0].index(firsts[s, 0]) if places else 0
+                    for s in range(stages)
+                ),
+                *(pair in there for pair in self.pairs),
+            ],
+            dtype=int,
+        )
+
+
+def of_config(config: ml_collections.ConfigDict) -> Space:
+    """The space that `config.evolution` asks for.
+
+    Raises:
+      UserError: a value is wrong, or the network cannot have what is asked for.
+    """
+    asked = config.evolution
+    spec = experiment.build(config).model.spec
+    kinds = tuple(asked.blocks) or (spec.block,)
+    for kind in kinds:
+        pick("evolution.blocks", kind, BLOCKS)
+    depths = spec.blocks_per_stage
+    if asked.max_blocks is not None:
+        depths = tuple(asked.max_blocks)
+    if len(depths) != len(spec.blocks_per_stage) or min(depths, default=0) < 1:
+        raise UserError(
+            f"evolution.max_blocks = {depths} must be {len(spec.blocks_per_stage)} "
+            "numbers above 0, one for each stage."
+        )
+    widths = tuple(asked.widths)
+    if not widths or not all(0 < width < np.inf for width in widths):
+        raise UserError(f"evolution.widths = {widths} must be numbers above 0.")
+    if config.model.hidden is not None:
+        raise UserError("evolution chooses model.hidden: leave it None.")
+    hidden = {
+        kind: _hidden(config, kind, depths, widths, config.growth.bucket)
+        for kind in kinds
+    }
+    pairs: tuple[tuple[Slot, Slot], ...] = ()
+    if asked.edges:
+        _check_maskable(config, spec)
+        slots = _slots(depths)
+        pairs = tuple(
+            (slots[i], slots[k])
+            for i, k in itertools.product(range(len(slots)), repeat=2)
+            if i - k > 1
+        )
+    return Space(kinds, depths, hidden, len(widths), pairs)
+
+
+def _hidden(
+    config: ml_collections.ConfigDict,
+    kind: str,
+    depths: tuple[int, ...],
+    widths: Sequence[float],
+    bucket: int,
+) -> tuple[tuple[int, ...], ...]:
+    """Of each slot, its channels at each width: whole buckets, one at least."""
+    largest = changes.with_model(
+        config, block=kind, blocks_per_stage=depths, topology="none"
+    )
+    parts = experiment.build(largest)
+    spec = parts.model.spec
+    if any(spec.fixed_hidden(i) for i in range(1, len(spec.stages) + 1)):
+        return ()
+    own = widening.hidden_channels(Network(parts, parts.create_state(abstract=True)))
+    return tuple(
+        tuple(max(1, round(width * n / bucket)) * bucket for width in widths)
+        for n in own
+    )
+
+
+def _check_maskable(config: ml_collections.ConfigDict, spec: BackboneSpec) -> None:
+    """Checks that connections which are left out are as if they were not there."""
+    connections = config.model.connections
+    if not zoo.MODELS[config.model.name].connected:
+        raise UserError(
+            f"evolution.edges: {config.model.name} has no learned connections; "
+            f"d{config.model.name} has, or take --config.evolution.edges=False."
+        )
+    if spec.connections.topology.is_free:
+        raise UserError("evolution.edges needs connections.base = fixed.")
+    for field, wanted in (("projection", "per_edge"), ("weights", "per_edge")):
+        if connections[field] != wanted:
+            raise UserError(
+                f"evolution.edges needs connections.{field} = {wanted}, not "
+                f"{connections[field]}."
+            )
+    if connections.gate == "softmax":
+        raise UserError(
+            "evolution.edges: gate 'softmax' shares 1 among all sources of a block, "
+            "those too that are left out."
+        )
+
+
+def _slots(blocks_per_stage: Sequence[int]) -> list[Slot]:
+    return [
+        (stage, place)
+        for stage, blocks in enumerate(blocks_per_stage)
+        for place in range(blocks)
+    ]
+
+
+def _of_slots(structure: Structure) -> list[tuple[Slot, Slot]]:
+    slots: Any = structure.slots
+    return [(slots[i - 1], slots[k - 1]) for i, k in structure.edges]
