@@ -42,7 +42,8 @@ class Change:
       params: how many parameters there were, and how many there are.
       multiply_adds: of one image as evaluated, before and after.
       error: the largest difference that it made to a logit of a batch, as a share of
-        the largest logit, as trained or as evaluated, whichever is more.
+        the largest logit, as trained or as evaluated, whichever is more; None where
+        nobody asked.
       passes: of a batch through the network before, that choosing it took; a gradient
         counts as `GRADIENT`.
     """
@@ -51,7 +52,7 @@ class Change:
     what: Any
     params: tuple[int, int]
     multiply_adds: tuple[int, int]
-    error: float
+    error: float | None
     passes: int = 0
 
 
@@ -73,7 +74,7 @@ def made(
     config: ml_collections.ConfigDict,
     silenced: Callable[[Any, jax.Array], Any],
     carry: Carry,
-    batch: Batch,
+    batch: Batch | None,
     kind: str,
     what: Any,
 ) -> tuple[Network, Change]:
@@ -88,7 +89,7 @@ def made(
       silenced: from fresh parameters, and a key, to those of which the new ones have no
         effect.
       carry: from the old leaves to the new ones.
-      batch: on which the difference is measured.
+      batch: on which the difference is measured; None for not at all.
       kind: of the change.
       what: is changed.
     """
@@ -119,7 +120,7 @@ def made(
         what=what,
         params=(optax.tree.size(state.params), optax.tree.size(placed.params)),
         multiply_adds=(products(network.parts), products(parts)),
-        error=difference(network, after, batch),
+        error=None if batch is None else difference(network, after, batch),
     )
 
 

@@ -45,7 +45,7 @@ def why_not(spec: BackboneSpec, after: int) -> str:
 
 
 def deepened(
-    network: Network, after: int, batch: Batch, hidden: int = 0
+    network: Network, after: int, batch: Batch | None, hidden: int = 0
 ) -> tuple[Network, Change]:
     """The network with a block more, which adds nothing yet, and trains on.
 
@@ -56,7 +56,7 @@ def deepened(
     Args:
       network: what grows; it stays as it is.
       after: the block, from 1, behind which it comes, in the same stage.
-      batch: on which the difference is measured.
+      batch: on which the difference is measured; None for not at all.
       hidden: channels between its convolutions; 0 for its own number.
 
     Raises:

@@ -136,12 +136,12 @@ def _falls(
     Returns:
       It, and the passes of a batch through the network that it took.
     """
-    batch, passes = batches[0], 0
+    passes = 0
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
     everywhere = sharding.replicated(network.parts.mesh)
 
     def scores(edges: list[Edge], score: Callable[..., jax.Array]) -> dict[Edge, float]:
-        larger, _ = growing.grown(network, edges, batch)
+        larger, _ = growing.grown(network, edges, None)
         before, model = network.parts.model.spec, larger.parts.model
         found = superset(before.connections, before.channels, edges)
 

@@ -16,7 +16,7 @@ from dresnet_jax.structure.pruning import Network
 
 
 def grown(
-    network: Network, edges: Sequence[Edge], batch: Batch
+    network: Network, edges: Sequence[Edge], batch: Batch | None
 ) -> tuple[Network, Change]:
     """The network with more connections, which answers as it did, and trains on.
 
@@ -25,7 +25,7 @@ def grown(
     Args:
       network: what grows; it stays as it is.
       edges: the (reader, source) that are added.
-      batch: on which the difference is measured.
+      batch: on which the difference is measured; None for not at all.
 
     Raises:
       UserError: there are none, or one is there already, is not possible, or cannot
@@ -54,7 +54,7 @@ def grown(
 
 
 def shrunk(
-    network: Network, edges: Sequence[Edge], batch: Batch
+    network: Network, edges: Sequence[Edge], batch: Batch | None
 ) -> tuple[Network, Change]:
     """The network without some connections, which trains on; its answers change.
 
@@ -63,7 +63,7 @@ def shrunk(
     Args:
       network: what shrinks; it stays as it is.
       edges: the (reader, source) that go.
-      batch: on which the difference is measured.
+      batch: on which the difference is measured; None for not at all.
 
     Raises:
       UserError: there are none, one does not exist, or the classifier would be cut off.

@@ -159,13 +159,12 @@ class Population:
         """A trained network, changed into another structure with the same answers."""
         parts, restored = evaluation.open_run(self.member(parent))
         now = Network(parts, restored.state)
-        batch = evaluation.first_batch(parts)
         hidden = dict(zip(structure.slots, structure.hidden, strict=False))
         for stage, wanted in enumerate(structure.blocks_per_stage):
             while (own := now.parts.model.spec.blocks_per_stage)[stage] < wanted:
                 new = hidden.get((stage, own[stage]), 0)
                 last = sum(own[: stage + 1])
-                now, _ = deepening.deepened(now, last, batch, new)
+                now, _ = deepening.deepened(now, last, None, new)
         there = widening.hidden_channels(now)
         copies = {
             i: [unit % n for unit in range(wanted - n)]
@@ -175,10 +174,10 @@ class Population:
             if n < wanted
         }
         if copies:
-            now, _ = widening.widened(now, copies, batch)
+            now, _ = widening.widened(now, copies, None)
         edges = set(now.parts.model.spec.connections.topology.edges)
         if new_edges := sorted(set(structure.edges) - edges):
-            now, _ = growing.grown(now, new_edges, batch)
+            now, _ = growing.grown(now, new_edges, None)
         return now
 
 

@@ -78,7 +78,7 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     """
     channels = widening.hidden_channels(network)
     thrice = {i: (*range(channels[i - 1]),) * 2 for i in blocks}
-    larger, _ = widening.widened(network, thrice, batch)
+    larger, _ = widening.widened(network, thrice, None)
     model, state = larger.parts.model, larger.state
     hidden = BLOCKS[model.spec.block].hidden
     assert hidden is not None, "its channels can be divided"

@@ -66,7 +66,7 @@ def why_not(network: Network, block: int) -> str:
 def widened(
     network: Network,
     copies: Mapping[int, Sequence[int]],
-    batch: Batch,
+    batch: Batch | None,
     noise: float = 0.0,
 ) -> tuple[Network, Change]:
     """The network with copies of some channels inside its blocks.
@@ -79,7 +79,7 @@ def widened(
       network: what grows; it stays as it is.
       copies: by block, from 1, the channels, from 0, that are copied, once for each
         time that they stand there.
-      batch: on which the difference is measured.
+      batch: on which the difference is measured; None for not at all.
       noise: standard deviation of what is added to the incoming kernels of copies,
         relative to each weight. Without it, copies differ by nothing but what dropout
         and rounding make of them.
