@@ -1,0 +1,270 @@
+"""Structures, and the search among them."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from hypothesis import given, strategies
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure import changes, evolution, population, space
+from dresnet_jax.structure.evolution import Found
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.structure.space import Space, Structure
+from dresnet_jax.training import evaluation, experiment
+from tests.conftest import run_command
+
+SLOTS = ((0, 0), (0, 1), (0, 2), (1, 0))
+SPACE = Space(
+    blocks=("basic", "separable"),
+    depths=(3, 1),
+    hidden={"basic": ((8, 16),) * 3 + ((16, 32),), "separable": ()},
+    widths=2,
+    pairs=(((0, 2), (0, 0)), ((1, 0), (0, 0)), ((1, 0), (0, 1))),
+)
+GENES = strategies.tuples(*(strategies.integers(0, int(n)) for n in SPACE.limits))
+
+
+@given(GENES)
+def test_a_structure_s_genes_are_of_that_structure(genes):
+    structure = SPACE.structure(genes)
+    own = SPACE.genes(structure)
+    assert SPACE.structure(own) == structure
+    np.testing.assert_array_equal(SPACE.genes(SPACE.structure(own)), own)
+    assert all(i - k > 1 for i, k in structure.edges)
+    assert len(structure.hidden) in (0, sum(structure.blocks_per_stage))
+
+
+@given(GENES, GENES)
+def test_what_is_within_has_no_more_of_anything(one, other):
+    one, other = SPACE.structure(one), SPACE.structure(other)
+    assert one.is_within(one)
+    if one.is_within(other):
+        assert len(one.edges) <= len(other.edges)
+        assert sum(one.hidden) <= sum(other.hidden)
+        pairs = zip(one.blocks_per_stage, other.blocks_per_stage, strict=True)
+        assert all(a <= b for a, b in pairs)
+        assert one == other or not other.is_within(one)
+
+
+def made_up(structures, before):
+    """Figures that a program need not train for: small errors cost much."""
+    del before
+    return [
+        Found(
+            one,
+            error=1 / (1 + len(one.edges) + sum(one.blocks_per_stage)),
+            multiply_adds=sum(one.hidden) + len(one.edges),
+            params=sum(one.hidden) + 7 * len(one.blocks_per_stage),
+            unsteadiness=0.1 * (one.block == "basic"),
+        )
+        for one in structures
+    ]
+
+
+def searched(evaluate, algorithm="nsga2", evaluations=24, seed=0):
+    return evolution.search(
+        SPACE,
+        evaluate,
+        algorithm=algorithm,
+        population=6,
+        evaluations=evaluations,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("algorithm", sorted(evolution.ALGORITHMS))
+def test_a_search_is_a_function_of_its_seed(algorithm):
+    one, same = (searched(made_up, algorithm) for _ in range(2))
+    assert one == same
+    assert len({found.structure for found in one}) == len(one) == 24
+    assert searched(made_up, algorithm, seed=1) != one
+    # One that is stopped and goes on asks for the same.
+    assert searched(made_up, algorithm, evaluations=12) == one[:12]
+
+
+@pytest.mark.parametrize("algorithm", sorted(evolution.ALGORITHMS))
+def test_a_search_ends_where_a_space_does(algorithm):
+    small = dataclasses.replace(SPACE, blocks=("separable",), widths=1, pairs=())
+    found = evolution.search(
+        small, made_up, algorithm=algorithm, population=4, evaluations=99, seed=0
+    )
+    assert len(found) == 3
+
+
+def test_the_front_is_what_nothing_dominates():
+    found = searched(made_up)
+    front = evolution.front(found)
+    for one in found:
+        values = np.asarray(one.objectives)
+        dominated = any(
+            (np.asarray(other.objectives) <= values).all()
+            and (np.asarray(other.objectives) < values).any()
+            for other in found
+        )
+        assert (one in front) is not dominated
+
+
+def test_the_hypervolume_is_that_of_boxes():
+    one = Found(SPACE.structure(np.zeros(8, int)), 0.5, 5, 5, 0.5)
+    other = dataclasses.replace(one, error=0.25, multiply_adds=8)
+    volumes = evolution.hypervolumes([one, other], [1, 10, 10, 1])
+    rest = 0.5 * 0.5
+    np.testing.assert_allclose(
+        volumes, [0.5 * 0.5 * rest, (0.25 + 0.75 * 0.2 - 0.1) * rest]
+    )
+
+
+@pytest.fixture
+def config(small_config):
+    """Three blocks in two stages, each structure trained for three steps."""
+    small_config.data.batch_size = 32
+    small_config.model.width = 8
+    small_config.model.blocks_per_stage = (3, 1)
+    small_config.train.num_steps = 3
+    evolved = small_config.evolution
+    evolved.population, evolved.evaluations, evolved.widths = 2, 4, (1.0, 2.0)
+    return small_config
+
+
+LARGE = Structure("basic", (3, 1), (8, 16, 8, 16), ((3, 1), (4, 2)))
+SMALL = Structure("basic", (2, 1), (8, 8, 16), ())
+
+
+def test_left_out_connections_are_as_if_they_were_not_there(config):
+    """What is trained with a mask answers as the network without them."""
+    shape = population._Shape(config, LARGE)
+    data = population.loop.open_data(shape.parts)
+    (state,), losses = shape.train([shape.parts.create_state()], [LARGE], data)
+    parts = experiment.build(LARGE.config(config))
+    alone = shape.alone(state, LARGE, parts)
+    whole = Network(shape.parts, state)
+    batch = evaluation.first_batch(parts)
+    assert changes.difference(whole, Network(parts, alone), batch) <= 1e-5
+    assert losses.shape == (1, 3)
+    # What learns is what the network alone would have learnt.
+    fresh = shape.parts.create_state()
+    start = shape.alone(fresh, LARGE, parts)
+    program = parts.compile_train_step()
+    for given_now in parts.road.data(data.train, config.seed, parts.calls(0)):
+        start, result = program(start, *given_now.arrays)
+    np.testing.assert_allclose(result.loss[0], losses[0, -1], 1e-4)
+
+
+def test_structures_trained_in_one_program_are_as_alone(config):
+    other = dataclasses.replace(LARGE, edges=((4, 1),))
+    found = {}
+    for together in (1, 2):
+        config.evolution.together = together
+        config.evolution.inherit = False
+        found[together] = population.Population(config, None)([LARGE, other], [])
+    for one, same in zip(*found.values(), strict=True):
+        assert (one.structure, one.params) == (same.structure, same.params)
+        np.testing.assert_allclose(one.error, same.error, atol=0.02)
+        np.testing.assert_allclose(one.unsteadiness, same.unsteadiness, rtol=0.05)
+
+
+def test_a_structure_begins_with_the_weights_of_what_it_has_all_of(config, tmp_path):
+    directory = epath.Path(tmp_path)
+    trained = population.Population(config, directory)
+    (small,) = trained([SMALL], [])
+    now = trained._grown(SMALL, LARGE)
+    there, restored = evaluation.open_run(trained.member(SMALL))
+    batch = evaluation.first_batch(there)
+    parent = Network(there, restored.state)
+    assert changes.difference(parent, now, batch) <= 1e-5
+    assert now.parts.model.spec.hidden == LARGE.hidden
+    shape = population._Shape(config, LARGE)
+    lifted = Network(shape.parts, shape.started(now))
+    mask = shape._mask(LARGE)
+    masked = lifted.state.replace(params=population._masked(mask, lifted.state.params))
+    lifted = Network(shape.parts, masked)
+    assert changes.difference(parent, lifted, batch) <= 1e-5
+    (large,) = trained([LARGE], [small])
+    assert (small.parent, large.parent) == (None, 0)
+    # Another process finds what this one wrote.
+    again = population.Population(config, directory)
+    assert again.num_known == 2
+    assert again([SMALL, LARGE], []) == [small, large]
+
+
+def asked_for(config):
+    evolution.check(config)
+    return space.of_config(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"algorithm": "nsga3"}, "nsga3.*nsga2"),
+        ({"population": 1}, "population = 1 must be from 2 to"),
+        ({"population": 200}, "population = 200"),
+        ({"together": 0}, "together = 0"),
+        ({"blocks": ("basik",)}, "basik.*basic"),
+        ({"widths": ()}, r"widths = \(\) must be numbers"),
+        ({"widths": (0.0,)}, "widths"),
+        ({"max_blocks": (2,)}, "max_blocks = .* 2 numbers"),
+    ],
+)
+def test_wrong_values_are_named(config, fields, message):
+    config.evolution.update(fields)
+    with pytest.raises(UserError, match=message):
+        asked_for(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.model.update(name="resnet18"), "dresnet18 has"),
+        (lambda c: c.model.connections.update(projection="none"), "projection"),
+        (lambda c: c.model.connections.update(gate="softmax"), "softmax"),
+        (lambda c: c.model.connections.update(weights="by_distance"), "weights"),
+        (lambda c: c.growth.update(events=("width",)), "growth.events"),
+        (lambda c: c.search.update(share=0.5), "search.share"),
+        (lambda c: c.model.update(hidden=(8, 8, 8, 8)), "model.hidden"),
+    ],
+)
+def test_what_cannot_be_evolved_is_refused(config, change, message):
+    with config.ignore_type():
+        change(config)
+    with pytest.raises(UserError, match=message):
+        asked_for(config)
+
+
+def test_a_stopped_search_goes_on(tmp_path):
+    directory = tmp_path / "evolved"
+    given_flags = [
+        "--config=configs/digits.py",
+        f"--workdir={directory}",
+        "--config.model.width=8",
+        "--config.model.blocks_per_stage=(1,)",
+        "--config.train.num_steps=2",
+        "--config.evolution.widths=(1.0, 2.0, 3.0)",
+        "--config.evolution.population=2",
+        "--config.evolution.evaluations=3",
+        "--config.evolution.inherit=False",
+        "--json",
+    ]
+    code, output, errors = run_command("evolve", *given_flags)
+    assert code == 0, errors
+    first = json.loads(output.splitlines()[-1])
+    assert first["space"] == 3
+    assert len(first["hypervolume"]["nsga2"]) == 3
+    assert (directory / "evolution.png").stat().st_size > 10_000
+    best = first["front"][0]["workdir"]
+    code, output, errors = run_command("evaluate", f"--workdir={best}", "--json")
+    assert code == 0, errors
+    found = json.loads(output.splitlines()[-1])
+    assert jax.tree.leaves(found)
+    lines = (directory / "evaluations.jsonl").read_text().splitlines()
+    (directory / "evaluations.jsonl").write_text("\n".join(lines[:1]) + "\n")
+    code, output, errors = run_command("evolve", *given_flags)
+    assert code == 0, errors
+    assert "1 structures were trained before" in output
+    assert json.loads(output.splitlines()[-1]) == first
+    code, _, errors = run_command("evolve", *given_flags[:2], "--config.evolution.a=1")
+    assert code == 2
+    assert "evolution" in errors

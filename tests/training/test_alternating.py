@@ -1,0 +1,154 @@
+"""Architecture and network learn in turn, each from its own examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dresnet_jax.data import sources
+from dresnet_jax.errors import UserError
+from dresnet_jax.structure import discretising, pruning
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.training import alternating, experiment, leaves, loop, optimizer, roads
+
+
+def test_the_gradient_is_that_of_the_formula():
+    """By hand: w' = w - r (w - a) and the other loss is (a w')^2 / 2."""
+    params = {"block": {"gate_weights": jnp.asarray(2.0), "kernel": jnp.asarray(3.0)}}
+
+    def split(given):
+        return given["block"]["gate_weights"], given["block"]["kernel"]
+
+    def own(given):
+        a, w = split(given)
+        return (w - a) ** 2 / 2
+
+    def other(given):
+        a, w = split(given)
+        return (a * w) ** 2 / 2
+
+    a, w, r = 2.0, 3.0, 0.1
+    ahead = w - r * (w - a)
+    found = {
+        rate: float(split(alternating.gradient(own, other, params, rate))[0])
+        for rate in (None, 0.0, r)
+    }
+    np.testing.assert_allclose(found[None], a * w**2, rtol=1e-6)
+    np.testing.assert_allclose(found[0.0], a * w**2, rtol=1e-6)
+    by_hand = a * ahead**2 + a**2 * ahead * r
+    np.testing.assert_allclose(found[r], by_hand, rtol=1e-6)
+
+
+@pytest.fixture
+def config(small_config):
+    """A mixed and connected network that searches on half of the examples."""
+    small_config.data.batch_size = 16
+    small_config.data.train_examples = 96
+    small_config.model.name = "dresnet18"
+    small_config.model.block = "mixed"
+    small_config.model.width = 4
+    small_config.model.blocks_per_stage = (3,)
+    small_config.model.mixture.operations = ("identity", "conv3")
+    small_config.search.share = 0.5
+    small_config.train.num_steps = 5
+    return small_config
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_the_parts_share_no_example(config, mode, share):
+    config.data.mode, config.search.share = mode, share
+    config.data.crop_padding = 0
+    parts = experiment.build(config)
+    road = parts.road
+    assert parts.steps_per_epoch == (1 - share) * 96 // 16
+    data = loop.open_data(parts)
+    key, seen = jax.random.key(0), {"first": set(), "rest": set()}
+    calls = parts.calls(0, 12)
+    given = road.data(data.train, config.seed, calls)
+    for call, (arrays, _) in zip(calls, given, strict=True):
+        shapes = [(x.shape, x.dtype) for x in arrays]
+        assert shapes == [(x.shape, x.dtype) for x in road.abstract(1)]
+        place = arrays, key, jnp.asarray(call.start), jnp.asarray(0)
+        for name, batch in (
+            ("first", road.batch(*place)),
+            ("rest", road.other_batch(*place)),
+        ):
+            seen[name] |= {image.tobytes() for image in np.asarray(batch.images)}
+    assert len(seen["first"]) == round((1 - share) * 96)
+    assert len(seen["rest"]) == round(share * 96)
+    assert not seen["first"] & seen["rest"]
+
+
+def test_a_part_says_where_an_example_is():
+    images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+    whole = sources.Arrays(images, np.arange(6, dtype=np.int32), corrupt=(1, 5))
+    first, rest = sources.divided(whole, 4)
+    assert (len(first), len(rest)) == (4, 2)
+    assert (first.corrupt, rest.corrupt) == ((1,), (1,))
+    assert int(rest.labels[0]) == 4
+    part = sources.Part(whole, 4, 2)
+    assert part.where(1) == "example 5"
+    assert [example.label for example in part.read([0])] == [4]
+
+
+@pytest.mark.parametrize("order", sorted(alternating.ORDERS))
+def test_both_learn(config, order):
+    config.search.order = order
+    parts = experiment.build(config)
+    start = leaves.by_name(parts.create_state().params)
+    program, data = parts.compile_train_step(), loop.open_data(parts)
+    state = parts.create_state()
+    for given in parts.road.data(data.train, config.seed, parts.calls(0)):
+        state, result = program(state, *given.arrays)
+    assert np.isfinite(result.loss).all()
+    is_gate = leaves.by_name(optimizer.is_gate(state.params))
+    assert any(is_gate.values())
+    for name, leaf in leaves.by_name(state.params).items():
+        assert bool(jnp.any(leaf != start[name])), f"{name} does not learn"
+
+
+def test_neither_moves_the_other(config):
+    parts = experiment.build(config)
+    params = parts.create_state().params
+    grads = jax.tree.map(jnp.ones_like, params)
+    both = parts.optimizers
+    is_gate = leaves.by_name(optimizer.is_gate(params))
+    for name, part in (("network", both.network), ("architecture", both.architecture)):
+        memory = part.init(params)
+        for _ in range(3):  # The rate of the first step is 0.
+            updates, memory = part.update(grads, memory, params)
+        for leaf_name, update in leaves.by_name(updates).items():
+            moves = is_gate[leaf_name] == (name == "architecture")
+            assert bool(jnp.any(update != 0)) is moves, (name, leaf_name)
+    joined, _ = both.joined.update(grads, both.joined.init(params), params)
+    assert optax.tree.size(joined) == optax.tree.size(params)
+
+
+def test_what_is_left_of_a_search_trains_on_all(config):
+    parts = experiment.build(config)
+    network = Network(parts, parts.create_state())
+    chosen = discretising.discretised(network, discretising.choices(network))
+    fewer = pruning.pruned(network, [])
+    for one in (chosen, fewer):
+        assert one.parts.config.search.share == 0
+        assert not isinstance(one.parts.road, roads.Divided)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"search": {"share": 1.0}}, r"share = 1\.0 must be in \[0, 1\)"),
+        ({"search": {"share": 0.9}}, "leaves parts of 10 and 86"),
+        ({"search": {"order": "third"}}, "third.*first, second"),
+        ({"search": {"learning_rate": 0.0}}, r"learning_rate = 0\.0"),
+        ({"train": {"steps_per_call": 2}}, "needs train.steps_per_call = 1"),
+        ({"model": {"name": "resnet18", "block": None}}, "resnet18 has neither"),
+    ],
+)
+def test_wrong_values_are_named(config, change, message):
+    with config.ignore_type():
+        config.update(change)
+    with pytest.raises(UserError, match=message):
+        experiment.build(config)
