@@ -232,8 +232,9 @@ def get_config() -> ml_collections.ConfigDict:
     search.order = "first"
 
     evolution = config.evolution = ml_collections.ConfigDict()
-    # What evolve chooses among. Blocks of each stage, from 1 to so many; None for as
-    # many as the model has.
+    # What evolve chooses among. Fewest and most blocks of each stage; None for 1, and
+    # for as many as the model has.
+    evolution.min_blocks = config_dict.placeholder(tuple)
     evolution.max_blocks = config_dict.placeholder(tuple)
     # Channels inside of the blocks of each stage, as parts of what the block would
     # have, in whole buckets (growth.bucket).

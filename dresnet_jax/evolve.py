@@ -11,6 +11,7 @@ command goes on where it was stopped.
 """
 
 import dataclasses
+import itertools
 
 from dresnet_jax import cli
 from dresnet_jax.analysis import evolution_plot, plots
@@ -45,15 +46,18 @@ def main() -> None:
             )
             for name in dict.fromkeys(names)
         }
-        worst = evolution.worst([one for each in found.values() for one in each])
+        span = evolution.span(itertools.chain(*found.values()))
         volumes = {
-            name: evolution.hypervolumes(each, worst) for name, each in found.items()
+            name: evolution.hypervolumes(each, span) for name, each in found.items()
         }
         front = evolution.front(found[asked.algorithm])
         report = {
             "workdir": str(directory),
             "space": there.size,
-            "worst": dict(zip(evolution.OBJECTIVES, worst, strict=True)),
+            "span": {
+                name: ends
+                for name, *ends in zip(evolution.OBJECTIVES, *span, strict=True)
+            },
             "hypervolume": volumes,
             "front": [
                 dataclasses.asdict(one)

@@ -35,7 +35,7 @@ def evolution(
     for name, volume in volumes.items():
         axes[2].plot(range(1, len(volume) + 1), volume, label=name)
     axes[2].set_xlabel("structures trained")
-    axes[2].set_ylabel("hypervolume, share of the worst")
+    axes[2].set_ylabel("hypervolume, share of all")
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")

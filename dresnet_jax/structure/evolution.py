@@ -5,7 +5,7 @@ those that are known already, it goes on where it was stopped.
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -14,9 +14,9 @@ from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
+from pymoo.core.sampling import Sampling
 from pymoo.indicators.hv import HV
 from pymoo.operators.crossover.ux import UX
-from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from dresnet_jax.errors import UserError, pick
@@ -124,22 +124,27 @@ def front(found: Sequence[Found]) -> list[Found]:
     return [found[i] for i in sorted(best)]
 
 
-def hypervolumes(found: Sequence[Found], worst: Sequence[float]) -> list[float]:
-    """The part of the objectives' space that is dominated, after each evaluation.
+def hypervolumes(
+    found: Sequence[Found], span: tuple[Sequence[float], Sequence[float]]
+) -> list[float]:
+    """The share of the objectives' space that is dominated, after each evaluation.
 
     Args:
       found: in the order of evaluation.
-      worst: of each objective, from which its share is counted; the best is 0.
+      span: the smallest and the largest of each objective. The space goes from the
+        smallest to a tenth of the span beyond the largest, so that those count too.
     """
-    indicator = HV(ref_point=np.ones(len(OBJECTIVES)))
-    values = np.asarray([one.objectives for one in found]) / np.asarray(worst)
-    return [float(indicator(values[:n])) for n in range(1, len(found) + 1)]
-
-
-def worst(found: Sequence[Found]) -> list[float]:
-    """The largest of each objective, and a little, so that the last one counts."""
+    low, high = map(np.asarray, span)
     values = np.asarray([one.objectives for one in found])
-    return (1.01 * np.maximum(values.max(axis=0), 1e-12)).tolist()
+    shares = (values - low) / np.maximum(high - low, 1e-12) / 1.1
+    indicator = HV(ref_point=np.ones(len(OBJECTIVES)))
+    return [float(indicator(shares[:n])) for n in range(1, len(found) + 1)]
+
+
+def span(found: Iterable[Found]) -> tuple[list[float], list[float]]:
+    """The smallest and the largest of each objective."""
+    values = np.asarray([one.objectives for one in found])
+    return values.min(axis=0).tolist(), values.max(axis=0).tolist()
 
 
 def table(found: Sequence[Found], place: Callable[[Structure], Any]) -> str:
@@ -177,6 +182,19 @@ class _Used(Repair):
         )
 
 
+class _Drawn(Sampling):
+    """The smallest and the largest structure, and others at random."""
+
+    def _do(
+        self, problem: Problem, n: int, *, random_state: Any, **options: Any
+    ) -> np.ndarray:
+        del options
+        drawn = random_state.integers(
+            problem.xu.astype(int) + 1, size=(n, problem.n_var)
+        )
+        return np.stack([problem.xl, problem.xu, *drawn])[:n]
+
+
 class _Redrawn(Mutation):
     """Draws some genes anew, one of each child on average."""
 
@@ -203,7 +221,7 @@ def _nsga2(space: Space, population: int, seed: int) -> Asking:
     repair = _Used(space)
     algorithm = NSGA2(
         pop_size=population,
-        sampling=IntegerRandomSampling(),
+        sampling=_Drawn(),
         crossover=UX(repair=repair),
         mutation=_Redrawn(repair=repair),
         repair=repair,
@@ -222,18 +240,21 @@ def _nsga2(space: Space, population: int, seed: int) -> Asking:
 
 def _random(space: Space, population: int, seed: int) -> Asking:
     random = np.random.default_rng(seed)
-    seen: set[Structure] = set()
+    # As evolution begins.
+    limits = space.limits
+    wanted = [space.structure(genes) for genes in (0 * limits, limits)]
+    seen = set(wanted)
     while True:
-        wanted: list[Structure] = []
         # A space of few may have no other one.
         for _ in range(1000 * population):
-            one = space.structure(random.integers(space.limits + 1))
+            one = space.structure(random.integers(limits + 1))
             if one not in seen:
                 seen.add(one)
                 wanted.append(one)
-            if len(wanted) == population:
+            if len(wanted) >= population:
                 break
         yield wanted
+        wanted = []
 
 
 ALGORITHMS: dict[str, Callable[[Space, int, int], Asking]] = {

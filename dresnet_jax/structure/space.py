@@ -68,11 +68,12 @@ class Structure:
 class Space:
     """Structures as vectors of whole numbers, genes.
 
-    In this order: the kind of block; of each stage the blocks, less 1, and the place of
-    its width; and whether each connection is there.
+    In this order: the kind of block; of each stage the blocks beyond the fewest, and
+    the place of its width; and whether each connection is there.
 
     Attributes:
       blocks: kinds of block.
+      fewest: blocks of each stage.
       depths: most blocks of each stage.
       hidden: by kind, of each slot, the channels that its blocks may have, one for each
         width; () where their number cannot be chosen.
@@ -81,6 +82,7 @@ class Space:
     """
 
     blocks: tuple[str, ...]
+    fewest: tuple[int, ...]
     depths: tuple[int, ...]
     hidden: dict[str, tuple[tuple[int, ...], ...]]
     widths: int
@@ -93,7 +95,7 @@ class Space:
         return np.asarray(
             [
                 len(self.blocks) - 1,
-                *(depth - 1 for depth in self.depths),
+                *np.subtract(self.depths, self.fewest),
                 *((self.widths - 1,) * stages),
                 *((1,) * len(self.pairs)),
             ]
@@ -108,7 +110,7 @@ class Space:
         """The structure that genes are of."""
         kind, *rest = map(int, genes)
         stages, block = len(self.depths), self.blocks[kind]
-        depths = tuple(extra + 1 for extra in rest[:stages])
+        depths = tuple(int(n) for n in np.add(self.fewest, rest[:stages]))
         widths, there = rest[stages : 2 * stages], rest[2 * stages :]
         slots = _slots(depths)
         places = dict(zip(_slots(self.depths), self.hidden[block], strict=False))
@@ -136,7 +138,7 @@ class Space:
         return np.asarray(
             [
                 self.blocks.index(structure.block),
-                *(depth - 1 for depth in structure.blocks_per_stage),
+                *np.subtract(structure.blocks_per_stage, self.fewest),
                 *(
                     places[s, 0].index(firsts[s, 0]) if places else 0
                     for s in range(stages)
@@ -158,13 +160,16 @@ def of_config(config: ml_collections.ConfigDict) -> Space:
     kinds = tuple(asked.blocks) or (spec.block,)
     for kind in kinds:
         pick("evolution.blocks", kind, BLOCKS)
-    depths = spec.blocks_per_stage
-    if asked.max_blocks is not None:
-        depths = tuple(asked.max_blocks)
-    if len(depths) != len(spec.blocks_per_stage) or min(depths, default=0) < 1:
+    stages = len(spec.blocks_per_stage)
+    depths = tuple(asked.max_blocks or spec.blocks_per_stage)
+    fewest = tuple(asked.min_blocks or (1,) * stages)
+    if not len(depths) == len(fewest) == stages or any(
+        not 1 <= least <= most for least, most in zip(fewest, depths, strict=True)
+    ):
         raise UserError(
-            f"evolution.max_blocks = {depths} must be {len(spec.blocks_per_stage)} "
-            "numbers above 0, one for each stage."
+            f"evolution.min_blocks = {fewest} and max_blocks = {depths} must be "
+            f"{stages} numbers above 0 each, one for each stage, and the most not "
+            "below the fewest."
         )
     widths = tuple(asked.widths)
     if not widths or not all(0 < width < np.inf for width in widths):
@@ -184,7 +189,7 @@ def of_config(config: ml_collections.ConfigDict) -> Space:
             for i, k in itertools.product(range(len(slots)), repeat=2)
             if i - k > 1
         )
-    return Space(kinds, depths, hidden, len(widths), pairs)
+    return Space(kinds, fewest, depths, hidden, len(widths), pairs)
 
 
 def _hidden(

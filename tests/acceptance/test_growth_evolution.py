@@ -9,81 +9,73 @@ from scipy import stats
 from configs import digits
 from dresnet_jax.structure import evolution, population, space
 
-SEEDS, EVALUATIONS, MEMBERS = 10, 40, 8
+SEEDS, MEMBERS = 10, 8
 
 
-def config_of(blocks, widths):
-    """A stage of at most so many blocks, each structure trained for 30 steps."""
-    config = digits.get_config()
-    config.data.batch_size = 64
-    config.model.width, config.model.blocks_per_stage = 16, (blocks,)
-    config.train.num_steps = 30
-    config.evolution.widths = widths
-    config.evolution.inherit = False
-    return config
+class Space:
+    """Which connections so many blocks have; each structure is trained once."""
+
+    def __init__(self, blocks):
+        config = digits.get_config()
+        config.data.batch_size = 64
+        config.model.width, config.model.blocks_per_stage = 4, (blocks,)
+        config.train.num_steps = 30
+        config.evolution.min_blocks, config.evolution.widths = (blocks,), (1.0,)
+        config.evolution.inherit = False
+        self.space = space.of_config(config)
+        self.table = population.Population(config, None)
+
+    def searched(self, algorithm, evaluations, seed):
+        return evolution.search(
+            self.space,
+            self.table,
+            algorithm=algorithm,
+            population=MEMBERS,
+            evaluations=evaluations,
+            seed=seed,
+        )
 
 
-def table_of(config):
-    """Trains each structure once, whoever asks for it."""
-    return population.Population(config, None)
+def front(found):
+    return {one.structure for one in evolution.front(found)}
 
 
 @pytest.mark.slow
 def test_the_front_of_a_small_space_is_found():
-    config = config_of(4, (0.5, 1.0))
-    there, table = space.of_config(config), table_of(config)
-    every = {
-        there.structure(genes)
-        for genes in itertools.product(*(range(n + 1) for n in there.limits))
-    }
-    true = {
-        one.structure for one in evolution.front(table(sorted(every, key=repr), []))
-    }
-    found = evolution.search(
-        there, table, algorithm="nsga2", population=8, evaluations=len(every), seed=0
-    )
-    front = {one.structure for one in evolution.front(found)}
-    print(
-        f"\n{len(every)} structures, {len(true)} on the front; after {len(found)} "
-        f"evaluations {len(front & true)} of them are found and {len(front - true)} "
-        "others"
-    )
-    assert len(every) == 24
-    assert front == true
+    small = Space(5)
+    genes = itertools.product(*(range(n + 1) for n in small.space.limits))
+    every = sorted({small.space.structure(one) for one in genes}, key=repr)
+    assert len(every) == 64
+    true = front(small.table(every, []))
+    print(f"\n{len(every)} structures, {len(true)} of them on the front")
+    for evaluations in (32, 40, 48, 56):
+        shares = [
+            len(front(small.searched("nsga2", evaluations, seed)) & true) / len(true)
+            for seed in range(SEEDS)
+        ]
+        print(f"{evaluations} evaluations: {np.round(shares, 2)}")
 
 
 @pytest.mark.slow
 def test_evolution_dominates_more_than_chance():
-    config = config_of(8, (0.5,))
-    there, table = space.of_config(config), table_of(config)
+    large, evaluations = Space(8), 40
     found = {
-        name: [
-            evolution.search(
-                there,
-                table,
-                algorithm=name,
-                population=MEMBERS,
-                evaluations=EVALUATIONS,
-                seed=seed,
-            )
-            for seed in range(SEEDS)
-        ]
+        name: [large.searched(name, evaluations, seed) for seed in range(SEEDS)]
         for name in ("nsga2", "random")
     }
-    worst = evolution.worst(list(itertools.chain(*found["nsga2"], *found["random"])))
+    span = evolution.span(itertools.chain(*found["nsga2"], *found["random"]))
     volumes = {
-        name: [evolution.hypervolumes(of_seed, worst)[-1] for of_seed in runs]
+        name: [evolution.hypervolumes(one, span)[-1] for one in runs]
         for name, runs in found.items()
     }
     for name, values in volumes.items():
-        print(
-            f"\n{name}: {np.mean(values):.4f}, " + " ".join(f"{v:.4f}" for v in values)
-        )
+        each = " ".join(f"{value:.4f}" for value in values)
+        print(f"\n{name}: mean hypervolume {np.mean(values):.4f}: {each}")
     test = stats.ttest_ind(volumes["nsga2"], volumes["random"], equal_var=False)
     print(
-        f"\n{there.size} vectors of genes, {EVALUATIONS} evaluations, {SEEDS} seeds: "
+        f"\n{large.space.size} structures, {evaluations} evaluations, {SEEDS} seeds: "
         f"p = {test.pvalue:.2g}"
     )
-    assert {len(run) for runs in found.values() for run in runs} == {EVALUATIONS}
+    assert {len(one) for runs in found.values() for one in runs} == {evaluations}
     assert np.mean(volumes["nsga2"]) > np.mean(volumes["random"])
     assert test.pvalue < 0.05

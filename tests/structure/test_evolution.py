@@ -20,6 +20,7 @@ from tests.conftest import run_command
 SLOTS = ((0, 0), (0, 1), (0, 2), (1, 0))
 SPACE = Space(
     blocks=("basic", "separable"),
+    fewest=(1, 1),
     depths=(3, 1),
     hidden={"basic": ((8, 16),) * 3 + ((16, 32),), "separable": ()},
     widths=2,
@@ -111,11 +112,14 @@ def test_the_front_is_what_nothing_dominates():
 def test_the_hypervolume_is_that_of_boxes():
     one = Found(SPACE.structure(np.zeros(8, int)), 0.5, 5, 5, 0.5)
     other = dataclasses.replace(one, error=0.25, multiply_adds=8)
-    volumes = evolution.hypervolumes([one, other], [1, 10, 10, 1])
+    # From 0 to these; a tenth more is the reference.
+    span = [0.0] * 4, np.asarray([1, 10, 10, 1]) / 1.1
+    volumes = evolution.hypervolumes([one, other], span)
     rest = 0.5 * 0.5
     np.testing.assert_allclose(
         volumes, [0.5 * 0.5 * rest, (0.25 + 0.75 * 0.2 - 0.1) * rest]
     )
+    assert evolution.span([one, other])[1] == [0.5, 8, 5, 0.5]
 
 
 @pytest.fixture
@@ -207,6 +211,7 @@ def asked_for(config):
         ({"widths": ()}, r"widths = \(\) must be numbers"),
         ({"widths": (0.0,)}, "widths"),
         ({"max_blocks": (2,)}, "max_blocks = .* 2 numbers"),
+        ({"min_blocks": (4, 1)}, "min_blocks = .* below the fewest"),
     ],
 )
 def test_wrong_values_are_named(config, fields, message):

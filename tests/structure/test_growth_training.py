@@ -101,6 +101,13 @@ def test_a_run_grows_and_tells_how(unbroken):
     assert len(parts.model.spec.connections.topology.edges) == 1
     report = json.loads((unbroken / "report.json").read_text())
     assert report["history"] == entries
+    # Steps 1 to 4, 8, 12 and 14 are of one structure each; 16 images a step.
+    each = [entries[0]["multiply_adds"][0], *(e["multiply_adds"][1] for e in entries)]
+    passes = [3 * 4 * each[0], 3 * 4 * each[1], 3 * 4 * each[2], 3 * 2 * each[3]]
+    chosen = [e["passes"] * e["multiply_adds"][0] for e in entries]
+    assert report["training_multiply_adds"] == 16 * (sum(passes) + sum(chosen))
+    # Two batches; of three candidates each of two steps is a gradient and 4 tries.
+    assert [e["passes"] for e in entries] == [2 * 3 * (2 * (3 + 4) + 1), 1, 3]
     assert report["params"] == counted
     paths = [path.name for path in plots.run_pictures(unbroken)]
     assert "growth.png" in paths
@@ -194,6 +201,26 @@ def test_a_change_above_the_budget_is_refused(config, tmp_path):
     assert parts.model.spec.blocks_per_stage == (4,)
 
 
+@pytest.mark.parametrize(("seconds", "result"), [(1e-9, "refused"), (1e9, "accepted")])
+def test_a_step_may_take_only_so_long(config, tmp_path, seconds, result):
+    config.growth.events, config.growth.max_step_seconds = ("width",), seconds
+    directory = epath.Path(tmp_path) / "run"
+    train(config, directory)
+    (entry,) = history(directory)
+    assert entry["result"] == result
+    assert ("max_step_seconds = 1e-09" in entry.get("why", "")) is (seconds < 1)
+
+
+def test_an_architecture_is_searched_while_the_network_grows(config, tmp_path):
+    config.growth.events, config.search.share = ("connections", "width"), 0.5
+    config.data.batch_size = 8
+    with config.ignore_type():
+        config.model.connections.topology = ((4, 1),)
+    directory = epath.Path(tmp_path) / "run"
+    train(config, directory)
+    assert [e["result"] for e in history(directory)] == ["accepted"] * 2
+
+
 def test_growing_and_pruning_alternate(config, tmp_path):
     config.growth.events = ("connections", "prune", "prune")
     directory = epath.Path(tmp_path) / "run"
@@ -215,6 +242,8 @@ def test_growing_and_pruning_alternate(config, tmp_path):
         ({"trial_epochs": 0}, "trial_epochs = 0"),
         ({"quantile": 1.0}, "quantile = 1.0"),
         ({"noise": -0.1}, "noise = -0.1"),
+        ({"trial_batches": 0}, "trial_batches = 0"),
+        ({"warmup_steps": -1}, "warmup_steps = -1"),
         ({"connections": 0}, "connections = 0"),
         ({"every_epochs": 4}, "need 13 epochs, 26 steps; the run has 14"),
     ],
@@ -253,6 +282,12 @@ def test_divided_channels_are_whole_buckets():
     assert units.chosen(scores, 0.5, 8) == {2: [*range(15, -1, -1)]}
     assert units.chosen(scores, 0.9, 8) == {2: [15, 14, 13, 12, 11, 10, 9, 8]}
     assert units.chosen({1: np.arange(4.0)}, 0.9, 8) == {1: [3, 2, 1, 0] * 2}
+
+
+def test_the_best_step_may_be_of_another_structure(config):
+    config.train.report_on, config.train.keep_best = "best", 1
+    with pytest.raises(UserError, match=r"report_on = best is of one structure"):
+        events.check(experiment.build(config))
 
 
 def test_only_train_grows(config, tmp_path):

@@ -133,3 +133,22 @@ def test_wrong_values_are_refused(field, value, message):
 def test_gates_that_never_learn_are_refused():
     with pytest.raises(UserError, match="freeze the gates in the whole run"):
         optimizer.build(config(gate_freeze_first=0.5, gate_freeze_last=0.5), 10)
+
+
+def test_the_rate_rises_again_behind_events():
+    one = {"head": {"kernel": jnp.ones(())}}
+    plain = optimizer.build(config(), 100)
+    warmed = optimizer.build(config(), 100, events=(20, 50), warmup_steps=10)
+
+    def updates(learner):
+        memory, found = learner.init(one), []
+        for _ in range(70):
+            update, memory = learner.update(one, memory, one)
+            found.append(float(update["head"]["kernel"]))
+        return np.asarray(found)
+
+    parts = updates(warmed)[1:] / updates(plain)[1:]
+    wanted = np.ones(70)
+    for event in (20, 50):
+        wanted[event : event + 10] = np.arange(1, 11) / 10
+    np.testing.assert_allclose(parts, wanted[1:], rtol=1e-5)
