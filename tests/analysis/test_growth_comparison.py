@@ -7,7 +7,6 @@ import pytest
 
 from tests.conftest import run_command
 
-
 SMALL = (
     "--config.base.data.dataset=digits",
     "--config.base.data.train_examples=512",
