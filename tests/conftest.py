@@ -25,13 +25,17 @@ hypothesis.settings.load_profile("untimed")
 # Arrays of different ranks do not mix unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Shared by all processes of a test run, so that each program is compiled once.
-_CACHE = tempfile.TemporaryDirectory(prefix="dresnet_jax_cache_")
+# Shared by all processes of a test run, so that each program is compiled once; those
+# that pytest starts are told of it by this variable.
+_CACHE = "DRESNET_JAX_TEST_CACHE"
+if _CACHE not in os.environ:
+    _directory = tempfile.TemporaryDirectory(prefix="dresnet_jax_cache_")
+    os.environ[_CACHE] = _directory.name
 CACHE_SETTINGS = {
-    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_COMPILATION_CACHE_DIR": os.environ[_CACHE],
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # For programs that are many and small: to optimise them would take the longest.

@@ -1,0 +1,64 @@
+"""Changes of every kind of block leave the answers as they are, to 1e-10 in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dresnet_jax.models.blocks import BLOCKS
+from dresnet_jax.structure.pruning import Network
+from dresnet_jax.training import steps
+from tests.structure.test_changes import CHANGES, config, first_batch, of_kind, refused
+
+__all__ = ["config"]
+
+
+def in_float64(one, other, images):
+    """The largest relative difference of two networks' logits, in double precision."""
+
+    def logits(found):
+        layers = dataclasses.replace(found.parts.model.spec.layers, dtype="float64")
+        spec = dataclasses.replace(found.parts.model.spec, layers=layers)
+        model = found.parts.model.clone(spec=spec)
+        params, stats = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x), jnp.float64),
+            (found.state.params, found.state.batch_stats),
+        )
+        trained, _ = jax.jit(
+            lambda p, s, x: steps.forward(model, p, s, x, found.state.key)
+        )(params, stats, images)
+        variables = {"params": params, "batch_stats": stats}
+        return trained, jax.jit(lambda v, x: model.apply(v, x, train=False))(
+            variables, images
+        )
+
+    images = jnp.asarray(np.asarray(images), jnp.float64)
+    pairs = zip(logits(one), logits(other), strict=True)
+    return max(float(jnp.abs(a - b).max() / jnp.abs(a).max()) for a, b in pairs)
+
+
+def in_double(leaf):
+    return leaf.astype("float64") if leaf.dtype == jnp.float32 else leaf
+
+
+@pytest.mark.slow
+def test_every_change_is_exact_in_double_precision(config):
+    found = {}
+    for block in sorted(BLOCKS):
+        # Drawn numbers of mixed blocks are others in other precision.
+        for kind in sorted(CHANGES) if block != "mixed" else ():
+            assert not refused(block, kind)
+            before = of_kind(config, block)
+            batch = first_batch(before)
+            with jax.enable_x64(True):
+                # A third is not the same in both precisions.
+                state = jax.tree.map(in_double, before.state)
+                before = Network(before.parts, state)
+                after, _ = CHANGES[kind](before, batch)
+                found[block, kind] = in_float64(before, after, batch.images)
+    for (block, kind), error in found.items():
+        print(f"{block}, {kind}: {error:.1e}")
+    assert len(found) == 3 * (len(BLOCKS) - 1)
+    assert max(found.values()) <= 1e-10
