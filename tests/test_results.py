@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-STUDIES = sorted(Path(ROOT, "docs/results").glob("*/report.json"))
+RESULTS = Path(ROOT, "docs/results")
+STUDIES = sorted(path.with_name("report.json") for path in RESULTS.glob("*/plan.json"))
 
 
 def test_readmes_rows_are_those_of_a_report():
@@ -30,3 +31,20 @@ def test_a_study_is_whole(path):
     assert len(figures) > 3
     for name in ("report.html", "plan.json", *figures):
         assert path.with_name(name).stat().st_size > 0
+
+
+def test_growth_is_compared_for_as_much_training():
+    found = json.loads((RESULTS / "growth/report.json").read_text())
+    page = (RESULTS / "growth/report.md").read_text()
+    assert (RESULTS / "growth/accuracy.png").stat().st_size > 0
+    for one in found["variants"].values():
+        assert len(one["test_accuracy"]["values"]) == found["seeds"] == 5
+        assert all(0.95 < cost < 1.05 for cost in one["cost"])
+    rows = [
+        line
+        for line in Path(ROOT, "docs/growth.md").read_text().splitlines()
+        if re.match(r"\| (grown|its) ", line)
+    ]
+    assert len(rows) == 2 * len(found["variants"])
+    for row in rows:
+        assert row in page
