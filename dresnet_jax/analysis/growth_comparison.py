@@ -29,6 +29,9 @@ GROWN = "grown"
 # What it is compared with, each for as many multiply-adds of training.
 LAST, FIRST, RANDOM = "its last structure", "its first structure", "grown at random"
 VARIANTS = (GROWN, LAST, FIRST, RANDOM)
+# What a run that grows at random costs is known only behind it: with other steps it is
+# tried again, at most so often, until it comes so near.
+_TRIES, _NEAR = 4, 0.02
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -81,12 +84,11 @@ def _of_seed(
     last = _each_step(structure)
     # Its choices cost nothing: for them it is trained on.
     chosen = sum(
-        entry.get("passes", 0) * entry["multiply_adds"][0] * start.data.batch_size
+        entry["passes"] * entry["multiply_adds"][0] * start.data.batch_size
         for entry in grown["history"]
         if "multiply_adds" in entry
     )
     longer = grown["steps"] + round(chosen / last)
-    by_chance = _with(start, num_steps=longer, choose="random")
     plain = {
         LAST: (structure, round(spent / last)),
         FIRST: (start, round(spent / first)),
@@ -96,13 +98,48 @@ def _of_seed(
         config = _with(config, events=(), num_steps=steps)
         report = _trained(config, place(name))
         found[name] = report | {"training_multiply_adds": steps * _each_step(config)}
-    return found | {RANDOM: _trained(by_chance, place(RANDOM))}
+    return found | {RANDOM: _by_chance(start, longer, spent, place)}
+
+
+def _by_chance(
+    start: ml_collections.ConfigDict,
+    steps: int,
+    spent: int,
+    place: Callable[[str], epath.Path],
+) -> dict[str, Any]:
+    """The report of a run whose events are drawn, which has cost nearly as much.
+
+    Args:
+      start: the config of the run that grows.
+      steps: of the first try.
+      spent: the multiply-adds that it shall cost.
+      place: gives the directory of each try, by its name.
+    """
+    least = start.growth.every_epochs * len(start.growth.events)
+    least = (least + start.growth.trial_epochs) * experiment.build(
+        start
+    ).steps_per_epoch
+    for number in range(_TRIES):
+        config = _with(start, num_steps=max(steps, least), choose="random")
+        report = _trained(config, place(f"{RANDOM} {number}"))
+        off = spent - report["training_multiply_adds"]
+        if abs(off) <= _NEAR * spent:
+            break
+        ends = [
+            entry["multiply_adds"][1]
+            for entry in report["history"]
+            if entry["result"] == growth_training.ACCEPTED
+        ]
+        last = ends[-1] if ends else changes.products(experiment.build(start))
+        each = changes.step_passes(start) * start.data.batch_size * last
+        steps = report["steps"] + round(off / each)
+    return report
 
 
 def _each_step(config: ml_collections.ConfigDict) -> int:
     """Multiply-adds of a step of training."""
     each = changes.products(experiment.build(config))
-    return changes.GRADIENT * each * config.data.batch_size
+    return changes.step_passes(config) * each * config.data.batch_size
 
 
 def _with(

@@ -73,7 +73,7 @@ def by_trial(
     silent: Any,
     batches: Any,
     edges: Sequence[Edge],
-    steps: int = 15,
+    steps: int,
 ) -> jax.Array:
     """By how much the loss falls where one edge is fitted, all else fixed.
 

@@ -12,6 +12,7 @@ import optax
 
 from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.counting import multiply_adds
 from dresnet_jax.structure.pruning import Network
@@ -27,9 +28,25 @@ SQUARES = "/nu/"
 # Passes through a network that a gradient costs: forward, and twice as much back.
 GRADIENT = 3
 
+# Gradients that a step of training takes: of the network, and of an architecture that
+# learns from examples of its own, to the second order through one of the network.
+_GRADIENTS = {"none": 1, "first": 2, "second": 5}
+
 # (name of a leaf of the changed state, all leaves of the old one, the leaf as it would
 # start) -> what it is.
 Carry = Callable[[str, Mapping[str, jax.Array], jax.Array], jax.Array]
+
+
+class FruitlessError(UserError):
+    """Nothing was found that would be of use.
+
+    Attributes:
+      passes: of a batch through the network, that it took to find out.
+    """
+
+    def __init__(self, text: str, passes: int) -> None:
+        super().__init__(text)
+        self.passes = passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +139,12 @@ def made(
         multiply_adds=(products(network.parts), products(parts)),
         error=None if batch is None else difference(network, after, batch),
     )
+
+
+def step_passes(config: ml_collections.ConfigDict) -> int:
+    """Passes of a batch through the network that a step of training takes."""
+    search = config.search
+    return GRADIENT * _GRADIENTS[search.order if search.share else "none"]
 
 
 def products(parts: Experiment) -> int:

@@ -115,7 +115,9 @@ def _connect(
     falls, passes = _falls(network, edges, growth, batches)
     best = sorted(falls, key=lambda edge: -falls[edge])[: growth.connections]
     if not (useful := [edge for edge in best if falls[edge] > 0]):
-        raise UserError(f"No connection of {len(edges)} let the loss fall in a trial.")
+        raise changes.FruitlessError(
+            f"No connection of {len(edges)} let the loss fall in a trial.", passes
+        )
     return _counted(growing.grown(network, useful, batches[0]), passes)
 
 

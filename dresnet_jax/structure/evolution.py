@@ -24,6 +24,8 @@ from dresnet_jax.structure.space import Space, Structure
 
 # All are to be small.
 OBJECTIVES = ("error", "multiply_adds", "params", "unsteadiness")
+# Generations without a structure that is new, behind which there is taken to be none.
+_IN_VAIN = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Found:
       params: parameters.
       unsteadiness: standard deviation of the change of the training loss from step to
         step, in the second half of training.
-      parent: number of the one whose weights it began with, in the order in which they
-        were asked for; None where it began anew.
+      parent: number of the member whose weights it began with; None where it began
+        anew.
     """
 
     structure: Structure
@@ -70,6 +72,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "evolution trains each structure as it is: leave growth.events = () and "
             "search.share = 0."
+        )
+    if config.init.workdir:
+        raise UserError(
+            f"init.workdir = {config.init.workdir}: evolution begins anew; leave it ''."
+        )
+    if asked.against_random and asked.inherit:
+        raise UserError(
+            "evolution.against_random needs evolution.inherit = False: what is drawn "
+            "would begin with weights that evolution has trained."
         )
     for field in ("evaluations", "together"):
         if asked[field] < 1:
@@ -105,14 +116,15 @@ def search(
     """
     found: dict[Structure, Found] = {}
     asking = ALGORITHMS[algorithm](space, population, seed)
-    wanted = next(asking)
-    while wanted:
+    wanted, in_vain = next(asking), 0
+    while wanted and in_vain < _IN_VAIN:
         new = [one for one in dict.fromkeys(wanted) if one not in found]
         new = new[: evaluations - len(found)]
         for one in evaluate(new, list(found.values())) if new else ():
             found[one.structure] = one
         if len(found) >= evaluations:
             break
+        in_vain = 0 if new else in_vain + 1
         wanted = asking.send([found[one] for one in wanted])
     return list(found.values())
 
@@ -142,8 +154,10 @@ def hypervolumes(
 
 
 def span(found: Iterable[Found]) -> tuple[list[float], list[float]]:
-    """The smallest and the largest of each objective."""
-    values = np.asarray([one.objectives for one in found])
+    """The smallest and the largest of each objective, of what did not go astray."""
+    every = list(found)
+    sound = [one for one in every if one.error < 1] or every
+    values = np.asarray([one.objectives for one in sound])
     return values.min(axis=0).tolist(), values.max(axis=0).tolist()
 
 

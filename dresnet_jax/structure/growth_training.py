@@ -127,16 +127,14 @@ class _Growth:
                 stand = self._changed(stand)
             else:
                 break
-        report = reporting.report(
-            stand.parts, self._directory, self._data.splits, stand.state
+        growth = {
+            "history": stand.history,
+            "training_multiply_adds": self._spent(stand.history),
+        }
+        splits = self._data.splits
+        return reporting.report(
+            stand.parts, self._directory, splits, stand.state, growth
         )
-        report["history"] = stand.history
-        report["training_multiply_adds"] = self._spent(stand.history)
-        # Blocks may have other numbers than at the start.
-        report.pop("gate_drift", None)
-        if processes.is_first():
-            workdir.write_json(self._directory / "report.json", report)
-        return report
 
     def _until(self, stand: _Stand) -> int:
         """The last step of the segment."""
@@ -176,14 +174,17 @@ class _Growth:
                 network, self._data, stand.step, growth.trial_batches
             )
         )
+        passes = 0
         try:
             after, change = events.EVENTS[kind](network, growth, batches)
+            passes = change.passes
             events.within_budget(growth, change)
             parts = self._build(after.parts.config)
             state = after.state.replace(model=parts.model, optimizer=parts.optimizer)
             self._check_time(parts, state)
         except UserError as error:
-            entry |= {"result": REFUSED, "why": str(error)}
+            passes = getattr(error, "passes", passes)
+            entry |= {"result": REFUSED, "why": str(error), "passes": passes}
             return self._decided(stand, entry)
         entry |= dataclasses.asdict(change) | {
             "structure": [_structure(network), _structure(after)],
@@ -291,18 +292,15 @@ class _Growth:
         Those of one image as evaluated, times the passes, times the batch.
         """
         now, steps, passes = changes.products(self._start), 0, 0
+        each = changes.step_passes(self._config)
         for entry in history:
-            passes += changes.GRADIENT * now * (entry["step"] - steps)
+            passes += each * now * (entry["step"] - steps) + entry["passes"] * now
             steps = entry["step"]
-            if entry["result"] == REFUSED:
-                continue
-            before, after = entry["multiply_adds"]
-            passes += entry["passes"] * before
             if entry["result"] == TAKEN_BACK:
-                passes += changes.GRADIENT * after * entry["trial_steps"]
-                continue
-            now = after
-        passes += changes.GRADIENT * now * (self._num_steps - steps)
+                passes += each * entry["multiply_adds"][1] * entry["trial_steps"]
+            if entry["result"] == ACCEPTED:
+                now = entry["multiply_adds"][1]
+        passes += each * now * (self._num_steps - steps)
         return passes * self._start.recipe.batch_size
 
     def _validated(self, network: Network) -> dict[str, float]:

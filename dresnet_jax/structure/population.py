@@ -20,6 +20,7 @@ from etils import epath
 
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.connections.superset import Edge, Superset, superset
+from dresnet_jax.errors import UserError
 from dresnet_jax.structure import changes, deepening, growing, widening
 from dresnet_jax.structure.evolution import Found
 from dresnet_jax.structure.pruning import Network
@@ -105,27 +106,23 @@ class Population:
         """Trains structures of one shape in one program, and keeps them."""
         if self._data is None:
             self._data = loop.open_data(shape.parts)
-        parents = [self._parent(one, before) for one in group]
-        states = [
-            shape.parts.create_state()
-            if number is None
-            else shape.started(self._grown(before[number].structure, one))
-            for number, one in zip(parents, group, strict=True)
-        ]
-        states, losses = shape.train(states, group, self._data)
-        for number, one, state, of_one in zip(
-            parents, group, states, losses, strict=True
+        begun = [self._begun(shape, one, before) for one in group]
+        states, losses = shape.train([state for state, _ in begun], group, self._data)
+        for (_, parent), one, state, of_one in zip(
+            begun, group, states, losses, strict=True
         ):
             parts = experiment.build(one.config(self._config))
             accuracy = shape.accuracy(state, self._data)
-            half = of_one[len(of_one) // 2 :]
+            falls = np.diff(of_one[len(of_one) // 2 :])
+            # Batches may have been skipped; what has no loss at the end went astray.
+            is_sound = bool(np.isfinite(of_one[-1]))
             found = Found(
                 structure=one,
-                error=1 - accuracy if np.isfinite(of_one).all() else 1.0,
+                error=1 - accuracy if is_sound else 1.0,
                 multiply_adds=changes.products(parts),
                 params=optax.tree.size(parts.create_state(abstract=True).params),
-                unsteadiness=_finite(float(np.std(np.diff(half)))),
-                parent=number,
+                unsteadiness=float(np.nanstd(falls)) if is_sound else _ASTRAY,
+                parent=parent,
             )
             self._known[one] = found
             if self._directory is not None:
@@ -143,17 +140,23 @@ class Population:
         lines = [dataclasses.asdict(one) for one in self._known.values()]
         workdir.write_lines(self._directory / _FOUND, lines)
 
-    def _parent(self, structure: Structure, before: Sequence[Found]) -> int | None:
-        """The largest network that can become a structure, by its place."""
-        if not self._config.evolution.inherit:
-            return None
-        able = [
-            number
-            for number, one in enumerate(before)
-            if one.structure.is_within(structure)
-        ]
-        sizes = {number: (before[number].params, -number) for number in able}
-        return max(sizes, key=lambda number: sizes[number], default=None)
+    def _begun(
+        self, shape: "_Shape", structure: Structure, before: Sequence[Found]
+    ) -> tuple[TrainState, int | None]:
+        """The state that a structure begins with, and the member that it is from.
+
+        That is the largest one before it that can become it, the first of equal ones.
+        """
+        able = [one for one in before if one.structure.is_within(structure)]
+        if self._config.evolution.inherit and able:
+            parent = max(able, key=lambda one: one.params).structure
+            try:
+                state = shape.started(self._grown(parent, structure))
+            except UserError:
+                # Of a kind whose answers would change: docs/growth.md names them.
+                return shape.parts.create_state(), None
+            return state, list(self._known).index(parent)
+        return shape.parts.create_state(), None
 
     def _grown(self, parent: Structure, structure: Structure) -> Network:
         """A trained network, changed into another structure with the same answers."""
@@ -237,7 +240,10 @@ class _Shape:
                 now, of_step = self._program(now, full, *arrays)
                 losses.append(of_step)
         own = [
-            state.replace(params=_masked(mask, state.params))
+            state.replace(
+                params=_masked(mask, state.params),
+                ema_params=_masked(mask, state.ema_params),
+            )
             for state, mask in zip(now, masks, strict=False)
         ]
         return own, np.stack(jax.device_get(losses), axis=1)[: len(own)]
@@ -250,16 +256,23 @@ class _Shape:
         self, state: TrainState, structure: Structure, parts: Experiment
     ) -> TrainState:
         """A state of the structure alone, of a run that has yet to begin."""
-        params = dict(state.params)
-        connections = params.pop("connections", None)
-        if structure.edges:
-            _, own = subset(self._connections, connections, structure.edges)
-            params["connections"] = own
+
+        def own(params: Any) -> Any:
+            if params is None or "connections" not in params:
+                return params
+            found = dict(params)
+            connections = found.pop("connections")
+            if structure.edges:
+                _, few = subset(self._connections, connections, structure.edges)
+                found["connections"] = few
+            return found
+
+        params = own(state.params)
         fresh = state.replace(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=parts.optimizer.init(params),
-            ema_params=None if state.ema_params is None else params,
+            ema_params=own(state.ema_params),
             running=Metrics.empty(),
             model=parts.model,
             optimizer=parts.optimizer,
@@ -312,14 +325,9 @@ class _Shape:
 
 def _masked(mask: Any, params: Any) -> Any:
     """Parameters of which those of missing connections are 0."""
-    if "connections" not in params:
+    if params is None or "connections" not in params:
         return params
     return {**params, "connections": optax.tree.mul(mask, params["connections"])}
-
-
-def _finite(value: float) -> float:
-    """A figure, or a large one where training went astray."""
-    return value if np.isfinite(value) else _ASTRAY
 
 
 def _from_json(line: Mapping[str, Any]) -> Found:

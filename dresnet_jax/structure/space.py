@@ -19,6 +19,8 @@ from dresnet_jax.training import experiment
 Edge = tuple[int, int]
 # A place for a block: (stage, place in the stage), from 0.
 Slot = tuple[int, int]
+# Of training: its second half needs two changes of the loss.
+_FEWEST_STEPS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,18 +133,27 @@ class Space:
     def genes(self, structure: Structure) -> np.ndarray:
         """The genes of a structure of the space; 0 for what it does not use."""
         stages = len(self.depths)
-        firsts = dict(zip(structure.slots, structure.hidden, strict=False))
+        own = dict(zip(structure.slots, structure.hidden, strict=False))
         options = self.hidden[structure.block]
         places = dict(zip(_slots(self.depths), options, strict=False))
+
+        def width(stage: int) -> int:
+            """The first that all blocks of a stage have; 0 where there are none."""
+            of_stage = [
+                (places[slot], n) for slot, n in own.items() if slot[0] == stage
+            ]
+            return next(
+                i
+                for i in range(self.widths)
+                if all(channels[i] == n for channels, n in of_stage)
+            )
+
         there = set(_of_slots(structure))
         return np.asarray(
             [
                 self.blocks.index(structure.block),
                 *np.subtract(structure.blocks_per_stage, self.fewest),
-                *(
-                    places[s, 0].index(firsts[s, 0]) if places else 0
-                    for s in range(stages)
-                ),
+                *map(width, range(stages)),
                 *(pair in there for pair in self.pairs),
             ],
             dtype=int,
@@ -156,7 +167,13 @@ def of_config(config: ml_collections.ConfigDict) -> Space:
       UserError: a value is wrong, or the network cannot have what is asked for.
     """
     asked = config.evolution
-    spec = experiment.build(config).model.spec
+    parts = experiment.build(config)
+    spec = parts.model.spec
+    if parts.num_steps < _FEWEST_STEPS:
+        raise UserError(
+            f"train.num_steps = {parts.num_steps} must be at least {_FEWEST_STEPS} for "
+            "evolution, which tells how steady training is."
+        )
     kinds = tuple(asked.blocks) or (spec.block,)
     for kind in kinds:
         pick("evolution.blocks", kind, BLOCKS)

@@ -70,6 +70,11 @@ def check(config: ml_collections.ConfigDict, spec: BackboneSpec) -> None:
             f"search.share = {search.share}: {config.model.name} has neither mixed "
             "blocks nor learned connections, whose weights could be searched."
         )
+    if config.optimizer.gate_freeze_first or config.optimizer.gate_freeze_last:
+        raise UserError(
+            f"search.share = {search.share} needs optimizer.gate_freeze_first and "
+            "gate_freeze_last of 0: they are of gates that learn with the network."
+        )
     if config.train.steps_per_call > 1:
         raise UserError(
             f"search.share = {search.share} needs train.steps_per_call = 1, not "
@@ -78,22 +83,25 @@ def check(config: ml_collections.ConfigDict, spec: BackboneSpec) -> None:
 
 
 def optimizers(
-    network: optax.GradientTransformation, learning_rate: float
+    network: optax.GradientTransformation,
+    learning_rate: float,
+    is_frozen: Callable[[Any], Any] | None = None,
 ) -> Optimizers:
     """Those of a search.
 
     Args:
       network: what the network would learn by alone.
       learning_rate: of the architecture.
+      is_frozen: marks what of the architecture is not trained; None for nothing.
     """
+    nothing = optax.set_to_zero()
     adam = optax.adam(learning_rate, b1=_BETAS[0], b2=_BETAS[1])
+    own = optax.partition({True: adam, False: nothing}, optimizer.is_gate)
+    if is_frozen is not None:
+        own = optax.chain(own, optax.masked(nothing, is_frozen))
     return Optimizers(
-        network=optax.chain(
-            optax.masked(optax.set_to_zero(), optimizer.is_gate), network
-        ),
-        architecture=optax.partition(
-            {True: adam, False: optax.set_to_zero()}, optimizer.is_gate
-        ),
+        network=optax.chain(optax.masked(nothing, optimizer.is_gate), network),
+        architecture=own,
     )
 
 
@@ -145,6 +153,7 @@ def step(
     rate: optax.Schedule | None,
     label_smoothing: float,
     gate_penalty: float,
+    skip_non_finite: bool = False,
     gathered: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, steps.StepResult]:
     """A step of the architecture, then one of the network.
@@ -158,6 +167,8 @@ def step(
       rate: of the step that the architecture looks ahead; None for first order.
       label_smoothing: share of the label spread over all classes.
       gate_penalty: this times the sum of |F(w)| is added to the loss.
+      skip_non_finite: whether an architecture whose step or whose network's is not
+        finite stays as it was.
       gathered: makes parameters that are split over devices whole.
 
     Returns:
@@ -179,8 +190,11 @@ def step(
         state.params,
         rate and rate(state.step),
     )
-    of_network, memory = state.opt_state
-    updates, memory = optimizers.architecture.update(grads, memory, state.params)
+    of_network, before = state.opt_state
+    updates, memory = optimizers.architecture.update(grads, before, state.params)
+    is_finite = jnp.isfinite(optax.tree.norm(updates))
+    if skip_non_finite:
+        updates = jax.tree.map(lambda x: jnp.where(is_finite, x, 0), updates)
     params = optax.apply_updates(state.params, updates)
     after, result = network_step(
         state.replace(
@@ -188,6 +202,20 @@ def step(
         ),
         batch,
     )
+    if skip_non_finite:
+        is_finite &= jnp.isfinite(result.loss) & jnp.isfinite(result.grad_norm)
+
+        def kept(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(is_finite, new, old)
+
+        memory = jax.tree.map(kept, memory, before)
+        params = jax.tree.map(
+            lambda is_own, new, old: kept(new, old) if is_own else new,
+            optimizer.is_gate(state.params),
+            after.params,
+            state.params,
+        )
+        after = after.replace(params=params)
     return (
         after.replace(opt_state=(after.opt_state, memory), optimizer=state.optimizer),
         result,

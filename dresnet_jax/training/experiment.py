@@ -130,6 +130,7 @@ class Experiment:
             rate=rate,
             label_smoothing=train.label_smoothing,
             gate_penalty=train.gate_penalty,
+            skip_non_finite=train.on_non_finite == "skip",
             gathered=functools.partial(sharding.gathered, self.mesh),
         )
 
@@ -305,7 +306,11 @@ def build(
     )
     both = None
     if share:
-        both = alternating.optimizers(learner, config.search.learning_rate)
+        freeze = config.optimizer.freeze
+        is_frozen = functools.partial(optimizer.frozen, config.optimizer)
+        both = alternating.optimizers(
+            learner, config.search.learning_rate, is_frozen if freeze else None
+        )
     return Experiment(
         config=config,
         dataset=dataset,

@@ -66,7 +66,7 @@ def build(
             else []
         ),
         *(
-            [optax.masked(optax.set_to_zero(), functools.partial(_frozen, config))]
+            [optax.masked(optax.set_to_zero(), functools.partial(frozen, config))]
             if config.freeze
             else []
         ),
@@ -117,7 +117,7 @@ def is_gate(params: Any) -> Any:
     return _named(params, GATE_PARAMETERS)
 
 
-def _frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
+def frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
     """Marks the leaves whose path has the pattern of what is not trained."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: bool(re.search(config.freeze, leaves.name(path))), params

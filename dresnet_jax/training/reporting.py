@@ -1,6 +1,7 @@
 """What a run says of itself at its end."""
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -21,6 +22,7 @@ def report(
     directory: epath.Path,
     splits: Splits,
     state: TrainState,
+    growth: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the step that the config asks for, and writes `report.json`.
 
@@ -29,6 +31,8 @@ def report(
       directory: the run directory.
       splits: its data.
       state: of the last step.
+      growth: what is told of a network that has grown, in the place of how far its
+        gates moved: its blocks may have other numbers than at the start.
     """
     step, evaluate = experiment.num_steps, Evaluator(experiment)
     if experiment.config.train.report_on == "best":
@@ -41,9 +45,8 @@ def report(
     found: dict[str, Any] = {"workdir": str(directory)}
     found |= _report(experiment, state, evaluate, splits) | {"reported_step": step}
     if processes.is_first():
-        found["gate_drift"] = connections.drift(
-            metrics.first_gates(directory), found["gates"]
-        )
+        drift = connections.drift(metrics.first_gates(directory), found["gates"])
+        found |= {"gate_drift": drift} if growth is None else growth
         workdir.write_json(directory / "report.json", found)
     return found
 

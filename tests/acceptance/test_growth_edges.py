@@ -104,7 +104,7 @@ def ranked(loss, params, batches):
     )
     correlations = jnp.abs(jnp.corrcoef(of_blocks))
     return {
-        "trial": candidates.by_trial(*given),
+        "trial": candidates.by_trial(*given, steps=15),
         "gradient": candidates.by_gradient(*given),
         # The original's: of the gradients for the weights of both ends.
         "correlation": jnp.stack([correlations[i - 1, k - 1] for i, k in EDGES]),

@@ -88,12 +88,21 @@ def test_a_search_is_a_function_of_its_seed(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", sorted(evolution.ALGORITHMS))
-def test_a_search_ends_where_a_space_does(algorithm):
-    small = dataclasses.replace(SPACE, blocks=("separable",), widths=1, pairs=())
+@pytest.mark.parametrize(("pairs", "size"), [((), 3), (SPACE.pairs, 1 + 2 + 8)])
+def test_a_search_ends_where_a_space_does(algorithm, pairs, size):
+    small = dataclasses.replace(SPACE, blocks=("separable",), widths=1, pairs=pairs)
     found = evolution.search(
         small, made_up, algorithm=algorithm, population=4, evaluations=99, seed=0
     )
-    assert len(found) == 3
+    assert len(found) == size
+
+
+def test_a_width_is_told_by_all_blocks_of_a_stage():
+    hidden = ((8, 8), (8, 16), (8, 16), (16, 16))
+    odd = dataclasses.replace(SPACE, blocks=("basic",), hidden={"basic": hidden})
+    for genes in ([0, 2, 0, 1, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0, 0, 0]):
+        structure = odd.structure(genes)
+        assert odd.structure(odd.genes(structure)) == structure
 
 
 def test_the_front_is_what_nothing_dominates():
@@ -124,11 +133,11 @@ def test_the_hypervolume_is_that_of_boxes():
 
 @pytest.fixture
 def config(small_config):
-    """Three blocks in two stages, each structure trained for three steps."""
+    """Blocks in two stages, each structure trained for six steps."""
     small_config.data.batch_size = 32
     small_config.model.width = 8
     small_config.model.blocks_per_stage = (3, 1)
-    small_config.train.num_steps = 3
+    small_config.train.num_steps = 6
     evolved = small_config.evolution
     evolved.population, evolved.evaluations, evolved.widths = 2, 4, (1.0, 2.0)
     return small_config
@@ -140,6 +149,7 @@ SMALL = Structure("basic", (2, 1), (8, 8, 16), ())
 
 def test_left_out_connections_are_as_if_they_were_not_there(config):
     """What is trained with a mask answers as the network without them."""
+    config.train.ema_decay = 0.5
     shape = population._Shape(config, LARGE)
     data = population.loop.open_data(shape.parts)
     (state,), losses = shape.train([shape.parts.create_state()], [LARGE], data)
@@ -148,7 +158,12 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     whole = Network(shape.parts, state)
     batch = evaluation.first_batch(parts)
     assert changes.difference(whole, Network(parts, alone), batch) <= 1e-5
-    assert losses.shape == (1, 3)
+    averaged = [
+        Network(one.parts, one.state.replace(params=one.state.eval_params))
+        for one in (whole, Network(parts, alone))
+    ]
+    assert changes.difference(*averaged, batch) <= 1e-5
+    assert losses.shape == (1, 6)
     # What learns is what the network alone would have learnt.
     fresh = shape.parts.create_state()
     start = shape.alone(fresh, LARGE, parts)
@@ -228,6 +243,9 @@ def test_wrong_values_are_named(config, fields, message):
         (lambda c: c.model.connections.update(gate="softmax"), "softmax"),
         (lambda c: c.model.connections.update(weights="by_distance"), "weights"),
         (lambda c: c.growth.update(events=("width",)), "growth.events"),
+        (lambda c: c.init.update(workdir="runs/x"), "init.workdir"),
+        (lambda c: c.evolution.update(against_random=True), "inherit = False"),
+        (lambda c: c.train.update(num_steps=2), "num_steps = 2"),
         (lambda c: c.search.update(share=0.5), "search.share"),
         (lambda c: c.model.update(hidden=(8, 8, 8, 8)), "model.hidden"),
     ],
@@ -246,7 +264,7 @@ def test_a_stopped_search_goes_on(tmp_path):
         f"--workdir={directory}",
         "--config.model.width=8",
         "--config.model.blocks_per_stage=(1,)",
-        "--config.train.num_steps=2",
+        "--config.train.num_steps=6",
         "--config.evolution.widths=(1.0, 2.0, 3.0)",
         "--config.evolution.population=2",
         "--config.evolution.evaluations=3",
@@ -273,3 +291,12 @@ def test_a_stopped_search_goes_on(tmp_path):
     code, _, errors = run_command("evolve", *given_flags[:2], "--config.evolution.a=1")
     assert code == 2
     assert "evolution" in errors
+
+
+def test_what_cannot_grow_begins_anew(config, tmp_path):
+    config.model.norm, config.evolution.edges = "layer", False
+    trained = population.Population(config, epath.Path(tmp_path))
+    (small,) = trained([SMALL], [])
+    wider = dataclasses.replace(SMALL, hidden=(16, 8, 16))
+    (found,) = trained([wider], [small])
+    assert found.parent is None

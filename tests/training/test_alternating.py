@@ -126,6 +126,23 @@ def test_neither_moves_the_other(config):
     assert optax.tree.size(joined) == optax.tree.size(params)
 
 
+def test_what_is_not_finite_changes_neither(config):
+    config.train.on_non_finite = "skip"
+    parts = experiment.build(config)
+    data = loop.open_data(parts)
+    (given,) = parts.road.data(data.train, config.seed, parts.calls(0, 1))
+    state = parts.create_state()
+    # Of one weight of an operation alone.
+    params = state.params
+    bad = params["block_1"]["mixture"]["gate_weights"].at[0].set(jnp.inf)
+    block = {**params["block_1"], "mixture": {"gate_weights": bad}}
+    state = state.replace(params={**params, "block_1": block})
+    before = leaves.by_name(jax.tree.map(jnp.copy, (state.params, state.opt_state)))
+    after, _ = parts.compile_train_step()(state, *given.arrays)
+    for name, leaf in leaves.by_name((after.params, after.opt_state)).items():
+        np.testing.assert_array_equal(leaf, before[name], err_msg=name)
+
+
 def test_what_is_left_of_a_search_trains_on_all(config):
     parts = experiment.build(config)
     network = Network(parts, parts.create_state())
@@ -144,6 +161,7 @@ def test_what_is_left_of_a_search_trains_on_all(config):
         ({"search": {"order": "third"}}, "third.*first, second"),
         ({"search": {"learning_rate": 0.0}}, r"learning_rate = 0\.0"),
         ({"train": {"steps_per_call": 2}}, "needs train.steps_per_call = 1"),
+        ({"optimizer": {"gate_freeze_first": 0.5}}, "gate_freeze_first"),
         ({"model": {"name": "resnet18", "block": None}}, "resnet18 has neither"),
     ],
 )
