@@ -112,6 +112,7 @@ class Population:
             begun, group, states, losses, strict=True
         ):
             parts = experiment.build(one.config(self._config))
+            shapes = parts.create_state(abstract=True)
             accuracy = shape.accuracy(state, self._data)
             falls = np.diff(of_one[len(of_one) // 2 :])
             # Batches may have been skipped; what has no loss at the end went astray.
@@ -120,7 +121,7 @@ class Population:
                 structure=one,
                 error=1 - accuracy if is_sound else 1.0,
                 multiply_adds=changes.products(parts),
-                params=optax.tree.size(parts.create_state(abstract=True).params),
+                params=sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
                 unsteadiness=float(np.nanstd(falls)) if is_sound else _ASTRAY,
                 parent=parent,
             )
