@@ -16,6 +16,7 @@ from dresnet_jax.analysis import (
     comparison_report,
     comparison_training,
     findings,
+    growth_comparison,
 )
 from dresnet_jax.errors import RunFailedError, UserError
 from tests.conftest import ROOT
@@ -264,14 +265,17 @@ STUDIES = sorted(
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_of_the_repository_can_be_planned(monkeypatch, name):
     module = importlib.import_module(f"configs.compare.{name}")
+    assert f"--config=configs/compare/{name}.py" in module.__doc__
     config = module.get_config().unlock()
+    if config.base.growth.events:
+        growth_comparison.check(config)
+        return
     config.budgets = ()
     costs = budgets.Costs(1000, 1e6, 0.03, 0.02, 0.04)
     monkeypatch.setattr(budgets, "measure", lambda found: dict.fromkeys(found, costs))
     monkeypatch.setattr(budgets, "measure_together", lambda *_: budgets.Together(1))
     plan = comparison.plan(config, epath.Path("nowhere"))
     assert set(plan.variants) == set(config.variants)
-    assert f"--config=configs/compare/{name}.py" in module.__doc__
 
 
 def test_a_variant_may_change_any_field():
