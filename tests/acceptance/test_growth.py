@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from dresnet_jax.training import evaluation, leaves
-from tests.acceptance.small_run import GENTLE, finish, start_processes
+from tests.acceptance.small_run import finish, start_processes
 
 GROWING = (
     "--config=configs/digits.py",
@@ -22,7 +22,9 @@ GROWING = (
     "--config.growth.trial_batches=2",
     "--config.growth.trial_steps=4",
     "--config.growth.max_loss=1.0",
-    GENTLE,
+    # As for other runs of several layouts, and lower, since a change divides weights
+    # by sums that are rounded otherwise.
+    "--config.optimizer.learning_rate=0.00005",
 )
 
 
