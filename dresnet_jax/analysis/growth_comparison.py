@@ -78,9 +78,7 @@ def _of_seed(
     start = _with(base, seed=seed)
     grown = _trained(start, place(GROWN))
     spent, first = grown["training_multiply_adds"], _each_step(start)
-    newest = checkpointing.newest(place(GROWN))
-    assert newest is not None, "the run has ended"
-    structure = evaluation.config_of(start, newest[1])
+    structure = _structure(start, place(GROWN))
     last = _each_step(structure)
     # Its choices cost nothing: for them it is trained on.
     chosen = sum(
@@ -115,27 +113,30 @@ def _by_chance(
       spent: the multiply-adds that it shall cost.
       place: gives the directory of each try, by its name.
     """
-    least = start.growth.every_epochs * len(start.growth.events)
-    least = (least + start.growth.trial_epochs) * experiment.build(
-        start
-    ).steps_per_epoch
+    growth, epoch = start.growth, experiment.build(start).steps_per_epoch
+    *_, event = experiment.event_steps(growth, epoch)
+    least = event + growth.trial_epochs * epoch
     found: dict[int, dict[str, Any]] = {}
     for number in range(_TRIES):
         config = _with(start, num_steps=max(steps, least), choose="random")
-        report = _trained(config, place(f"{RANDOM} {number}"))
+        directory = place(f"{RANDOM} {number}")
+        report = _trained(config, directory)
         off = spent - report["training_multiply_adds"]
         found.setdefault(abs(off), report)
         if abs(off) <= _NEAR * spent:
             break
-        ends = [
-            entry["multiply_adds"][1]
-            for entry in report["history"]
-            if entry["result"] == growth_training.ACCEPTED
-        ]
-        last = ends[-1] if ends else changes.products(experiment.build(start))
-        each = changes.step_passes(start) * start.data.batch_size * last
-        steps = report["steps"] + round(off / each)
+        last = _each_step(_structure(start, directory))
+        steps = report["steps"] + round(off / last)
     return found[min(found)]
+
+
+def _structure(
+    start: ml_collections.ConfigDict, directory: epath.Path
+) -> ml_collections.ConfigDict:
+    """The config with the structure that a run has come to."""
+    newest = checkpointing.newest(directory)
+    assert newest is not None, "the run has ended"
+    return evaluation.config_of(start, newest[1])
 
 
 def _each_step(config: ml_collections.ConfigDict) -> int:
@@ -160,7 +161,8 @@ def _trained(
 ) -> dict[str, Any]:
     """The report of a run, which is trained to its end if it is not done."""
     path = directory / "report.json"
-    if not path.exists():
+    is_done = path.exists()
+    if not is_done:
         watch = functools.partial(watching.Watch, directory)
         with (
             workdir.claim(directory, config, overwrite=False),
@@ -171,9 +173,10 @@ def _trained(
                 growth_training.run(config, directory, watch)
             else:
                 loop.run(experiment.build(config), directory)
-        found = json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    if not is_done:
         print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
-    return json.loads(path.read_text())
+    return found
 
 
 def _report(

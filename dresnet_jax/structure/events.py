@@ -48,9 +48,8 @@ def check(parts: Experiment) -> None:
         pick("growth.events", kind, EVENTS)
     pick("growth.choose", growth.choose, CHOICES)
     pick("growth.channel_rule", growth.channel_rule, units.RULES)
-    for field in (
-        *("connections", "candidates", "trial_batches", "trial_steps", "bucket"),
-    ):
+    counts = "connections", "candidates", "trial_batches", "trial_steps", "bucket"
+    for field in counts:
         if growth[field] < 1:
             raise UserError(f"growth.{field} = {growth[field]} must be above 0.")
     if growth.warmup_steps < 0:
