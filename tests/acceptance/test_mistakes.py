@@ -36,7 +36,7 @@ BAD_VALUES = {
     "data.min_crop_area=2": "must be a number, not below 0 and not above 1",
     "data.validation_examples=5000": "between 1 and the 1436 that digits has",
     "growth.events=('widht',)": "Did you mean 'width'? Choices: connections",
-    "growth.events=('width',)*9": "need 46 epochs",
+    f"growth.events={('width',) * 9}": "need 46 epochs",
     "model.hidden=(8,)": "must be 8 whole numbers",
     "data.train_examples=5000": "between 1 and the 1257 that digits has",
 }
