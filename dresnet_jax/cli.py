@@ -26,6 +26,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "a field of it. configs/common.py explains every field.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Delete what the workdir holds of a run, and start anew."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
 
 
@@ -49,6 +52,11 @@ def workdir() -> epath.Path:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: give the directory of the run.")
     return epath.Path(_WORKDIR.value).expanduser()
+
+
+def overwrite() -> bool:
+    """Whether what the run directory holds of a run may be deleted."""
+    return _OVERWRITE.value
 
 
 def destination(name: str | None) -> epath.Path:

@@ -29,7 +29,7 @@ def main() -> None:
     grows = bool(config.base.growth.events)
     if grows:
         growth_comparison.check(config)
-    with workdir.claim(directory, config, overwrite=False):
+    with workdir.claim(directory, config, overwrite=cli.overwrite()):
         cache = str(directory / "compiled")
         cli.use_compilation_cache(cache)
         if grows:
@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("config", "workdir", "json"))
+    cli.run(main, uses=("config", "workdir", "overwrite", "json"))

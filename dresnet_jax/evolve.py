@@ -28,7 +28,7 @@ def main() -> None:
     evolution.check(config)
     there = space.of_config(config)
     prepared.require(parts.dataset, config.data.data_dir)
-    with workdir.claim(directory, config, overwrite=False):
+    with workdir.claim(directory, config, overwrite=cli.overwrite()):
         cli.use_compilation_cache(str(directory / "compiled"))
         population = Population(config, directory)
         if population.num_known:
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("config", "workdir", "json"))
+    cli.run(main, uses=("config", "workdir", "overwrite", "json"))

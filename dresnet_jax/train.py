@@ -24,9 +24,6 @@ from dresnet_jax.data import prepared
 from dresnet_jax.structure import events, growth_training
 from dresnet_jax.training import experiment, loop, processes, watching, workdir
 
-_OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Delete the run that the workdir holds, and start anew."
-)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Host and port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's, from 0.")
@@ -65,7 +62,7 @@ def main() -> None:
     )
     if config.growth.events:
         events.check(parts)
-    claim = workdir.claim(directory, config, overwrite=_OVERWRITE.value)
+    claim = workdir.claim(directory, config, overwrite=cli.overwrite())
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(claim))
         if config.growth.events:

@@ -291,6 +291,14 @@ def test_a_stopped_search_goes_on(tmp_path):
     code, _, errors = run_command("evolve", *given_flags[:2], "--config.evolution.a=1")
     assert code == 2
     assert "evolution" in errors
+    fewer = [*given_flags, "--config.evolution.evaluations=2"]
+    code, _, errors = run_command("evolve", *fewer)
+    assert code == 2
+    assert "start anew with --overwrite" in errors
+    code, output, errors = run_command("evolve", *fewer, "--overwrite")
+    assert code == 0, errors
+    assert "were trained before" not in output
+    assert len(json.loads(output.splitlines()[-1])["hypervolume"]["nsga2"]) == 2
 
 
 def test_what_cannot_grow_begins_anew(config, tmp_path):
