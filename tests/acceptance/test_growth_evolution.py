@@ -49,16 +49,24 @@ def test_the_front_of_a_small_space_is_found():
     true = front(small.table(every, []))
     print(f"\n{len(every)} structures, {len(true)} of them on the front")
     shares = {
-        evaluations: [
-            len(front(small.searched("nsga2", evaluations, seed)) & true) / len(true)
+        (algorithm, evaluations): [
+            len(front(small.searched(algorithm, evaluations, seed)) & true) / len(true)
             for seed in range(SEEDS)
         ]
+        for algorithm in ("nsga2", "random")
         for evaluations in (32, 40, 48, 56, 64)
     }
-    for evaluations, of_seeds in shares.items():
-        print(f"{evaluations} evaluations find of it {np.round(of_seeds, 2)}")
-    assert set(shares[64]) == {1}
-    assert np.mean(shares[56]) >= 0.9
+    for (algorithm, evaluations), of_seeds in shares.items():
+        print(
+            f"{evaluations} evaluations by {algorithm} find of it "
+            f"{np.mean(of_seeds):.2f}: {np.round(of_seeds, 2)}"
+        )
+    test = stats.ttest_ind(shares["nsga2", 48], shares["random", 48], equal_var=False)
+    print(f"after 48 evaluations: p = {test.pvalue:.2g}")
+    assert set(shares["nsga2", 64]) == {1}
+    assert np.mean(shares["nsga2", 56]) >= 0.9
+    assert np.mean(shares["nsga2", 48]) > np.mean(shares["random", 48])
+    assert test.pvalue < 0.05
 
 
 @pytest.mark.slow
