@@ -21,6 +21,7 @@ from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training import (
     alternating,
+    divided_road,
     optimizer,
     roads,
     sharding,
@@ -158,7 +159,7 @@ class Experiment:
                 place = data, current.key, current.step, i
                 batch = road.batch(*place)
                 batch = jax.lax.with_sharding_constraint(batch, over_devices)
-                if not isinstance(road, roads.Divided):
+                if not isinstance(road, divided_road.Divided):
                     return step(current, batch)
                 other = road.other_batch(*place)
                 other = jax.lax.with_sharding_constraint(other, over_devices)
@@ -294,7 +295,7 @@ def build(
     )
     num_examples = dataset.splits["train"]
     if share := config.search.share:
-        divided = roads.divide(road, share, num_examples, recipe.batch_size)
+        divided = divided_road.divide(road, share, num_examples, recipe.batch_size)
         road, num_examples = divided, divided.count
     steps_per_epoch = recipe.steps_per_epoch(num_examples)
     num_steps = _num_steps(config.train, steps_per_epoch)

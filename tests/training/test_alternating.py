@@ -10,7 +10,14 @@ from dresnet_jax.data import sources
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import discretising, pruning
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import alternating, experiment, leaves, loop, optimizer, roads
+from dresnet_jax.training import (
+    alternating,
+    divided_road,
+    experiment,
+    leaves,
+    loop,
+    optimizer,
+)
 
 
 def test_the_gradient_is_that_of_the_formula():
@@ -150,7 +157,7 @@ def test_what_is_left_of_a_search_trains_on_all(config):
     fewer = pruning.pruned(network, [])
     for one in (chosen, fewer):
         assert one.parts.config.search.share == 0
-        assert not isinstance(one.parts.road, roads.Divided)
+        assert not isinstance(one.parts.road, divided_road.Divided)
 
 
 @pytest.mark.parametrize(
