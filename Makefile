@@ -19,18 +19,19 @@ setup: $(VENV)/installed  ## Prepares .venv.
 demo: setup  ## Trains a DResNet on real images of digits, in runs/demo.
 	$(BIN)/python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/demo
 
-# Tests compile much and run it for a few steps: to optimise it takes longer than that.
-test: export XLA_FLAGS := --xla_backend_optimization_level=0
 test: check  ## Runs every check: format, lint, types, tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=25
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# What is timed is compiled as for users.
+acceptance: export XLA_FLAGS :=
 acceptance: $(VENV)/installed-dev  ## Runs what is promised of the whole, slow tests too, and prints the figures.
 	$(BIN)/python -m pytest -s tests/acceptance
+	$(BIN)/python -m pytest -m slow
 
 lock:  ## Writes the lock file of this Python from the newest releases.
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
@@ -40,7 +41,7 @@ lock:  ## Writes the lock file of this Python from the newest releases.
 	rm -rf $(VENV)-lock
 
 clean:  ## Removes .venv and what tools left behind; keeps runs.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache
 
 $(VENV)/installed: requirements.txt $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \

@@ -21,29 +21,32 @@ class of the images, on the validation split.
 `residuals` draws the a of the learned residuals x + a F(x) of a run, block by block.
 """
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import flags
 from etils import epath
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import (
-    gradient_flow,
-    graph_plot,
-    plots,
-    reports,
-    residuals,
-    routes,
-)
 from dresnet_jax.errors import pick
-from dresnet_jax.training import evaluation
 
-_OUT = flags.DEFINE_string("out", None, "The picture's file, such as gradients.png.")
-_RUNS = flags.DEFINE_list("runs", [], "Directories of runs, drawn too.")
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Starts of each stack.", lower_bound=1)
+if TYPE_CHECKING:
+    import numpy as np
+
+command = cli.Command(
+    __doc__, "config workdir compilation_cache json", words=("subject",)
+)
+
+_OUT = command.flag(
+    flags.DEFINE_string, "out", None, "The picture's file, such as gradients.png."
+)
+_RUNS = command.flag(flags.DEFINE_list, "runs", [], "Directories of runs, drawn too.")
+_SEEDS = command.flag(
+    flags.DEFINE_integer, "seeds", 5, "Starts of each stack.", lower_bound=1
+)
 
 
+@command.main
 def main(subject: str) -> None:
     """Measures, prints, draws."""
     subjects = {
@@ -56,9 +59,14 @@ def main(subject: str) -> None:
 
 
 def _gradients() -> None:
-    picture = cli.picture_file(_OUT.value)
+    picture, config = cli.picture_file(_OUT.value), command.config()
+
+    from dresnet_jax.analysis import gradient_flow, plots, reports
+    from dresnet_jax.training import evaluation
+
+    command.use_compilation_cache()
     runs = [evaluation.open_run(epath.Path(name).expanduser()) for name in _RUNS.value]
-    stacks = gradient_flow.stacks(cli.config())
+    stacks = gradient_flow.stacks(config)
     title = f"at the start, {_SEEDS.value} seeds"
     panels: dict[str, dict[str, np.ndarray]] = {title: {}}
     batch = evaluation.first_batch(stacks["plain"])  # The data of all.
@@ -74,12 +82,17 @@ def _gradients() -> None:
         print(reports.gradient_table(title, flows))
     plots.save(plots.gradient_flow(panels), picture)
     print(f"picture: {_OUT.value}")
-    cli.finish({"picture": _OUT.value, "norms": _listed(panels)})
+    command.finish({"picture": _OUT.value, "norms": _listed(panels)})
 
 
 def _graph() -> None:
-    picture = cli.picture_file(_OUT.value)
-    parts, restored = evaluation.open_run(cli.workdir())
+    picture, directory = cli.picture_file(_OUT.value), command.workdir()
+
+    from dresnet_jax.analysis import graph_plot, plots
+    from dresnet_jax.training import evaluation
+
+    command.use_compilation_cache()
+    parts, restored = evaluation.open_run(directory)
     topology = parts.model.spec.connections.topology
     openings = parts.gate_openings(restored.state)
     plots.save(graph_plot.draw(topology, openings), picture)
@@ -88,11 +101,16 @@ def _graph() -> None:
     edges = [
         [i, k, opening] for i, row in openings.items() for k, opening in row.items()
     ]
-    cli.finish({"picture": _OUT.value, "step": restored.step, "edges": edges})
+    command.finish({"picture": _OUT.value, "step": restored.step, "edges": edges})
 
 
 def _routes() -> None:
-    picture, directory = cli.picture_file(_OUT.value), cli.workdir()
+    picture, directory = cli.picture_file(_OUT.value), command.workdir()
+
+    from dresnet_jax.analysis import plots, routes
+    from dresnet_jax.training import evaluation
+
+    command.use_compilation_cache()
     parts, restored = evaluation.open_run(directory)
     named = routes.operations(parts)
     examples = parts.open_splits()["validation"]
@@ -101,7 +119,7 @@ def _routes() -> None:
     classes = parts.dataset.class_names
     plots.save(plots.routes(found, named, classes), picture)
     print(f"picture: {_OUT.value}")
-    cli.finish(
+    command.finish(
         {
             "picture": _OUT.value,
             "step": restored.step,
@@ -113,17 +131,22 @@ def _routes() -> None:
 
 
 def _residuals() -> None:
-    picture = cli.picture_file(_OUT.value)
-    parts, restored = evaluation.open_run(cli.workdir())
+    picture, directory = cli.picture_file(_OUT.value), command.workdir()
+
+    from dresnet_jax.analysis import plots, residuals
+    from dresnet_jax.training import evaluation
+
+    command.use_compilation_cache()
+    parts, restored = evaluation.open_run(directory)
     found = residuals.scales(parts, restored.state)
     print(residuals.table(found))
     plots.save(plots.residuals(found), picture)
     print(f"picture: {_OUT.value}")
     listed = {i: a.tolist() for i, a in found.items()}
-    cli.finish({"picture": _OUT.value, "step": restored.step, "scales": listed})
+    command.finish({"picture": _OUT.value, "step": restored.step, "scales": listed})
 
 
-def _listed(panels: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+def _listed(panels: "dict[str, dict[str, np.ndarray]]") -> dict[str, Any]:
     """{panel: {line: [states, blocks]}}, for JSON."""
     return {
         title: {name: norms.tolist() for name, norms in flows.items()}
@@ -132,8 +155,4 @@ def _listed(panels: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(
-        main,
-        uses=("config", "workdir", "runs", "seeds", "out", "json"),
-        words=("subject",),
-    )
+    sys.exit(command.run())

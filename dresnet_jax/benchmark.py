@@ -18,67 +18,101 @@ road. Rounds are interleaved; configs/synthetic.py is the config if none is give
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import ml_collections
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import (
-    conditional_costs,
-    connection_costs,
-    input_speed,
-    plots,
-    reports,
-)
 from dresnet_jax.errors import UserError, pick
-from dresnet_jax.training import evaluation
 
-_MODEL = flags.DEFINE_string("model", None, "Model measured, instead of one stage.")
-_DEPTHS = flags.DEFINE_list("depths", ["8", "16"], "Blocks of the stage.")
-_PROJECTION = flags.DEFINE_string("projection", "none", "Of the stage's connections.")
-_FORMS = flags.DEFINE_list("forms", None, "Forms measured; all possible ones if none.")
-_PEERS = flags.DEFINE_bool("peers", False, "Measure what others have made too.")
-_ARRANGEMENTS = flags.DEFINE_bool("arrangements", False, "Of folded, the others too.")
-_TRAFFIC = flags.DEFINE_bool("traffic", False, "Print where a model's bytes go.")
-_TARGET = flags.DEFINE_string("target", "cpu", "The devices here, or such as v5e:2x2.")
-_OUT = flags.DEFINE_string("out", None, "The picture's file, such as costs.png.")
-_RATES = flags.DEFINE_list("rates", ["1", "0.75", "0.5", "0.25"], "Gates are set to.")
-_ROADS = flags.DEFINE_list("roads", list(input_speed.ROADS), "Roads of input measured.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images, pixels.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, per chip of a target.")
-_RUNS = flags.DEFINE_integer("runs", 7, "Timed rounds.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 20, "Of a round of input.", lower_bound=1)
+command = cli.Command(
+    __doc__,
+    "config workdir compilation_cache json",
+    words=("subject",),
+    default_config="configs/synthetic.py",
+)
+
+_MODEL = command.flag(
+    flags.DEFINE_string, "model", None, "Model measured, instead of one stage."
+)
+_DEPTHS = command.flag(flags.DEFINE_list, "depths", ["8", "16"], "Blocks of the stage.")
+_PROJECTION = command.flag(
+    flags.DEFINE_string, "projection", "none", "Of the stage's connections."
+)
+_FORMS = command.flag(
+    flags.DEFINE_list, "forms", None, "Forms measured; all possible ones if none."
+)
+_PEERS = command.flag(
+    flags.DEFINE_bool, "peers", False, "Measure what others have made too."
+)
+_ARRANGEMENTS = command.flag(
+    flags.DEFINE_bool, "arrangements", False, "Of folded, the others too."
+)
+_TRAFFIC = command.flag(
+    flags.DEFINE_bool, "traffic", False, "Print where a model's bytes go."
+)
+_TARGET = command.flag(
+    flags.DEFINE_string, "target", "cpu", "The devices here, or such as v5e:2x2."
+)
+_OUT = command.flag(
+    flags.DEFINE_string, "out", None, "The picture's file, such as costs.png."
+)
+_RATES = command.flag(
+    flags.DEFINE_list, "rates", ["1", "0.75", "0.5", "0.25"], "Gates are set to."
+)
+_ROADS = command.flag(
+    flags.DEFINE_list, "roads", None, "Input pipelines measured; all if not given."
+)
+_IMAGE_SIZE = command.flag(
+    flags.DEFINE_integer, "image_size", None, "Side of the images, pixels."
+)
+_BATCH_SIZE = command.flag(
+    flags.DEFINE_integer, "batch_size", None, "Images, per chip of a target."
+)
+_RUNS = command.flag(flags.DEFINE_integer, "runs", 7, "Timed rounds.", lower_bound=1)
+_STEPS = command.flag(
+    flags.DEFINE_integer, "steps", 20, "Of a round of input.", lower_bound=1
+)
 
 
 # Of `conditional`, where none is given.
 _CONDITIONAL_BATCH = 256
 
 
+@command.main
 def main(subject: str) -> None:
     """Measures, prints, draws."""
     measure = pick("benchmark", subject, _SUBJECTS)
-    config = cli.config()
+    config = command.config()
     if subject == "conditional":
         config.data.batch_size = _CONDITIONAL_BATCH
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
     picture = _OUT.value and cli.picture_file(_OUT.value)
-    # What is compiled is timed, so it must not come from a cache.
-    jax.config.update("jax_enable_compilation_cache", False)
     table, settings, rows = measure(config)
+
+    from dresnet_jax.analysis import plots, reports
+
     machine = reports.machine()
     print(table, settings, machine, sep="\n")
     if picture:
-        plots.save(_PICTURES[subject](rows), picture)
+        draw: dict[str, Any] = {
+            "connections": plots.connection_costs,
+            "conditional": plots.conditional_costs_bars,
+        }
+        plots.save(draw[subject](rows), picture)
         print(f"picture: {_OUT.value}")
     report = {"target": _TARGET.value, "settings": settings, "machine": machine}
-    cli.finish(report | {"rows": [dataclasses.asdict(row) for row in rows]})
+    command.finish(report | {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
 def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
+    from dresnet_jax.analysis import connection_costs, reports
+
+    command.use_compilation_cache()
     asked = _MODEL.value, _FORMS.value, _DEPTHS.value, _PROJECTION.value
     added: tuple[Any, Any] = ({}, {})
     if _PEERS.value or _ARRANGEMENTS.value:
@@ -100,13 +134,18 @@ def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
 def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     if _TARGET.value != _TARGET.default:
         raise UserError(f"--target={_TARGET.value} is for connections only.")
-    batch_size = config.data.batch_size
-    if flags.FLAGS["workdir"].value:
-        parts, restored = evaluation.open_run(cli.workdir())
+    rates, batch_size = _rates(), config.data.batch_size
+
+    from dresnet_jax.analysis import conditional_costs, reports
+    from dresnet_jax.training import evaluation
+
+    command.use_compilation_cache()
+    if command.flags.workdir:
+        parts, restored = evaluation.open_run(command.workdir())
         config = parts.config
         network = conditional_costs.trained(parts, restored.state, batch_size)
     else:
-        network = conditional_costs.fresh(config, _rates())
+        network = conditional_costs.fresh(config, rates)
     rows = conditional_costs.measure(network, _RUNS.value)
     size, shape = len(network.batches), network.batches[0].shape
     how = f"{_RUNS.value} interleaved runs of {size} batches of {shape[0]}"
@@ -127,25 +166,18 @@ def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     for flag in (_TARGET, _OUT):
         if flag.value != flag.default:
             raise UserError(f"--{flag.name}={flag.value} is for connections only.")
-    rows = input_speed.measure(config, _ROADS.value, _RUNS.value, _STEPS.value)
+
+    from dresnet_jax.analysis import input_speed, reports
+
+    command.use_compilation_cache()
+    roads = input_speed.ROADS if _ROADS.value is None else _ROADS.value
+    rows = input_speed.measure(config, roads, _RUNS.value, _STEPS.value)
     settings = input_speed.settings(config, _RUNS.value, _STEPS.value)
     return reports.input_speed_table(rows), settings, rows
 
 
 _SUBJECTS = {"connections": _connections, "conditional": _conditional, "input": _input}
-_PICTURES: dict[str, Any] = {
-    "connections": plots.connection_costs,
-    "conditional": plots.conditional_costs_bars,
-}
 
 
 if __name__ == "__main__":
-    of_connections = "model depths projection forms peers traffic target out"
-    of_conditional = "rates workdir"
-    of_all = "image_size batch_size runs config json"
-    cli.run(
-        main,
-        uses=f"{of_connections} {of_conditional} roads steps {of_all}".split(),
-        words=("subject",),
-        default_config="configs/synthetic.py",
-    )
+    sys.exit(command.run())

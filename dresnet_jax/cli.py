@@ -1,17 +1,19 @@
-"""What all commands share: flags, help, errors in one line, and JSON at the end."""
+"""Defines what all commands share: flags, help, one-line errors, JSON at the end.
+
+Nothing heavy is imported here, nor by a command before its flags are checked: `--help`
+and a misspelt flag or config field are answered without JAX.
+"""
 
 import json
 import logging as stdlib_logging
-import os
 import re
 import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jax
 import ml_collections
 from absl import flags, logging
 from etils import epath
@@ -19,51 +21,185 @@ from ml_collections import config_flags
 
 from dresnet_jax.errors import RunFailedError, UserError, unknown
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "File of the config, such as configs/digits.py; --config.<field>=<value> changes "
-    "a field of it. configs/common.py explains every field.",
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Delete what the workdir holds of a run, and start anew."
-)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object as the last line.")
+_SHARED_HELP = {
+    "config": "File of the config, such as configs/digits.py; "
+    "--config.<field>=<value> changes a field of it. configs/common.py explains every "
+    "field.",
+    "workdir": "Directory of the run.",
+    "overwrite": "Delete what the workdir holds of a run, and start from scratch.",
+    "compilation_cache": "Directory where compiled programs are kept, or off. "
+    "Default: $JAX_COMPILATION_CACHE_DIR, or dresnet_jax/xla in $XDG_CACHE_HOME or "
+    "~/.cache.",
+    "json": "Print one JSON object as the last line.",
+}
 
 
-def config() -> ml_collections.ConfigDict:
-    """The config that the person chose.
+class Command:
+    """A command of the command line: its flags, and how it runs and ends.
 
-    Raises:
-      UserError: none was chosen.
+    Each command has flags of its own, so that several can be imported and called by one
+    program. It defines its further flags with `command.flag`, and its function
+    with `@command.main`; `command.run` may then be called any number of times.
     """
-    if _CONFIG.value is None:
-        raise UserError(f"--config is missing: {_config_files()}.")
-    return _CONFIG.value
 
+    def __init__(
+        self,
+        doc: str | None,
+        shared: str,
+        *,
+        words: Sequence[str] = (),
+        rest: str | None = None,
+        default_config: str | None = None,
+    ) -> None:
+        """Defines the flags that it shares with other commands.
 
-def workdir() -> epath.Path:
-    """The run directory that the person chose.
+        Args:
+          doc: the text of its help.
+          shared: names of those flags, separated by spaces.
+          words: names of the words without dashes that it takes, and passes to `main`.
+          rest: name of a word after them, which may be given any number of times.
+          default_config: the config file where none is given.
+        """
+        self.flags = flags.FlagValues()
+        self._doc = doc or ""
+        self._words = words
+        self._rest = rest
+        self._default_config = default_config
+        self._main: Callable[..., None] | None = None
+        # Where config_flags looks for the overrides; filled by each call.
+        self._argv: list[str] = []
+        for name in shared.split():
+            text = _SHARED_HELP[name]
+            if name == "config":
+                define = config_flags.DEFINE_config_file
+                self.flag(define, name, None, text, sys_argv=self._argv)
+            elif name in ("overwrite", "json"):
+                self.flag(flags.DEFINE_bool, name, False, text)
+            else:
+                self.flag(flags.DEFINE_string, name, None, text)
 
-    Raises:
-      UserError: none was chosen.
-    """
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing: give the directory of the run.")
-    return epath.Path(_WORKDIR.value).expanduser()
+    def flag(
+        self, define: Callable[..., flags.FlagHolder], *args: Any, **options: Any
+    ) -> flags.FlagHolder:
+        """Defines a flag of this command alone.
 
+        Args:
+          define: absl's function for its type, as `flags.DEFINE_string`.
+          *args: its name, default and help.
+          **options: more of that function's arguments.
+        """
+        return define(*args, flag_values=self.flags, **options)
 
-def overwrite() -> bool:
-    """Whether what the run directory holds of a run may be deleted."""
-    return _OVERWRITE.value
+    def main(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Takes the function that the command runs; use as a decorator."""
+        self._main = function
+        return function
+
+    def run(self, argv: Sequence[str] | None = None) -> int:
+        """Parses a command line and runs the command.
+
+        Args:
+          argv: the program's name and its arguments; `sys.argv` if None.
+
+        Returns:
+          The exit code: 0, 1 where the run failed, 2 for a wrong value, 130 for Ctrl-C,
+          75 where a run was told to stop and is saved, 124 where its watchdog ended it.
+        """
+        argv = list(sys.argv if argv is None else argv)
+        if {"--help", "-h", "-help"} & set(argv[1:]):
+            print(self._help())
+            return 0
+        _log_warnings_only()
+        assert self._main is not None, "no function was decorated"
+        try:
+            self._main(*self._parse(argv))
+        except UserError as error:
+            return _failed(f"error: {error}", 2)
+        except flags.Error as error:
+            return _failed(f"error: {' '.join(str(error).split())}", 2)
+        except RunFailedError as error:
+            return _failed(f"error: {error}", error.exit_code)
+        except OSError as error:
+            # A full disk, a directory without permission: a traceback would not help.
+            return _failed(f"error: {error}", 1)
+        except KeyboardInterrupt as error:
+            return _failed(f"interrupted {error}".strip(), 130)
+        return 0
+
+    def config(self) -> ml_collections.ConfigDict:
+        """Returns the config that was given.
+
+        Raises:
+          UserError: none was given.
+        """
+        if self.flags.config is None:
+            raise UserError(f"--config is missing: {_config_files()}.")
+        return self.flags.config
+
+    def workdir(self) -> epath.Path:
+        """Returns the run directory that was given.
+
+        Raises:
+          UserError: none was given.
+        """
+        if not self.flags.workdir:
+            raise UserError("--workdir is missing: give the directory of the run.")
+        return epath.Path(self.flags.workdir).expanduser()
+
+    def use_compilation_cache(self) -> None:
+        """Keeps compiled programs where --compilation_cache says.
+
+        Imports JAX: call it after the flags have been checked.
+        """
+        from dresnet_jax.training import compilation_cache
+
+        compilation_cache.use(self.flags.compilation_cache)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Prints the result as the last line, if --json was given."""
+        if self.flags.json:
+            print(json.dumps(result), flush=True)
+
+    def _parse(self, argv: list[str]) -> list[str]:
+        for name in [name for name in self.flags if "." in name]:
+            delattr(self.flags, name)  # Fields that an earlier call has changed.
+        self.flags.unparse_flags()
+        if self._default_config and not any(
+            re.match(r"--?config(=|$)", word) for word in argv
+        ):
+            argv.insert(1, f"--config={self._default_config}")
+        self._argv[:] = argv
+        if "config" in self.flags:
+            _check_config(argv)
+        try:
+            given = self.flags(argv)[1:]
+        except flags.UnrecognizedFlagError as error:
+            raise unknown("flag", error.flagname, list(self.flags)) from None
+        words = [*self._words, self._rest] if self._rest else self._words
+        if len(given) > len(words) and not self._rest:
+            raise UserError(
+                f"'{given[len(words)]}' is not understood: give values as --name=value."
+            )
+        if len(given) < len(words):
+            raise UserError(f"A word is missing: the {words[len(given)]}. See --help.")
+        return given
+
+    def _help(self) -> str:
+        lines = [self._doc.strip(), "", "Flags:"]
+        # --json last.
+        for name in sorted(self.flags, key=lambda name: name == "json"):
+            flag = self.flags[name]
+            default = flag.default
+            text = "" if default in (None, False) else f" Default: {default}."
+            lines.append(f"  --{name}: {flag.help}{text}")
+        return "\n".join(lines)
 
 
 def destination(name: str | None) -> epath.Path:
-    """The directory of --to, that the person wants written.
+    """Returns the directory of --to.
 
     Raises:
-      UserError: none was named.
+      UserError: none was given.
     """
     if not name:
         raise UserError("--to is missing: give the directory that is written.")
@@ -71,10 +207,10 @@ def destination(name: str | None) -> epath.Path:
 
 
 def picture_file(name: str | None) -> epath.Path:
-    """The file of a picture that the person named.
+    """Returns the file of --out.
 
     Raises:
-      UserError: it has no such name, or its directory does not exist.
+      UserError: it is not the name of a .png file, or its directory does not exist.
     """
     if not name or not name.endswith(".png"):
         raise UserError(f"--out={name} must be the name of a .png file.")
@@ -85,10 +221,10 @@ def picture_file(name: str | None) -> epath.Path:
 
 
 def steps_range(flag: str, text: str | None) -> range:
-    """The steps that a person named as FIRST:LAST, both included; none for None.
+    """Returns the steps that a flag names as FIRST:LAST, both included; none for None.
 
     Raises:
-      UserError: it has no such form.
+      UserError: it has another form.
     """
     if text is None:
         return range(0)
@@ -98,112 +234,19 @@ def steps_range(flag: str, text: str | None) -> range:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-def use_compilation_cache(name: str) -> None:
-    """Keeps compiled programs in a directory, and takes those that it holds.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    path = epath.Path(name).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--compilation_cache={name} cannot be written: {error.strerror or error}."
-        ) from error
-    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
-
-
-def finish(result: dict[str, Any]) -> None:
-    """Prints the result as the last line, if JSON was asked for."""
-    if _JSON.value:
-        print(json.dumps(result), flush=True)
-
-
-def run(
-    main: Callable[..., None],
-    *,
-    uses: Sequence[str],
-    words: Sequence[str] = (),
-    rest: str | None = None,
-    default_config: str | None = None,
-) -> NoReturn:
-    """Parses the command line, runs a command and exits.
-
-    The exit code is 0, 1 where the run failed, 2 for a wrong value, 130 for Ctrl-C, 75
-    where a run was told to stop and is saved, 124 where its watchdog ended it.
-
-    Args:
-      main: the command; its module's docstring is the help's text.
-      uses: names of the flags that it reads.
-      words: names of the words without dashes that it takes, and passes to `main`.
-      rest: name of a word after them, which may be given any number of times.
-      default_config: the config file where none is given.
-    """
-    doc = sys.modules["__main__"].__doc__ or ""
-    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(_help(doc, uses))
-        sys.exit(0)
+def _log_warnings_only() -> None:
+    """Sends warnings to today's standard error, one line each."""
+    flags.FLAGS.mark_as_parsed()  # Else absl says that it logs too early.
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    formatter = stdlib_logging.Formatter("%(levelname)s: %(message)s")
-    logging.get_absl_handler().setFormatter(formatter)
-    try:
-        main(*_parse(sys.argv, uses, words, rest, default_config))
-    except UserError as error:
-        _fail(f"error: {error}", 2)
-    except flags.Error as error:
-        _fail(f"error: {' '.join(str(error).split())}", 2)
-    except RunFailedError as error:
-        _fail(f"error: {error}", error.exit_code)
-    except OSError as error:
-        # A full disk, a directory without permission: nothing a traceback would mend.
-        _fail(f"error: {error}", 1)
-    except KeyboardInterrupt as error:
-        _fail(f"interrupted {error}".strip(), 130)
-    sys.exit(0)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(stdlib_logging.Formatter("%(levelname)s: %(message)s"))
+    handler.python_handler.stream = sys.stderr
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _failed(message: str, code: int) -> int:
     print(message, file=sys.stderr, flush=True)
-    sys.exit(code)
-
-
-def _parse(
-    argv: list[str],
-    uses: Sequence[str],
-    words: Sequence[str],
-    rest: str | None,
-    default_config: str | None,
-) -> list[str]:
-    named = {match[1] for match in (re.match(r"--?([\w-]+)", a) for a in argv) if match}
-    for name in sorted(named & {"config", "workdir", "json"} - set(uses)):
-        raise UserError(f"--{name} is not a flag of this command.")
-    if default_config and not any(re.match(r"--?config(=|$)", a) for a in argv):
-        # In argv itself, where config_flags looks for the overrides.
-        argv.insert(1, f"--config={default_config}")
-    _check_config(argv)
-    given = flags.FLAGS(argv)[1:]
-    if len(given) > len(words) and not rest:
-        raise UserError(
-            f"'{given[len(words)]}' is not understood: give values as --name=value."
-        )
-    wanted = [*words, rest] if rest else words
-    if len(given) < len(wanted):
-        raise UserError(f"A word is missing: the {wanted[len(given)]}. See --help.")
-    return given
-
-
-def _help(doc: str, uses: Sequence[str]) -> str:
-    lines = [doc.strip(), "", "Flags:"]
-    for name in uses:
-        flag = flags.FLAGS[name]
-        default = "" if flag.default in (None, False) else f" Default: {flag.default}."
-        lines.append(f"  --{name}: {flag.help}{default}")
-    return "\n".join(lines)
+    return code
 
 
 def _check_config(argv: list[str]) -> None:
@@ -226,7 +269,9 @@ def _check_config(argv: list[str]) -> None:
         raise UserError(f"Config file '{path}' does not exist: {files}.")
     file = Path(path)
     # Config files import each other as configs.<name>, from wherever one stands.
-    sys.path.append(str(file.resolve().parent.parent))
+    root = str(file.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
     tree = _load(file)
     for field in fields:
         _check_field(tree, field)

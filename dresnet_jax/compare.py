@@ -7,35 +7,42 @@ workdir then holds a run directory for each run, report.html, report.md, report.
 runs.csv and the figures.
 """
 
+import sys
+
 from dresnet_jax import cli
-from dresnet_jax.analysis import (
-    comparison,
-    comparison_report,
-    comparison_training,
-    growth_comparison,
-)
-from dresnet_jax.data import prepared
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import experiment, workdir
+
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
 
 
+@command.main
 def main() -> None:
     """Trains what is missing, compares, writes."""
-    config, directory = cli.config(), cli.workdir()
+    config, directory = command.config(), command.workdir()
     if "base" not in config:
         raise UserError("--config is that of a run: give one of configs/compare/.")
+
+    from dresnet_jax.analysis import (
+        comparison,
+        comparison_progress,
+        comparison_report,
+        comparison_training,
+        growth_comparison,
+    )
+    from dresnet_jax.data import prepared
+    from dresnet_jax.training import experiment, workdir
+
+    command.use_compilation_cache()
     parts = experiment.build(config.base)
     prepared.require(parts.dataset, config.base.data.data_dir)
     grows = bool(config.base.growth.events)
     if grows:
         growth_comparison.check(config)
-    with workdir.claim(directory, config, overwrite=cli.overwrite()):
-        cache = str(directory / "compiled")
-        cli.use_compilation_cache(cache)
+    with workdir.claim(directory, config, overwrite=command.flags.overwrite):
         if grows:
             report = growth_comparison.run(config, directory)
             print(growth_comparison.table(report), directory / "report.md", sep="\n")
-            cli.finish(report)
+            command.finish(report)
             return
         plan = comparison.plan(config, directory)
         comparison.write_plan(plan, directory)
@@ -47,14 +54,14 @@ def main() -> None:
             print(f"{len(runs) - len(missing)} runs were done before")
         together = plan.together.seeds
         groups = comparison_training.grouped(missing, together)
-        with comparison_training.trainers(config.at_once, together, cache) as train:
-            for number, (group, seconds) in enumerate(train(groups), 1):
-                seeds = ", ".join(str(run.seed) for run in group)
-                print(
-                    f"{number} of {len(groups)}: {group[0].variant}, seed {seeds}: "
-                    f"{seconds:.0f} s",
-                    flush=True,
-                )
+        cache = command.flags.compilation_cache
+        step_seconds = {name: cost.step_seconds for name, cost in plan.costs.items()}
+        with (
+            comparison_progress.Progress(missing, len(runs), step_seconds) as progress,
+            comparison_training.trainers(config.at_once, together, cache) as train,
+        ):
+            for group, seconds in train(groups, progress.started):
+                progress.ended(group, seconds)
         finished, failed = comparison.read(runs)
         report = comparison_report.report(config, plan, finished, failed)
         comparison_report.write(report, finished, directory)
@@ -62,8 +69,8 @@ def main() -> None:
     for sentence in report["answer"]:
         print(sentence)
     print(f"report: {directory / 'report.html'}")
-    cli.finish(report)
+    command.finish(report)
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("config", "workdir", "overwrite", "json"))
+    sys.exit(command.run())

@@ -11,30 +11,47 @@ many classes there are. --to writes the names of torchvision.
 """
 
 import copy
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from dresnet_jax import cli
 from dresnet_jax.errors import UserError, pick
-from dresnet_jax.models import zoo
-from dresnet_jax.training import evaluation, experiment, torch_weights, transfer
 
-_FROM = flags.DEFINE_string("from", None, "File with the weights that are read.")
-_MODEL = flags.DEFINE_string("model", None, "Name of the model that they are of.")
-_TO = flags.DEFINE_string("to", None, "The .safetensors file that is written.")
+command = cli.Command(
+    __doc__,
+    "config workdir compilation_cache json",
+    default_config="configs/imagenet2012.py",
+)
+
+_FROM = command.flag(
+    flags.DEFINE_string, "from", None, "File with the weights that are read."
+)
+_MODEL = command.flag(
+    flags.DEFINE_string, "model", None, "Name of the model that they are of."
+)
+_TO = command.flag(
+    flags.DEFINE_string, "to", None, "The .safetensors file that is written."
+)
 
 
+@command.main
 def main() -> None:
     """Reads or writes, and says what had no place."""
-    directory = cli.workdir()
+    directory = command.workdir()
     if _TO.value is not None and _FROM.value is None:
-        cli.finish(_write(directory, Path(_TO.value)))
+        command.finish(_write(directory, Path(_TO.value)))
         return
     if _FROM.value is None or _TO.value is not None:
         raise UserError("Give one of --from and --to. See --help.")
     source = Path(_FROM.value)
-    config = copy.deepcopy(cli.config()).unlock()
+    config = copy.deepcopy(command.config()).unlock()
+
+    from dresnet_jax.models import zoo
+    from dresnet_jax.training import experiment, torch_weights, transfer
+
+    command.use_compilation_cache()
     if _MODEL.value:
         pick("model", _MODEL.value, zoo.MODELS)
         config.model.update(name=_MODEL.value, stem=zoo.OWN)
@@ -52,7 +69,7 @@ def main() -> None:
     ):
         for name in names:
             print(f"  {what}: {name}")
-    cli.finish(
+    command.finish(
         {
             "workdir": str(directory),
             "library": placed.scheme,
@@ -68,6 +85,10 @@ def _write(directory: Path, path: Path) -> dict[str, object]:
         raise UserError(f"--to={path} must be the name of a .safetensors file.")
     if not path.parent.is_dir():
         raise UserError(f"--to={path}: there is no directory {path.parent}.")
+
+    from dresnet_jax.training import evaluation, torch_weights
+
+    command.use_compilation_cache()
     parts, restored = evaluation.open_run(directory)
     left = torch_weights.write(parts.model.spec, restored.state, path)
     print(f"{path}: step {restored.step} of {directory}")
@@ -77,8 +98,4 @@ def _write(directory: Path, path: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    cli.run(
-        main,
-        uses=("config", "workdir", "from", "model", "to", "json"),
-        default_config="configs/imagenet2012.py",
-    )
+    sys.exit(command.run())

@@ -7,19 +7,29 @@ block and whose parameters are those of the chosen ones: evaluate and predict re
 and train --config.init.workdir= goes on from it.
 """
 
+import sys
+
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.structure import discretising, pruning
-from dresnet_jax.training import evaluation, transfer
 
-_TO = flags.DEFINE_string("to", None, "Directory of the run that is written.")
+command = cli.Command(__doc__, "workdir compilation_cache json")
+
+_TO = command.flag(
+    flags.DEFINE_string, "to", None, "Directory of the run that is written."
+)
 
 
+@command.main
 def main() -> None:
     """Chooses, removes, writes."""
-    directory = cli.workdir()
+    directory = command.workdir()
     to = cli.destination(_TO.value)
+
+    from dresnet_jax.structure import discretising, pruning
+    from dresnet_jax.training import evaluation, transfer
+
+    command.use_compilation_cache()
     parts, restored = evaluation.open_run(directory)
     network = pruning.Network(parts, restored.state)
     chosen = discretising.choices(network)
@@ -34,7 +44,7 @@ def main() -> None:
     print(discretising.table(chosen))
     print(f"validation accuracy {before:.4f} before, {after:.4f} after")
     print(transfer.how_to_train_on(to, "model.mixture.operations", written))
-    cli.finish(
+    command.finish(
         {
             "workdir": str(directory),
             "to": str(to),
@@ -50,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("workdir", "to", "json"))
+    sys.exit(command.run())

@@ -13,43 +13,70 @@ split, and written to early_exit.json, where predict --early_exit reads them; wh
 save is measured beside the whole network, and drawn in early_exit.png.
 """
 
+import sys
+
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import early_exit_report, reports
 from dresnet_jax.data import catalog
 from dresnet_jax.errors import UserError
-from dresnet_jax.models.exits import CONFIDENCES
-from dresnet_jax.training import evaluation, workdir
 
-_SPLIT = flags.DEFINE_enum("split", "test", catalog.SPLITS, "Split to evaluate on.")
-_MAX_LOSS = flags.DEFINE_float(
-    "max_loss", None, "By how much early exits may lower accuracy, as a share."
+command = cli.Command(__doc__, "workdir compilation_cache json")
+
+# The keys of `models.exits.CONFIDENCES`, which imports JAX.
+_CONFIDENCES = ("probability", "entropy", "learned")
+
+_SPLIT = command.flag(
+    flags.DEFINE_enum, "split", "test", catalog.SPLITS, "Split to evaluate on."
 )
-_BUDGET = flags.DEFINE_float(
-    "budget", None, "Mean FLOPs of an image with early exits, as a share of all."
+_MAX_LOSS = command.flag(
+    flags.DEFINE_float,
+    "max_loss",
+    None,
+    "By how much early exits may lower accuracy, as a share.",
 )
-_PER_BATCH = flags.DEFINE_bool(
+_BUDGET = command.flag(
+    flags.DEFINE_float,
+    "budget",
+    None,
+    "Mean FLOPs of an image with early exits, as a share of all.",
+)
+_PER_BATCH = command.flag(
+    flags.DEFINE_bool,
     "per_batch",
     False,
     "Hold the budget in each batch: a fixed share of its images leaves at each exit.",
 )
-_CONFIDENCE = flags.DEFINE_enum(
-    "confidence", "probability", list(CONFIDENCES), "What an exit's threshold is of."
+_CONFIDENCE = command.flag(
+    flags.DEFINE_enum,
+    "confidence",
+    "probability",
+    list(_CONFIDENCES),
+    "What an exit's threshold is of.",
 )
-_MIN_DEPTH = flags.DEFINE_integer(
-    "min_depth", 0, "Blocks that every image passes.", lower_bound=0
+_MIN_DEPTH = command.flag(
+    flags.DEFINE_integer,
+    "min_depth",
+    0,
+    "Blocks that every image passes.",
+    lower_bound=0,
 )
 
 
+@command.main
 def main() -> None:
     """Evaluates, prints, writes."""
-    directory = cli.workdir()
+    directory = command.workdir()
     early = _MAX_LOSS.value is not None or _BUDGET.value is not None
     if _MAX_LOSS.value is not None and _BUDGET.value is not None:
         raise UserError("Give one of --max_loss and --budget.")
     if not early and (_PER_BATCH.value or _MIN_DEPTH.value):
         raise UserError("--per_batch and --min_depth need --max_loss or --budget.")
+
+    from dresnet_jax.analysis import early_exit_report, reports
+    from dresnet_jax.training import evaluation, workdir
+
+    command.use_compilation_cache()
     # Wrong values are named before the run is opened, which takes its time.
     wanted = early_exit_report.Wanted(
         confidence=_CONFIDENCE.value,
@@ -64,7 +91,7 @@ def main() -> None:
         found = early_exit_report.measure(parts, restored.state, wanted, _SPLIT.value)
         early_exit_report.write(directory, found, about)
         print(found.text)
-        cli.finish(about | found.report)
+        command.finish(about | found.report)
         return
     examples = parts.open_splits()[_SPLIT.value]
     evaluated = evaluation.Evaluator(parts)(restored.state, examples)
@@ -80,14 +107,8 @@ def main() -> None:
     }
     print(reports.evaluation_table(report))
     workdir.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)
-    cli.finish(report)
+    command.finish(report)
 
 
 if __name__ == "__main__":
-    cli.run(
-        main,
-        uses=(
-            *("workdir", "split", "max_loss", "budget", "per_batch"),
-            *("confidence", "min_depth", "json"),
-        ),
-    )
+    sys.exit(command.run())

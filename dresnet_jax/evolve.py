@@ -12,24 +12,30 @@ command goes on where it was stopped.
 
 import dataclasses
 import itertools
+import sys
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import evolution_plot, plots
-from dresnet_jax.data import prepared
-from dresnet_jax.structure import evolution, space
-from dresnet_jax.structure.population import Population
-from dresnet_jax.training import experiment, workdir
+
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
 
 
+@command.main
 def main() -> None:
     """Searches, draws, prints."""
-    config, directory = cli.config(), cli.workdir()
+    config, directory = command.config(), command.workdir()
+
+    from dresnet_jax.analysis import evolution_plot, plots
+    from dresnet_jax.data import prepared
+    from dresnet_jax.structure import evolution, space
+    from dresnet_jax.structure.population import Population
+    from dresnet_jax.training import experiment, workdir
+
+    command.use_compilation_cache()
     parts = experiment.build(config)
     evolution.check(config)
     there = space.of_config(config)
     prepared.require(parts.dataset, config.data.data_dir)
-    with workdir.claim(directory, config, overwrite=cli.overwrite()):
-        cli.use_compilation_cache(str(directory / "compiled"))
+    with workdir.claim(directory, config, overwrite=command.flags.overwrite):
         population = Population(config, directory)
         if population.num_known:
             print(f"{population.num_known} structures were trained before", flush=True)
@@ -72,8 +78,8 @@ def main() -> None:
     for name, each in volumes.items():
         print(f"{name}: {len(each)} structures, hypervolume {each[-1]:.4f}")
     print(f"picture: {picture}")
-    cli.finish(report)
+    command.finish(report)
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("config", "workdir", "overwrite", "json"))
+    sys.exit(command.run())

@@ -8,19 +8,27 @@ kernels, and openings are numbers. The directory holds network.jax, which
 jax.export.deserialize reads, signature.json and weights.safetensors.
 """
 
+import sys
+
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.structure import exported
-from dresnet_jax.training import evaluation
 
-_TO = flags.DEFINE_string("to", None, "Directory that is written.")
+command = cli.Command(__doc__, "workdir compilation_cache json")
+
+_TO = command.flag(flags.DEFINE_string, "to", None, "Directory that is written.")
 
 
+@command.main
 def main() -> None:
     """Reads, folds, writes."""
-    directory = cli.workdir()
+    directory = command.workdir()
     to = cli.destination(_TO.value)
+
+    from dresnet_jax.structure import exported
+    from dresnet_jax.training import evaluation
+
+    command.use_compilation_cache()
     parts, restored = evaluation.open_run(directory)
     about = {"workdir": str(directory), "step": restored.step}
     signature = exported.write(parts, restored.state, to, about)
@@ -28,8 +36,8 @@ def main() -> None:
         what = signature[end]
         print(f"{end}: {what['name']} {what['dtype']} {what['shape']}")
     print(f"exported: {to}")
-    cli.finish({"to": str(to)} | signature)
+    command.finish({"to": str(to)} | signature)
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("workdir", "to", "json"))
+    sys.exit(command.run())

@@ -12,36 +12,57 @@ read. --sweep=32,64,128 compiles for each of these batches per chip, and tells o
 largest that fits.
 """
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-import optax
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import chips, cost, pod, reports
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import experiment
 
-_NO_COMPILE = flags.DEFINE_bool(
-    "no_compile", False, "Leave out what needs the compiler: FLOPs and memory."
+if TYPE_CHECKING:
+    from dresnet_jax.training import experiment
+
+command = cli.Command(__doc__, "config compilation_cache json")
+
+_NO_COMPILE = command.flag(
+    flags.DEFINE_bool,
+    "no_compile",
+    False,
+    "Leave out what needs the compiler: FLOPs and memory.",
 )
-_TARGET = flags.DEFINE_string("target", "cpu", "The devices here, or such as v5e:4x4.")
-_BATCH_PER_CHIP = flags.DEFINE_integer(
-    "batch_per_chip", None, "Images of a step on each chip of a target.", lower_bound=1
+_TARGET = command.flag(
+    flags.DEFINE_string, "target", "cpu", "The devices here, or such as v5e:4x4."
 )
-_SWEEP = flags.DEFINE_list("sweep", None, "Batches per chip of a target, to try each.")
+_BATCH_PER_CHIP = command.flag(
+    flags.DEFINE_integer,
+    "batch_per_chip",
+    None,
+    "Images of a step on each chip of a target.",
+    lower_bound=1,
+)
+_SWEEP = command.flag(
+    flags.DEFINE_list, "sweep", None, "Batches per chip of a target, to try each."
+)
 
 
+@command.main
 def main() -> None:
     """Builds, compiles, prints."""
-    cli.finish(_here() if _TARGET.value == "cpu" else _on_target())
+    command.finish(_here() if _TARGET.value == "cpu" else _on_target())
 
 
 def _here() -> dict[str, Any]:
     for flag in (_BATCH_PER_CHIP, _SWEEP):
         if flag.value is not None:
             raise UserError(f"--{flag.name} needs a --target, such as v5e:4x4.")
-    parts = experiment.build(cli.config())
+    config = command.config()
+
+    from dresnet_jax.analysis import cost, reports
+    from dresnet_jax.training import experiment
+
+    command.use_compilation_cache()
+    parts = experiment.build(config)
     report = _describe(parts)
     if not _NO_COMPILE.value:
         program = cost.of(parts.compile_train_step())
@@ -53,11 +74,16 @@ def _here() -> dict[str, Any]:
 def _on_target() -> dict[str, Any]:
     if _NO_COMPILE.value:
         raise UserError("--no_compile tells nothing of a --target.")
+    config, batches = command.config(), _batches()
+
+    from dresnet_jax.analysis import chips, pod, reports
+
+    command.use_compilation_cache()
     target = chips.parse(_TARGET.value)
-    if _SWEEP.value is None:
-        plan, more = pod.make(cli.config(), target, _BATCH_PER_CHIP.value), {}
+    if batches is None:
+        plan, more = pod.make(config, target, _BATCH_PER_CHIP.value), {}
     else:
-        sweep = pod.sweep(cli.config(), target, _batches())
+        sweep = pod.sweep(config, target, batches)
         plan, more = sweep.largest, sweep.report()
         print(reports.sweep_table(sweep))
     report = _describe(plan.part)
@@ -65,8 +91,12 @@ def _on_target() -> dict[str, Any]:
     return report | reports.counts(plan.cost) | plan.report() | more
 
 
-def _describe(parts: experiment.Experiment) -> dict[str, Any]:
+def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
+    import optax
+
+    from dresnet_jax.analysis import reports
+
     params = parts.create_state(abstract=True).params
     print(reports.parameter_table(params))
     print(f"connections: {parts.connections_description}")
@@ -80,11 +110,13 @@ def _describe(parts: experiment.Experiment) -> dict[str, Any]:
     }
 
 
-def _batches() -> list[int]:
-    """The batches of --sweep, the smallest first."""
+def _batches() -> list[int] | None:
+    """The batches of --sweep, the smallest first; None where it was not given."""
+    if _SWEEP.value is None:
+        return None
     if _BATCH_PER_CHIP.value is not None:
         raise UserError("--batch_per_chip and --sweep exclude each other.")
-    names = _SWEEP.value or [""]
+    names = _SWEEP.value
     if any(not name.isdecimal() or int(name) < 1 for name in names):
         raise UserError(
             f"--sweep={','.join(names)} must be whole numbers above 0, as in 32,64."
@@ -93,6 +125,4 @@ def _batches() -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.run(
-        main, uses=("config", "no_compile", "target", "batch_per_chip", "sweep", "json")
-    )
+    sys.exit(command.run())

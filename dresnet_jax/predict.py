@@ -19,38 +19,48 @@ read is named, and the others are still classified; the exit code is then 1.
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import flags
 from etils import epath
 
 from dresnet_jax import cli
-from dresnet_jax.analysis.image_classifiers import (
-    ImageClassifier,
-    of_exported,
-    of_run,
-    with_exits,
-)
-from dresnet_jax.data import images
-from dresnet_jax.data.views import View
 from dresnet_jax.errors import RunFailedError, UserError
 
-_EXPORTED = flags.DEFINE_string(
-    "exported", None, "Directory that dresnet_jax.export wrote."
-)
-_TOP = flags.DEFINE_integer("top", 3, "Classes named for each image.", lower_bound=1)
+if TYPE_CHECKING:
+    import numpy as np
 
-_EARLY_EXIT = flags.DEFINE_bool(
-    "early_exit", False, "Answer at the first exit that is sure enough."
+    from dresnet_jax.analysis.image_classifiers import ImageClassifier
+    from dresnet_jax.data.views import View
+
+command = cli.Command(__doc__, "workdir compilation_cache json", rest="image")
+
+_EXPORTED = command.flag(
+    flags.DEFINE_string, "exported", None, "Directory that dresnet_jax.export wrote."
 )
-_WITHIN_MS = flags.DEFINE_float(
-    "within_ms", None, "Milliseconds for one image: answer at the deepest exit in time."
+_TOP = command.flag(
+    flags.DEFINE_integer, "top", 3, "Classes named for each image.", lower_bound=1
+)
+
+_EARLY_EXIT = command.flag(
+    flags.DEFINE_bool,
+    "early_exit",
+    False,
+    "Answer at the first exit that is sure enough.",
+)
+_WITHIN_MS = command.flag(
+    flags.DEFINE_float,
+    "within_ms",
+    None,
+    "Milliseconds for one image: answer at the deepest exit in time.",
 )
 
 
+@command.main
 def main(*names: str) -> None:
     """Reads, classifies, prints."""
+    import numpy as np
+
     files = list(_files(names))
     if not files:
         raise UserError("No image is named on standard input.")
@@ -74,7 +84,7 @@ def main(*names: str) -> None:
             cells = [f"{x['class']} {x['probability']:.3f}" for x in top]
             cells += [f"behind block {n}" for n in depth.values()]
             print(f"{path}: {', '.join(cells)}", flush=True)
-    cli.finish(
+    command.finish(
         {
             **network.about,
             "predictions": predictions,
@@ -85,7 +95,7 @@ def main(*names: str) -> None:
         raise RunFailedError(f"{len(unreadable)} of {len(files)} cannot be read.")
 
 
-def _classifier() -> ImageClassifier:
+def _classifier() -> "ImageClassifier":
     """What the flags name."""
     within = _WITHIN_MS.value
     if _EARLY_EXIT.value and within is not None:
@@ -94,8 +104,18 @@ def _classifier() -> ImageClassifier:
     if _EXPORTED.value is not None:
         if early:
             raise UserError("An exported network has one exit: give --workdir.")
-        return of_exported(epath.Path(_EXPORTED.value).expanduser())
-    return with_exits(cli.workdir(), within) if early else of_run(cli.workdir())
+        directory = epath.Path(_EXPORTED.value).expanduser()
+    else:
+        directory = command.workdir()
+
+    from dresnet_jax.analysis import image_classifiers
+
+    command.use_compilation_cache()
+    if _EXPORTED.value is not None:
+        return image_classifiers.of_exported(directory)
+    if early:
+        return image_classifiers.with_exits(directory, within)
+    return image_classifiers.of_run(directory)
 
 
 def _files(names: tuple[str, ...]) -> Iterator[str]:
@@ -105,14 +125,16 @@ def _files(names: tuple[str, ...]) -> Iterator[str]:
         if name == "-":
             yield from sys.stdin.read().splitlines()
         elif directory.is_dir():
+            from dresnet_jax.data import images
+
             yield from images.files_in(directory)
         else:
             yield name
 
 
 def _readable(
-    files: list[str], view: View, unreadable: list[dict[str, str]]
-) -> Iterator[tuple[str, np.ndarray]]:
+    files: list[str], view: "View", unreadable: list[dict[str, str]]
+) -> "Iterator[tuple[str, np.ndarray]]":
     """The pixels of each file; those that cannot be read are named and collected."""
     for path in files:
         try:
@@ -124,8 +146,4 @@ def _readable(
 
 
 if __name__ == "__main__":
-    cli.run(
-        main,
-        uses=("workdir", "exported", "top", "early_exit", "within_ms", "json"),
-        rest="image",
-    )
+    sys.exit(command.run())

@@ -15,24 +15,38 @@ takes a person's own images instead: flowers/<class>/<image>, or flowers/train/<
 with validation and test beside train.
 """
 
+import sys
+
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.data import catalog, lookup, preparation, sources, views
+from dresnet_jax.data import catalog
 from dresnet_jax.errors import UserError, pick
 
-_DATASET = flags.DEFINE_string("dataset", None, "Name in the catalogue.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "~/dresnet_jax_data", "Where prepared datasets lie."
+command = cli.Command(__doc__, "json")
+
+_DATASET = command.flag(flags.DEFINE_string, "dataset", None, "Name in the catalogue.")
+_DATA_DIR = command.flag(
+    flags.DEFINE_string,
+    "data_dir",
+    "~/dresnet_jax_data",
+    "Where prepared datasets lie.",
 )
-_FROM_DIR = flags.DEFINE_string(
-    "from_dir", None, "Directory of the original archives, instead of the network."
+_FROM_DIR = command.flag(
+    flags.DEFINE_string,
+    "from_dir",
+    None,
+    "Directory of the original archives, instead of the network.",
 )
-_STATISTICS = flags.DEFINE_bool(
-    "statistics", False, "Print mean and standard deviation of the training pixels."
+_STATISTICS = command.flag(
+    flags.DEFINE_bool,
+    "statistics",
+    False,
+    "Print mean and standard deviation of the training pixels.",
 )
 
 
+@command.main
 def main() -> None:
     """Prepares or measures, prints."""
     names = [*catalog.DATASETS, "folder"]
@@ -42,20 +56,23 @@ def main() -> None:
         )
     name = pick("dataset", _DATASET.value, dict(zip(names, names, strict=True)))
     data_dir, from_dir = _DATA_DIR.value, _FROM_DIR.value
+
+    from dresnet_jax.data import lookup, preparation, sources, views
+
     if _STATISTICS.value:
         dataset = lookup.named(name, data_dir)
         view = views.View(dataset.image_size, dataset.channels, dataset.fixed_size)
         mean, std = sources.statistics(dataset, data_dir, view.evaluate)
         print(f"{name}: mean {mean}, standard deviation {std}")
-        cli.finish({"dataset": name, "mean": mean, "std": std})
+        command.finish({"dataset": name, "mean": mean, "std": std})
         return
     if name == "folder":
         path = preparation.prepare_folder(data_dir, from_dir)
     else:
         path = preparation.prepare(catalog.DATASETS[name], data_dir, from_dir)
     print(f"{name} is prepared in {path}")
-    cli.finish({"dataset": name, "path": str(path)})
+    command.finish({"dataset": name, "path": str(path)})
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("dataset", "data_dir", "from_dir", "statistics", "json"))
+    sys.exit(command.run())

@@ -6,25 +6,38 @@ The images are the first of a run with this config, augmented as in its first st
 """
 
 import dataclasses
+import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import plots
-from dresnet_jax.data import pipeline, sources, streaming
-from dresnet_jax.training import experiment
 
-_OUT = flags.DEFINE_string("out", None, "The picture's file, such as preview.png.")
-_IMAGES = flags.DEFINE_integer("images", 12, "How many are drawn.", lower_bound=2)
+command = cli.Command(__doc__, "config compilation_cache json")
+
+_OUT = command.flag(
+    flags.DEFINE_string, "out", None, "The picture's file, such as preview.png."
+)
+_IMAGES = command.flag(
+    flags.DEFINE_integer, "images", 12, "How many are drawn.", lower_bound=2
+)
 
 
+@command.main
 def main() -> None:
     """Reads, augments, draws."""
     path = cli.picture_file(_OUT.value)
-    parts = experiment.build(cli.config())
+    config = command.config()
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dresnet_jax.analysis import plots
+    from dresnet_jax.data import pipeline, sources, streaming
+    from dresnet_jax.training import experiment
+
+    command.use_compilation_cache()
+    parts = experiment.build(config)
     seed, recipe = parts.config.seed, parts.recipe
     examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]
     # The whole first batch, since mixing takes partners from all of it.
@@ -52,8 +65,8 @@ def main() -> None:
     figure = plots.before_and_after(stored.images[0, :count] / 255, pixels.clip(0, 1))
     plots.save(figure, path)
     print(f"picture: {_OUT.value}")
-    cli.finish({"picture": _OUT.value, "images": count})
+    command.finish({"picture": _OUT.value, "images": count})
 
 
 if __name__ == "__main__":
-    cli.run(main, uses=("config", "out", "images", "json"))
+    sys.exit(command.run())

@@ -14,39 +14,59 @@ wrong value, 75 told to stop (SIGTERM) and saved, 124 ended by --watchdog, 130 C
 import contextlib
 import functools
 import os
+import sys
 
-import jax
 from absl import flags
 
 from dresnet_jax import cli
-from dresnet_jax.analysis import chips, plots, reports
-from dresnet_jax.data import prepared
-from dresnet_jax.structure import events, growth_training
-from dresnet_jax.training import experiment, loop, processes, watching, workdir
 
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Host and port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's, from 0.")
-_JOIN_TIMEOUT = flags.DEFINE_integer(
-    "join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
+
+_COORDINATOR = command.flag(
+    flags.DEFINE_string, "coordinator", None, "Host and port of process 0."
 )
-_WATCHDOG = flags.DEFINE_float(
-    "watchdog", 0, "Seconds without a step that end the process; 0 for never.", 0
+_NUM_PROCESSES = command.flag(
+    flags.DEFINE_integer, "num_processes", None, "Processes of the run."
 )
-_PROFILE = flags.DEFINE_string(
-    "profile", None, "Steps that are traced, such as 100:105, to profiles/."
+_PROCESS_ID = command.flag(
+    flags.DEFINE_integer, "process_id", None, "This process's, from 0."
 )
-_CACHE = flags.DEFINE_string(
-    "compilation_cache", None, "Directory where compiled programs are kept."
+_JOIN_TIMEOUT = command.flag(
+    flags.DEFINE_integer,
+    "join_timeout",
+    300,
+    "Seconds to wait for the other processes.",
+    lower_bound=1,
+)
+_WATCHDOG = command.flag(
+    flags.DEFINE_float,
+    "watchdog",
+    0,
+    "Seconds without a step that end the process; 0 for never.",
+    0,
+)
+_PROFILE = command.flag(
+    flags.DEFINE_string,
+    "profile",
+    None,
+    "Steps that are traced, such as 100:105, to profiles/.",
 )
 
 
+@command.main
 def main() -> None:
     """Trains, draws, prints."""
-    config, directory = cli.config(), cli.workdir()
+    config, directory = command.config(), command.workdir()
     profile = cli.steps_range("profile", _PROFILE.value)
-    if _CACHE.value:
-        cli.use_compilation_cache(_CACHE.value)
+
+    import jax
+
+    from dresnet_jax.analysis import chips, plots, reports
+    from dresnet_jax.data import prepared
+    from dresnet_jax.structure import events, growth_training
+    from dresnet_jax.training import experiment, loop, processes, watching, workdir
+
+    command.use_compilation_cache()
     process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     processes.join(*process, _JOIN_TIMEOUT.value, os.environ)
     if jax.process_count() > 1:
@@ -62,7 +82,7 @@ def main() -> None:
     )
     if config.growth.events:
         events.check(parts)
-    claim = workdir.claim(directory, config, overwrite=cli.overwrite())
+    claim = workdir.claim(directory, config, overwrite=command.flags.overwrite)
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(claim))
         if config.growth.events:
@@ -77,13 +97,8 @@ def main() -> None:
         print(f"picture: {picture}")
     print(f"validation accuracy: {report['val_accuracy']:.3f}")
     print(f"test accuracy: {report['test_accuracy']:.3f}")
-    cli.finish(report)
+    command.finish(report)
 
 
 if __name__ == "__main__":
-    of_processes = "coordinator num_processes process_id join_timeout"
-    of_long_runs = "watchdog profile compilation_cache"
-    cli.run(
-        main,
-        uses=f"config workdir overwrite {of_processes} {of_long_runs} json".split(),
-    )
+    sys.exit(command.run())

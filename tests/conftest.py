@@ -1,21 +1,41 @@
 """Strict settings for all tests, and the commands as a person would run them."""
 
-import functools
+import contextlib
+import fcntl
+import importlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import hypothesis
-import jax
-import pytest
-
-from configs import digits, synthetic
-
 ROOT = Path(__file__).parent.parent
+# Read when JAX is imported. The cache is shared by the workers of a test run and by all
+# calls of CI, so that each program is compiled once. Tests run little of what they
+# compile, so that to optimise would take longer; what is timed has XLA_FLAGS="".
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from configs import digits, synthetic  # noqa: E402
+from dresnet_jax.training import compilation_cache  # noqa: E402
+
+# A small network on digits: 40 steps, a little over two epochs.
+SMALL = (
+    "--config=configs/digits.py",
+    "--config.model.width=8",
+    "--config.model.blocks_per_stage=(1, 1, 1, 1)",
+    "--config.train.num_steps=40",
+    "--config.train.log_every_steps=1",
+    "--config.train.checkpoint_every_steps=6",
+)
+
 FASHION_MNIST_ARCHIVES = Path("/usr/share/datasets/fashion-mnist")
 
 # How long something takes decides no test.
@@ -25,59 +45,80 @@ hypothesis.settings.load_profile("untimed")
 # Arrays of different ranks do not mix unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Shared by all processes of a test run, so that each program is compiled once; those
-# that pytest starts are told of it by this variable.
-_CACHE = "DRESNET_JAX_TEST_CACHE"
-if _CACHE not in os.environ:
-    _directory = tempfile.TemporaryDirectory(prefix="dresnet_jax_cache_")
-    os.environ[_CACHE] = _directory.name
-CACHE_SETTINGS = {
-    "JAX_COMPILATION_CACHE_DIR": os.environ[_CACHE],
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-}
-jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-# For programs that are many and small: to optimise them would take the longest.
-compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
+compilation_cache.use(None)
 
 
-def start_python(*arguments, devices=1):
+def start_python(*arguments, devices=1, env=None):
     """Starts Python with some arguments, on a number of fake CPU devices."""
-    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    settings = {"JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
         # `env`, since a shell's background job ignores Ctrl-C and hands that down.
         ["env", "--default-signal=INT", sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | CACHE_SETTINGS | settings,
+        env=os.environ | settings | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run_python(*arguments, devices=1, timeout=500):
+def run_python(*arguments, timeout=500, **options):
     """Runs Python to its end: (exit code, standard output, standard error)."""
-    process = start_python(*arguments, devices=devices)
+    process = start_python(*arguments, **options)
     output, errors = process.communicate(timeout=timeout)
     return process.returncode, output, errors
 
 
-def start_command(name, *arguments, devices=1):
-    """Starts `python -m dresnet_jax.<name>`."""
-    return start_python("-m", f"dresnet_jax.{name}", *arguments, devices=devices)
+def start_command(name, *arguments, **options):
+    """Starts `python -m dresnet_jax.<name>` as a process, to signal it, say."""
+    return start_python("-m", f"dresnet_jax.{name}", *arguments, **options)
 
 
-def run_command(name, *arguments, **options):
-    """Runs `python -m dresnet_jax.<name>` to its end, as `run_python`."""
+def run_process(name, *arguments, **options):
+    """Runs `python -m dresnet_jax.<name>` as a process, as `run_python`."""
     return run_python("-m", f"dresnet_jax.{name}", *arguments, **options)
+
+
+def run_command(name, *arguments):
+    """Runs a command in this process: (exit code, standard output, standard error).
+
+    Programs that this process has compiled are not compiled again.
+    """
+    module = importlib.import_module(f"dresnet_jax.{name}")
+    output, errors = io.StringIO(), io.StringIO()
+    # Paths on the command line are those of a user in the checkout.
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        code = module.command.run([name, *map(str, arguments)])
+    return code, output.getvalue(), errors.getvalue()
 
 
 def json_lines(values):
     """The text of a file with one JSON object a line."""
     return "".join(json.dumps(value) + "\n" for value in values)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """The directory of a run of SMALL, trained once for all workers, and never changed.
+
+    What the training printed is in output.txt beside it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory = shared / "small_run" / "run"
+    with (shared / "small_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            code, output, errors = run_command(
+                "train", *SMALL, f"--workdir={directory}"
+            )
+            assert code == 0, errors
+            (directory.parent / "output.txt").write_text(output)
+    return directory
 
 
 @pytest.fixture(scope="session")

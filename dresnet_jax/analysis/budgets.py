@@ -184,13 +184,19 @@ def widened(
         return changed
 
     start = zoo.width(config.model) / _WIDTH_STEP
-    low, high = max(round(1 / _WIDTH_STEP), round(start / 4)), round(start * 4)
-    if not count(at(low)) <= wanted <= count(at(high)):
+    least, most = max(round(1 / _WIDTH_STEP), round(start / 4)), round(start * 4)
+    # Counts by step, of which the one at `low` is not above what is wanted, and the one
+    # at `high` is. Each takes a trace, and is nearly a square: a few are enough.
+    counts: dict[int, float] = {}
+    low, high, step = least - 1, most + 1, round(start)
+    while high - low > 1:
+        counts[step] = count(at(step))
+        low, high = (step, high) if counts[step] <= wanted else (low, step)
+        by_square = round(step * math.sqrt(wanted / counts[step]))
+        step = min(max(by_square, low + 1), high - 1)
+    if low < least or (high > most and counts[low] != wanted):
         raise UserError(
-            f"No model.width from {low * _WIDTH_STEP:g} to {high * _WIDTH_STEP:g} of "
+            f"No model.width from {least * _WIDTH_STEP:g} to {most * _WIDTH_STEP:g} of "
             f"{config.model.name} has {wanted:,.0f}."
         )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(at(middle)) <= wanted else (low, middle)
-    return min((at(low), at(high)), key=lambda found: abs(count(found) - wanted))
+    return at(min(counts, key=lambda step: abs(counts[step] - wanted)))

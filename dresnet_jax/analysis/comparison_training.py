@@ -17,15 +17,23 @@ from etils import epath
 
 from dresnet_jax.analysis.comparison import FAILED, Run
 from dresnet_jax.errors import RunFailedError
-from dresnet_jax.training import experiment, late_report, loop, workdir
+from dresnet_jax.training import (
+    compilation_cache,
+    experiment,
+    late_report,
+    loop,
+    workdir,
+)
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.together import Group, Member
 
 # Processes that `trainers` starts by itself; each takes about a gigabyte.
 _MOST_AT_ONCE = 8
 
-# Trains groups of runs, and yields each as it ends, with the seconds that it took.
-Trainer = Callable[[Iterable[list[Run]]], Iterator[tuple[list[Run], float]]]
+# Trains groups of runs: calls a function as each starts, and yields each as it ends,
+# with the seconds that it took.
+Started = Callable[[list[Run]], None]
+Trainer = Callable[[Iterable[list[Run]], Started], Iterator[tuple[list[Run], float]]]
 
 
 def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
@@ -60,19 +68,25 @@ def train(group: Sequence[Run], together: int) -> None:
 
 def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exception]:
     """Trains; returns by slot why a run failed."""
+    first = next(iter(members.values()))
     if together > 1:
-        return Group(members, together).train()
-    (member,) = members.values()
-    with contextlib.redirect_stdout(member.output):
+        with contextlib.redirect_stderr(first.output):
+            return Group(members, together).train()
+    with (
+        contextlib.redirect_stdout(first.output),
+        contextlib.redirect_stderr(first.output),
+    ):
         try:
-            loop.run(member.experiment, member.directory)
+            loop.run(first.experiment, first.directory)
         except late_report.NonFiniteLossError as error:
             return {0: error}
     return {}
 
 
 @contextlib.contextmanager
-def trainers(at_once: int | None, together: int, cache: str) -> Iterator[Trainer]:
+def trainers(
+    at_once: int | None, together: int, cache: str | None
+) -> Iterator[Trainer]:
     """What trains groups of runs, so many at once.
 
     On a CPU small steps leave cores idle, so that runs side by side end sooner than one
@@ -82,13 +96,13 @@ def trainers(at_once: int | None, together: int, cache: str) -> Iterator[Trainer
       at_once: how many groups, each in a process of its own; 1 for this process; None
         for one a core on a CPU, at most `_MOST_AT_ONCE`, and else 1.
       together: seeds of a group's program.
-      cache: directory of compiled programs.
+      cache: of compiled programs, as `compilation_cache.use` takes it.
     """
     if at_once is None:
         cores = len(os.sched_getaffinity(0))
         at_once = min(cores, _MOST_AT_ONCE) if jax.default_backend() == "cpu" else 1
     if at_once == 1:
-        yield lambda groups: ((group, _timed(group, together)) for group in groups)
+        yield functools.partial(_train_here, together)
         return
     with concurrent.futures.ProcessPoolExecutor(
         at_once,
@@ -100,11 +114,20 @@ def trainers(at_once: int | None, together: int, cache: str) -> Iterator[Trainer
         yield functools.partial(_train_in, pool, at_once, together)
 
 
+def _train_here(
+    together: int, groups: Iterable[list[Run]], started: Started
+) -> Iterator[tuple[list[Run], float]]:
+    for group in groups:
+        started(group)
+        yield group, _timed(group, together)
+
+
 def _train_in(
     pool: concurrent.futures.Executor,
     at_once: int,
     together: int,
     groups: Iterable[list[Run]],
+    started: Started,
 ) -> Iterator[tuple[list[Run], float]]:
     waiting = iter(groups)
     under_way: dict[concurrent.futures.Future[float], list[Run]] = {}
@@ -115,6 +138,7 @@ def _train_in(
             config, variant = group[0].experiment.config, group[0].variant
             task = pool.submit(_train_there, config, variant, places, together)
             under_way[task] = group
+            started(group)
         if not under_way:
             return
         ended, _ = concurrent.futures.wait(
@@ -131,9 +155,9 @@ def _train_in(
                 ) from error
 
 
-def _start_worker(cache: str) -> None:
+def _start_worker(cache: str | None) -> None:
     """Prepares a process that trains; it ends with the one that started it."""
-    jax.config.update("jax_compilation_cache_dir", cache)
+    compilation_cache.use(cache)
     parent = multiprocessing.parent_process()
     assert parent is not None, "this process was started by another"
 

@@ -13,7 +13,13 @@ import numpy as np
 
 from dresnet_jax.analysis import cost, traffic
 from dresnet_jax.data import pipeline
-from dresnet_jax.training import experiment, sharding, steps
+from dresnet_jax.training import (
+    compilation,
+    compilation_cache,
+    experiment,
+    sharding,
+    steps,
+)
 
 
 @dataclasses.dataclass
@@ -74,7 +80,10 @@ def build(
     start = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=() if is_stage else 0).lower(*given)
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    form = part.model.spec.connections.form
+    # Timed, so not read from the cache.
+    with compilation.announced(f"form {form}"), compilation_cache.bypassed():
+        compiled = lowered.compile()
     done = time.perf_counter()
     once = cost.of(compiled)
     return Program(

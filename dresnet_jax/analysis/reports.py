@@ -13,7 +13,6 @@ import jax
 import ml_collections
 import numpy as np
 from clu import parameter_overview
-from sklearn.metrics import confusion_matrix
 
 from dresnet_jax.analysis import conditional_costs, input_speed, pod
 from dresnet_jax.analysis.collectives import Group
@@ -350,9 +349,9 @@ def per_class(
       `class_accuracy` {name: accuracy, None where a class has no example} and
       `confusion`, a row per true class and a column per predicted one, counts.
     """
-    confusion = confusion_matrix(
-        labels, predictions, labels=np.arange(len(class_names))
-    )
+    classes = len(class_names)
+    pairs = np.bincount(labels * classes + predictions, minlength=classes**2)
+    confusion = pairs.reshape(classes, classes)
     totals = confusion.sum(axis=1)
     accuracy = {
         name: float(confusion[i, i] / totals[i]) if totals[i] else None

@@ -341,7 +341,7 @@ def openings(
     spec: ConnectionSpec, channels: tuple[int, ...], parameters: Mapping[str, Any]
 ) -> Openings:
     """F(w) of every edge, on the host: {reader: {source: opening}}."""
-    arrays = jax.device_get(_openings(spec, channels, parameters))
+    arrays = jax.device_get(_compiled_openings(spec, channels, parameters))
     return {
         i: {
             k: float(values.mean())
@@ -389,3 +389,7 @@ def _openings(
     module = Connections(spec, channels)
     arrays: Any = module.apply({"params": parameters}, method=Connections.openings)
     return arrays
+
+
+# One program for all edges: one by one, there would be one for each shape.
+_compiled_openings = jax.jit(_openings, static_argnums=(0, 1))

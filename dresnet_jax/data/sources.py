@@ -5,8 +5,10 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -336,13 +338,16 @@ def statistics(
 
 
 def _digits(dataset: Dataset) -> dict[str, Examples]:
-    # Imported here, since it takes a second and only this dataset needs it.
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    # The file that scikit-learn's `load_digits` reads, 64 pixels and a label a line: to
+    # import scikit-learn takes seconds.
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None, "it is a requirement"
+    assert package.origin is not None, "it is an ordinary package"
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")
     # 0..16 to 0..255.
-    images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    labels = digits.target.astype(np.int32)
+    images = np.round(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    labels = table[:, -1].astype(np.int32)
     # RandomState's stream is frozen, so that the splits stay the same for ever.
     order = np.random.RandomState(0).permutation(len(labels))
     train, validation, test = (dataset.splits[name] for name in SPLITS)

@@ -9,7 +9,6 @@ the config and of the state before it, so that a run that was killed makes it ag
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -106,9 +105,7 @@ class _Growth:
         self._config = config
         self._directory = directory
         self._watch = watch
-        # Each structure is built once, and its programs are compiled once.
-        self._built: dict[str, Experiment] = {}
-        start = self._build(config)
+        start = experiment.build(config)
         events.check(start)
         self._data = loop.open_data(start)
         self._start, self._num_steps = start, start.num_steps
@@ -179,8 +176,7 @@ class _Growth:
             after, change = events.EVENTS[kind](network, growth, batches)
             passes = change.passes
             events.within_budget(growth, change)
-            parts = self._build(after.parts.config)
-            state = after.state.replace(model=parts.model, optimizer=parts.optimizer)
+            parts, state = after.parts, after.state
             self._check_time(parts, state)
         except UserError as error:
             passes = getattr(error, "passes", passes)
@@ -230,12 +226,12 @@ class _Growth:
         processes.first_alone(self._drop_taken_back)
         newest = checkpointing.newest(self._directory)
         if newest is None:
-            parts = self._build(self._config)
+            parts = experiment.build(self._config)
             state, step = loop.restore_or_create(parts, self._directory)
             return _Stand(parts, state, step, [])
         step, about = newest
         config = evaluation.config_of(self._config, about)
-        parts = self._build(config)
+        parts = experiment.build(config)
         state, step = loop.restore_or_create(parts, self._directory)
         history = list(about["history"])
         # A checkpoint does not know what was decided behind it.
@@ -307,12 +303,6 @@ class _Growth:
         evaluate = evaluation.Evaluator(network.parts)
         found = evaluate(network.state, self._data.splits["validation"])
         return {"accuracy": found.accuracy, "loss": found.loss}
-
-    def _build(self, config: ml_collections.ConfigDict) -> Experiment:
-        name = json.dumps(workdir.plain(config), sort_keys=True)
-        if name not in self._built:
-            self._built[name] = experiment.build(config)
-        return self._built[name]
 
 
 def _structure(network: Network) -> dict[str, int]:

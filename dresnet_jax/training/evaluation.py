@@ -15,7 +15,14 @@ from dresnet_jax.data import pipeline
 from dresnet_jax.data.sources import Examples
 from dresnet_jax.data.streaming import EvalBatches
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import checkpointing, experiment, sharding, steps, workdir
+from dresnet_jax.training import (
+    checkpointing,
+    compilation,
+    experiment,
+    sharding,
+    steps,
+    workdir,
+)
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
@@ -112,7 +119,11 @@ class Evaluator:
         self._rows = sharding.local_rows(mesh, recipe.batch_size)
         self._place = sharding.split_batch(mesh)
         self._eval_step = experiment.programs.setdefault(
-            "eval_step", jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+            "eval_step",
+            compilation.announce(
+                "the evaluation",
+                jax.jit(eval_step, out_shardings=sharding.replicated(mesh)),
+            ),
         )
 
     def __call__(self, state: TrainState, examples: Examples) -> Evaluation:
@@ -158,8 +169,9 @@ class Predictor:
 
         self.batch_size = recipe.batch_size
         self._place = sharding.split_batch(mesh)
-        self._probabilities = jax.jit(
-            probabilities, out_shardings=sharding.replicated(mesh)
+        self._probabilities = compilation.announce(
+            "the classifier",
+            jax.jit(probabilities, out_shardings=sharding.replicated(mesh)),
         )
 
     def __call__(self, state: TrainState, pixels: Sequence[np.ndarray]) -> np.ndarray:

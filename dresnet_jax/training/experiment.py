@@ -1,5 +1,6 @@
 """From a config to everything a run is made of, each value checked on the way."""
 
+import collections
 import copy
 import dataclasses
 import functools
@@ -21,12 +22,14 @@ from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training import (
     alternating,
+    compilation,
     divided_road,
     optimizer,
     roads,
     sharding,
     steps,
     transfer,
+    workdir,
 )
 from dresnet_jax.training import state as train_state
 from dresnet_jax.training.state import TrainState
@@ -47,8 +50,7 @@ class Experiment:
       road: how examples reach them.
       num_steps: the run's length.
       steps_per_epoch: full batches in an epoch.
-      programs: what has been compiled; only `with_seed` hands it on, since a program
-        depends on every other part.
+      programs: what has been compiled, for this config with any seed.
     """
 
     config: ml_collections.ConfigDict
@@ -67,9 +69,20 @@ class Experiment:
         """The same with another seed, which no program depends on."""
         config = copy.deepcopy(self.config).unlock()
         config.seed = seed
-        other = dataclasses.replace(self, config=config.lock())
+        return self._of(config.lock())
+
+    def _of(self, config: ml_collections.ConfigDict) -> "Experiment":
+        """The same of a config that differs in the seed at most."""
+        other = dataclasses.replace(self, config=config)
         object.__setattr__(other, "programs", self.programs)  # It is frozen.
         return other
+
+    def _shares_programs_with(self, other: "Experiment") -> bool:
+        """Whether every program of one is one of the other."""
+        return (self.dataset, self.road) == (
+            other.dataset,
+            other.road,
+        ) and _without_seed(self.config) == _without_seed(other.config)
 
     @property
     def eval_every_steps(self) -> int:
@@ -177,15 +190,14 @@ class Experiment:
         abstract = self.create_state(abstract=True)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         place = sharding.replicated(self.mesh)
-        return (
-            jax.jit(
-                self.train_steps(num_steps),
-                donate_argnums=0,
-                out_shardings=(shardings, place),
-            )
-            .lower(abstract, *self.road.abstract(num_steps))
-            .compile()
+        program = jax.jit(
+            self.train_steps(num_steps),
+            donate_argnums=0,
+            out_shardings=(shardings, place),
         )
+        what = "the training step" if num_steps == 1 else f"{num_steps} training steps"
+        with compilation.announced(what):
+            return program.lower(abstract, *self.road.abstract(num_steps)).compile()
 
     def calls(self, start: int, until: int | None = None) -> list[Call]:
         """The steps after `start`, by how many are dispatched together.
@@ -239,14 +251,40 @@ def build(
 ) -> Experiment:
     """Makes and checks every part; writes nothing and allocates nothing.
 
+    Programs that were compiled for a recent experiment of the same config are used
+    again, so that a process traces and compiles each once.
+
     Args:
-      config: of the run.
+      config: of the run; it is not changed afterwards.
       devices: all that there are, if None.
       device_bytes: memory of each; None to ask the first one here.
 
     Raises:
       UserError: a value of the config is wrong.
     """
+    parts = _build(config, devices, device_bytes)
+    for other in _recent:
+        if parts._shares_programs_with(other):
+            return other._of(config)
+    # A copy, since the caller's config may be changed where it is not locked.
+    _recent.append(parts._of(copy.deepcopy(config)))
+    return parts
+
+
+# The newest experiments, whose programs `build` uses again.
+_recent: collections.deque[Experiment] = collections.deque(maxlen=8)
+
+
+def _without_seed(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    # As JSON has it: a config that was read from a checkpoint has lists for tuples.
+    return workdir.plain(config) | {"seed": None}
+
+
+def _build(
+    config: ml_collections.ConfigDict,
+    devices: Sequence[jax.Device] | None,
+    device_bytes: int | None,
+) -> Experiment:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed = {config.seed} must be between 0 and 2**32 - 1.")
     transfer.check(config)

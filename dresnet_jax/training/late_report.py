@@ -11,7 +11,7 @@ from absl import logging
 
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import RunFailedError
-from dresnet_jax.training import optimizer, watching
+from dresnet_jax.training import compilation, optimizer, watching
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.metrics import Log, Metrics
 from dresnet_jax.training.steps import StepResult
@@ -31,7 +31,9 @@ class LateReport:
         self, experiment: Experiment, log: Log, start: int, watch: watching.Watch
     ) -> None:
         config = experiment.config
-        self._schedule = optimizer.schedule(config.optimizer, experiment.num_steps)
+        self._schedule = jax.jit(
+            optimizer.schedule(config.optimizer, experiment.num_steps)
+        )
         self._every = config.train.log_every_steps
         self._last_step = experiment.num_steps
         self._batch_size = experiment.recipe.batch_size
@@ -40,7 +42,7 @@ class LateReport:
         self._skips = config.train.on_non_finite == "skip"
         self._in_a_row = 0
         self._pending: tuple[Call, StepResult] | None = None
-        self._logged = (start, time.monotonic())
+        self._logged = (start, compilation.clock())
         self._rates: dict[str, float] = {}
         self._waited: dict[str, float] = collections.defaultdict(float)
         self._skipped = 0
@@ -95,7 +97,7 @@ class LateReport:
         means = jax.device_get(running).compute()
         before, then = self._logged
         if done > before:
-            now = time.monotonic()
+            now = compilation.clock()
             step_seconds = (now - then) / (done - before)
             self._rates = {
                 "images_per_second": self._batch_size / step_seconds,

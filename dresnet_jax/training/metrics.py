@@ -12,6 +12,11 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from dresnet_jax.errors import UserError
+from dresnet_jax.training import compilation
+
+# Seconds between two lines of training where standard error is no terminal, at least;
+# metrics.jsonl has them all.
+_LINE_SECONDS = 5.0
 
 
 @flax.struct.dataclass
@@ -52,6 +57,8 @@ class Log:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self._path)
         self._file = self._path.open("a")
+        self._start, self._end = start_step, num_steps
+        self._started = self._shown = compilation.clock()
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first)
         self._bar = tqdm(
             total=num_steps,
@@ -79,7 +86,7 @@ class Log:
         self._bar.update(step - self._bar.n)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line, and shows it."""
+        """Writes one line, and shows it, with the time that is left."""
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
@@ -88,10 +95,19 @@ class Log:
             self._board.add_scalar(name, value, step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
         line = f"step {step:6d}  {text}"
-        if self._bar.disable:
-            print(line, flush=True)
-        else:
+        if not self._bar.disable:
             self._bar.write(line, file=sys.stdout)
+            return
+        now = compilation.clock()
+        is_progress = "train_loss" in scalars
+        is_first, is_last = self._shown == self._started, step == self._end
+        if not is_progress:
+            print(line, flush=True)
+        elif is_first or is_last or now - self._shown >= _LINE_SECONDS:
+            pace = (now - self._started) / max(1, step - self._start)
+            left = tqdm.format_interval(pace * (self._end - step))
+            print(f"{line}  left {left}", flush=True)
+            self._shown = now
 
     def write_gates(
         self, step: int, openings: Mapping[int, Mapping[int, float]]

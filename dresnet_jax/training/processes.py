@@ -85,6 +85,10 @@ def join(
             cluster_detection_method=None if missing and not found else "deactivate",
             initialization_timeout=timeout + _GRACE,
         )
+    except RuntimeError as error:
+        # A program that called a command after it had used JAX: it runs alone.
+        if not missing or found or "must be called before" not in str(error):
+            raise
     except ValueError as error:
         # What JAX says where nothing is given and nothing started this process.
         if not missing or "coordinator_address should be defined" not in str(error):

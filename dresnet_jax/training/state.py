@@ -11,8 +11,15 @@ from jax.sharding import Mesh
 
 from dresnet_jax.data.pipeline import derive_key
 from dresnet_jax.models.backbone import Backbone
-from dresnet_jax.training import sharding
+from dresnet_jax.training import compilation, sharding
 from dresnet_jax.training.metrics import Metrics
+
+# A program of many random arrays that runs once: to optimise it takes much longer than
+# to run it.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -83,6 +90,12 @@ def creation(
             optimizer=optimizer,
         )
 
-    shapes = sharding.place_state(mesh, jax.eval_shape(init, jax.random.key(0)))
+    # Only its shapes need the key's; JAX keeps the trace for the program below.
+    shapes = sharding.place_state(mesh, jax.jit(init).eval_shape(jax.random.key(0)))
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    return jax.jit(init, out_shardings=shardings), shapes
+    program = jax.jit(
+        init,
+        out_shardings=shardings,
+        compiler_options=_QUICK if sharding.platform(mesh) == "cpu" else None,
+    )
+    return compilation.announce("the initialisation", program), shapes

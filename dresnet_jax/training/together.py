@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from etils import epath
 
 from dresnet_jax.data.streaming import Call
-from dresnet_jax.training import late_report, loop, processes, sharding, watching
+from dresnet_jax.training import (
+    compilation,
+    late_report,
+    loop,
+    processes,
+    sharding,
+    watching,
+)
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
@@ -163,11 +170,10 @@ def _compile(experiment: Experiment, slots: int, num_steps: int) -> jax.stages.C
         sharding.replicated(experiment.mesh),
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return (
-        jax.jit(together, out_shardings=((shardings, place),) * slots)
-        .lower((state,) * slots, (road.abstract(num_steps),) * slots)
-        .compile()
-    )
+    program = jax.jit(together, out_shardings=((shardings, place),) * slots)
+    with compilation.announced(f"the training step of {slots} seeds"):
+        data = (road.abstract(num_steps),) * slots
+        return program.lower((state,) * slots, data).compile()
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

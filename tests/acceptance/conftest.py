@@ -29,7 +29,7 @@ def train(fashion_mnist):
             f"--workdir={workdir}",
             "--json",
         )
-        code, output, errors = run_command("train", *arguments, timeout=3000)
+        code, output, errors = run_command("train", *arguments)
         assert code == 0, errors
         return last_json(output)
 

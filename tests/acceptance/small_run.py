@@ -9,17 +9,7 @@ import numpy as np
 from etils import epath
 
 from dresnet_jax.training import checkpointing, experiment, metrics, workdir
-from tests.conftest import start_command
-
-# A small network on digits: 40 steps, a little over two epochs.
-SMALL = (
-    "--config=configs/digits.py",
-    "--config.model.width=8",
-    "--config.model.blocks_per_stage=(1, 1, 1, 1)",
-    "--config.train.num_steps=40",
-    "--config.train.log_every_steps=1",
-    "--config.train.checkpoint_every_steps=6",
-)
+from tests.conftest import start_python
 
 # Low, since a high rate multiplies the rounding of a sum taken in another order: once
 # one ReLU's input falls on the other side of zero, the curves part.
@@ -43,19 +33,29 @@ def final_state(directory, steps=40, *, only_params=False):
 
 def start_processes(count, devices, *arguments, workdir):
     """Starts a training of several processes on this machine."""
+
+    def words(coordinates):
+        coordinator, processes, process = coordinates
+        return (
+            *("-m", "dresnet_jax.train", *arguments, f"--workdir={workdir}"),
+            f"--coordinator={coordinator}",
+            f"--num_processes={processes}",
+            f"--process_id={process}",
+        )
+
+    return start_processes_of(count, words, devices=devices)
+
+
+def start_processes_of(count, words, *, devices):
+    """Starts Python several times, with words made from the processes' coordinates.
+
+    Those are what `processes.join` takes: coordinator, processes, this process.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
-        start_command(
-            "train",
-            *arguments,
-            f"--workdir={workdir}",
-            f"--coordinator=localhost:{port}",
-            f"--num_processes={count}",
-            f"--process_id={number}",
-            devices=devices,
-        )
+        start_python(*words((f"localhost:{port}", count, number)), devices=devices)
         for number in range(count)
     ]
 

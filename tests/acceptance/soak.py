@@ -20,6 +20,7 @@ from etils import epath
 
 from dresnet_jax.training import processes
 from tests.acceptance import small_run
+from tests.conftest import SMALL
 
 _KILLS = flags.DEFINE_integer("kills", 50, "Lives that are ended.")
 _CHANGE = flags.DEFINE_integer("change", 40, "The life from which layouts change.")
@@ -48,7 +49,7 @@ def soak(directory, *, kills, change, seed, steps, rate=small_run.GENTLE):
     chance = random.Random(seed)
     directory = Path(directory)
     arguments = (
-        *small_run.SMALL,
+        *SMALL,
         rate,
         f"--config.train.num_steps={steps}",
         "--config.train.checkpoint_every_steps=10",

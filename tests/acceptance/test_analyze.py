@@ -2,14 +2,12 @@
 
 import pytest
 
-from tests.acceptance.small_run import SMALL, last_json
-from tests.conftest import run_command
+from tests.acceptance.small_run import last_json
+from tests.conftest import SMALL, run_command
 
 
-def test_gradients_of_stacks_and_of_a_run_are_drawn(tmp_path):
-    run, picture = tmp_path / "run", tmp_path / "flow.png"
-    code, _, errors = run_command("train", *SMALL, f"--workdir={run}")
-    assert code == 0, errors
+def test_gradients_of_stacks_and_of_a_run_are_drawn(small_run, tmp_path):
+    run, picture = small_run, tmp_path / "flow.png"
     code, output, errors = run_command(
         "analyze",
         "gradients",

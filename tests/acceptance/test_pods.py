@@ -17,14 +17,13 @@ from dresnet_jax.training import checkpointing, digests, experiment, workdir
 from tests.acceptance import soak
 from tests.acceptance.small_run import (
     GENTLE,
-    SMALL,
     final_state,
     finish,
     last_step,
     start_processes,
     timeless_lines,
 )
-from tests.conftest import run_command
+from tests.conftest import SMALL, run_process
 
 AXES = {
     "data": (),
@@ -39,7 +38,7 @@ def one_process(tmp_path_factory):
     """The run that the others are compared with: one process, all devices alike."""
     directory = tmp_path_factory.mktemp("layouts") / "one"
     arguments = (*SMALL, GENTLE, f"--workdir={directory}")
-    code, _, errors = run_command("train", *arguments, devices=8)
+    code, _, errors = run_process("train", *arguments, devices=8)
     assert code == 0, errors
     return directory
 

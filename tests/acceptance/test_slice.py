@@ -10,13 +10,12 @@ from etils import epath
 from dresnet_jax.training import metrics
 from tests.acceptance.small_run import (
     GENTLE,
-    SMALL,
     final_state,
     last_json,
     signal_at,
     timeless_lines,
 )
-from tests.conftest import run_command, start_command
+from tests.conftest import SMALL, run_command, run_process, start_command
 
 
 @pytest.mark.slow
@@ -120,13 +119,8 @@ def test_8_devices_give_the_loss_curve_of_1(tmp_path):
     curves = []
     for devices in (1, 8):
         directory = tmp_path / str(devices)
-        code, _, errors = run_command(
-            "train",
-            *SMALL,
-            GENTLE,
-            f"--workdir={directory}",
-            devices=devices,
-        )
+        arguments = (*SMALL, GENTLE, f"--workdir={directory}")
+        code, _, errors = run_process("train", *arguments, devices=devices)
         assert code == 0, errors
         lines = metrics.read(epath.Path(directory))
         curves.append([line["train_loss"] for line in lines if "train_loss" in line])
@@ -139,10 +133,8 @@ def test_8_devices_give_the_loss_curve_of_1(tmp_path):
     assert worst <= 1e-5
 
 
-def test_a_killed_run_ends_as_one_that_was_never_stopped(tmp_path):
-    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    code, _, errors = run_command("train", *SMALL, f"--workdir={unbroken}")
-    assert code == 0, errors
+def test_a_killed_run_ends_as_one_that_was_never_stopped(small_run, tmp_path):
+    unbroken, killed = small_run, tmp_path / "killed"
     kills = []
     for target in (9, 26):
         process = start_command("train", *SMALL, f"--workdir={killed}")

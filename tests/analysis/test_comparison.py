@@ -31,6 +31,13 @@ def study(**fields):
     return config
 
 
+@pytest.fixture(scope="module")
+def ten_seeds():
+    """The plan of ten seeds, which no test changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        return in_advance(patch, seeds=10)
+
+
 def in_advance(monkeypatch, **fields):
     """A plan whose times are not measured."""
 
@@ -169,8 +176,8 @@ def planted(plan, gain, seeds=10):
 
 
 @pytest.mark.parametrize(("gain", "is_clear"), [(0.004, True), (0.0, False)])
-def test_the_report_says_what_was_planted(monkeypatch, tmp_path, gain, is_clear):
-    plan = in_advance(monkeypatch, seeds=10)
+def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
+    plan = ten_seeds
     config, runs = study(seeds=10), planted(plan, gain)
     found = comparison_report.report(config, plan, runs, {"runs/x/3": "no number"})
     rows = comparison_report.accuracies(found)
@@ -233,12 +240,11 @@ def test_seeds_that_differ_by_the_same_are_no_clear_difference():
     )
 
 
-def test_runs_that_all_failed_are_no_report(monkeypatch):
-    plan = in_advance(monkeypatch)
+def test_runs_that_all_failed_are_no_report(ten_seeds):
     with pytest.raises(
         RunFailedError, match=r"No run of dresnet ended well: .*'a': 'b'"
     ):
-        comparison_report.report(study(), plan, [], {"a": "b"})
+        comparison_report.report(study(), ten_seeds, [], {"a": "b"})
 
 
 def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):

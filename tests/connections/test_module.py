@@ -166,7 +166,7 @@ def test_every_parameter_of_a_reader_gets_a_gradient(form, granularity, weights)
     def loss(variables):
         return (connections.apply(variables, 4, outputs()) ** 2).sum()
 
-    grads = jax.grad(loss)(variables)["params"]
+    grads = jax.jit(jax.grad(loss))(variables)["params"]
     shared = [grads[name] for name in module.GATE_PARAMETERS if name in grads]
     for leaf in jax.tree.leaves((grads["block_4"], shared)):
         assert np.abs(leaf).max() > 0
@@ -257,10 +257,7 @@ class Network:
             return jnp.sin(y).sum(), y
 
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-        # The programs are many and small: to optimise them would take the longest.
-        options = {"xla_backend_optimization_level": 0}
-        compiled = gradient.lower(variables, self.blocks).compile(options)
-        return compiled(variables, self.blocks)
+        return gradient(variables, self.blocks)
 
 
 NETWORK = Network()

@@ -1,5 +1,6 @@
 """More connections change nothing at their birth, and learn from then on."""
 
+import functools
 import itertools
 
 import jax
@@ -50,6 +51,11 @@ def name(path):
 
 def inputs(spec, of_blocks, parameters):
     """x_i of every reader of all edges."""
+    return _inputs(spec, of_blocks, parameters)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _inputs(spec, of_blocks, parameters):
     connected = module.Connections(spec, of_blocks)
     return {
         i: connected.apply({"params": parameters}, i, outputs(i, spec.projection))
@@ -82,9 +88,10 @@ def test_new_edges_change_nothing_and_learn_or_are_refused(gate, weights, projec
             jnp.sum(x**2) for x in inputs(found.after, of_blocks, parameters).values()
         )
 
+    gradient = flat(jax.jit(jax.grad(total))(larger))
+
     def learns(edge):
         """Whether the input of its reader can change by what is its own."""
-        gradient = flat(jax.grad(total)(larger))
         reader, source = edge
         place = found.after.topology.sources(reader).index(source)
         own = [

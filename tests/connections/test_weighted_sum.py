@@ -54,7 +54,7 @@ def value_and_gradients(form, inputs):
         output = weighted(form, *inputs)
         return (output * weights).sum(), output
 
-    return jax.grad(loss, has_aux=True)(inputs)
+    return jax.jit(jax.grad(loss, has_aux=True))(inputs)
 
 
 def assert_agree(found, expected, rtol):

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.acceptance.small_run import SMALL, last_json
-from tests.conftest import CACHE_SETTINGS, ROOT
+from tests.acceptance.small_run import last_json
+from tests.conftest import ROOT, SMALL
 
 LAUNCH = ROOT / "launch"
 FAKE_TRAIN = Path(__file__).parent / "fake_train.py"
@@ -33,7 +33,7 @@ def environment(*paths, **settings):
     """This process's environment, with directories before those of PATH."""
     path = os.pathsep.join([*map(str, paths), os.environ["PATH"]])
     own = {"PATH": path, "PYTHON": sys.executable}
-    return os.environ | CACHE_SETTINGS | own | settings
+    return os.environ | own | settings
 
 
 def start_launcher(name, *arguments, env=None, cwd=ROOT):

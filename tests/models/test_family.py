@@ -1,5 +1,7 @@
 """The family has the published sizes, and connections go on all of it."""
 
+import functools
+import itertools
 import math
 
 import jax
@@ -11,10 +13,10 @@ import pytest
 from configs import common
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import counting, zoo
+from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS
 from dresnet_jax.models.residual import SHORTCUT_RULES
-from tests.conftest import compiled
 
 # At 1,000 classes: parameters, and multiply-adds of an image of 224x224 in billions.
 # torchvision's table of weights, https://docs.pytorch.org/vision/stable/models.html:
@@ -132,26 +134,34 @@ def small(kind, **fields):
     return zoo.build(config(OF_KIND[kind], **SMALL | fields), 32, 5)
 
 
-def run(model, variables=None, *, train=False, side=32):
-    """Logits, variables and the norm of the gradient, with weights of some seed."""
-    images = np.random.RandomState(0).standard_normal((2, side, side, 3))
-    images = jnp.asarray(images, jnp.float32)
-    if variables is None:
-        init = compiled(lambda key: model.init(key, images, train=False))
-        variables = init(jax.random.key(0))
+def created(model):
+    """The variables of a network, with weights of some seed."""
+    init = jax.jit(lambda key: model.init(key, images(), train=False))
+    return init(jax.random.key(0))
 
-    def loss(params):
-        logits, _ = model.apply(
-            variables | {"params": params},
-            images,
-            train=train,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(1)},
-        )
-        return (logits**2).sum(), logits
 
-    gradient, logits = compiled(jax.grad(loss, has_aux=True))(variables["params"])
-    return logits, variables, optax.tree.norm(gradient)
+def images(side=32):
+    found = np.random.RandomState(0).standard_normal((2, side, side, 3))
+    return jnp.asarray(found, jnp.float32)
+
+
+def logits_of(model, variables, *, train=False):
+    """Logits of a network, without running averages."""
+    logits, _ = model.apply(
+        variables,
+        images(),
+        train=train,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(1)},
+    )
+    return logits
+
+
+def run(model, variables=None, *, train=False):
+    """Logits and variables."""
+    variables = created(model) if variables is None else variables
+    logits = jax.jit(lambda variables: logits_of(model, variables, train=train))
+    return logits(variables), variables
 
 
 def test_every_kind_of_block_is_tried_here():
@@ -159,15 +169,36 @@ def test_every_kind_of_block_is_tried_here():
     assert {zoo.MODELS[name].block for name in OF_KIND.values()} == OF_KIND.keys()
 
 
+# The whole product is among the slow tests; each kind and each attention are not.
+FAST = dict(zip(OF_KIND, itertools.cycle(ATTENTIONS), strict=False))
+
+
 @pytest.mark.parametrize(
     ("kind", "attention"),
     [
-        *((kind, "se") for kind in OF_KIND),
-        *(("basic", attention) for attention in ("none", "eca", "cbam")),
+        pytest.param(
+            kind,
+            attention,
+            marks=() if FAST[kind] == attention else pytest.mark.slow,
+        )
+        for kind in OF_KIND
+        for attention in ATTENTIONS
     ],
 )
 def test_attention_goes_into_every_block(kind, attention):
-    logits, variables, norm = run(small(kind, attention=attention), train=True)
+    model = small(kind, attention=attention, blocks_per_stage=(1, 1))
+    variables = created(model)
+
+    def loss(params):
+        logits = logits_of(model, variables | {"params": params}, train=True)
+        return (logits**2).sum(), logits
+
+    @jax.jit
+    def logits_and_norm(params):
+        gradient, logits = jax.grad(loss, has_aux=True)(params)
+        return logits, optax.tree.norm(gradient)
+
+    logits, norm = logits_and_norm(variables["params"])
     assert logits.shape == (2, 5)
     assert np.isfinite(norm)
     assert norm > 0
@@ -177,16 +208,20 @@ def test_attention_goes_into_every_block(kind, attention):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["basic", "preact_bottleneck", "convnext"])
 def test_every_norm_goes_into_every_network(kind, norm):
-    logits, variables, _ = run(small(kind, norm=norm), train=True)
+    logits, variables = run(small(kind, norm=norm), train=True)
     assert np.isfinite(logits).all()
     assert ("batch_stats" in variables) == (norm == "batch")
 
 
+@functools.cache
+def run_basic():
+    return run(small("basic"))[0]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_the_networks(activation):
-    found, of_relu = (
-        run(small("basic", activation=name))[0] for name in (activation, "relu")
-    )
+    found = run(small("basic", activation=activation))[0]
+    of_relu = run_basic()
     assert np.isfinite(found).all()
     assert np.array_equal(found, of_relu) == (activation == "relu")
 
@@ -195,7 +230,7 @@ def test_every_activation_is_the_networks(activation):
 @pytest.mark.parametrize("shortcut", sorted(SHORTCUT_RULES.keys() - {"always"}))
 @pytest.mark.parametrize("kind", ["basic", "preact_bottleneck"])
 def test_every_shortcut_that_fits_a_block_runs(kind, shortcut):
-    logits, variables, _ = run(small(kind, shortcut=shortcut))
+    logits, variables = run(small(kind, shortcut=shortcut))
     assert logits.shape == (2, 5)
     has_conv = "shortcut" in variables["params"]["block_3"]
     assert has_conv == (shortcut in ("identity", "conv", "pool", "bare"))
@@ -204,7 +239,7 @@ def test_every_shortcut_that_fits_a_block_runs(kind, shortcut):
 @pytest.mark.parametrize("kind", OF_KIND)
 def test_a_last_norm_of_0_makes_a_block_add_nothing(kind):
     model = small(kind, zero_last=True, blocks_per_stage=(3, 1))
-    logits, variables, _ = run(model)
+    logits, variables = run(model)
     # Blocks 2 and 3 keep the shape: without them, the network is the same.
     shorter = small(kind, zero_last=True, blocks_per_stage=(1, 1))
     kept = {
@@ -215,7 +250,7 @@ def test_a_last_norm_of_0_makes_a_block_add_nothing(kind):
         del tree["block_3"]
         if "block_4" in of_long:
             tree["block_2"] = of_long["block_4"]
-    found, _, _ = run(shorter, kept)
+    found, _ = run(shorter, kept)
     np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
 
 
@@ -228,16 +263,16 @@ def test_a_dilated_stage_keeps_its_side(kind):
     assert dilated.spec.total_stride * 4 == plain.spec.total_stride
     # As torchvision's: a stage's first block has the dilation of the stage before.
     assert [block.dilation for block in dilated.spec.blocks] == [1, 1, 2, 2, 4]
-    logits, variables, _ = run(dilated)
+    logits, variables = run(dilated)
     assert np.isfinite(logits).all()
-    assert jax.tree.structure(variables) == jax.tree.structure(run(plain)[1])
+    assert jax.tree.structure(variables) == jax.tree.structure(shapes(plain, 32)[0])
 
 
 @pytest.mark.parametrize("kind", ["basic", "preact_basic", "convnext"])
 def test_stochastic_depth_is_on_in_training_alone(kind):
     plain, dropped = (small(kind, drop_path=rate) for rate in (0.0, 0.9))
     assert [b.drop_path for b in dropped.spec.blocks] == pytest.approx([0, 0.45, 0.9])
-    logits, variables, _ = run(plain)
+    logits, variables = run(plain)
     np.testing.assert_array_equal(run(dropped, variables)[0], logits)
     trained = [run(model, variables, train=True)[0] for model in (plain, dropped)]
     assert not np.array_equal(*trained)

@@ -16,7 +16,6 @@ from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import with_form
 from dresnet_jax.structure.folding import folded
 from dresnet_jax.training import evaluation, experiment
-from tests.conftest import compiled
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 BLOCKS = (2, 1, 2)
@@ -36,7 +35,7 @@ def learned(topology, **connections):
 
 
 def created(model, seed=1):
-    return compiled(lambda key: model.init(key, IMAGES, train=False))(
+    return jax.jit(lambda key: model.init(key, IMAGES, train=False))(
         jax.random.key(seed)
     )
 
@@ -49,7 +48,7 @@ def shapes(model):
 
 def applied(model, variables, **options):
     run = functools.partial(model.apply, **options)
-    return compiled(run)(variables, IMAGES)
+    return jax.jit(run)(variables, IMAGES)
 
 
 def opened(model, variables, chain):
@@ -119,7 +118,7 @@ def test_every_form_of_a_graph_agrees_and_trains_every_edge(topology, projection
         return (logits**2).mean()
 
     found, wanted = (
-        compiled(jax.grad(loss), static_argnums=1)(variables["params"], form)
+        jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], form)
         for form in ("folded", "reference")
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
@@ -208,7 +207,7 @@ def test_graphs_of_the_study_learn(variant):
     config.base.model.update(config.variants[variant].model)
     model = zoo.build(config.base.model, 28, 10)
     images = jax.random.normal(jax.random.key(2), (8, 28, 28, 1))
-    init = compiled(lambda key: model.init(key, images, train=False))
+    init = jax.jit(lambda key: model.init(key, images, train=False))
     variables = init(jax.random.key(0))
 
     def loss(params):
@@ -217,7 +216,7 @@ def test_graphs_of_the_study_learn(variant):
         )
         return -jax.nn.log_softmax(logits)[:, 0].mean()
 
-    step = compiled(jax.value_and_grad(loss))
+    step = jax.jit(jax.value_and_grad(loss))
     params, losses = variables["params"], []
     for _ in range(4):
         value, gradient = step(params)

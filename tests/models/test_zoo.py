@@ -1,6 +1,7 @@
 """The named models have the published sizes and the promised relations."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,9 @@ def test_a_bottleneck_runs_with_every_shortcut(shortcut):
     spec = zoo.build(config(**fields), 16, 3).spec
     model = Backbone(dataclasses.replace(spec, shortcut=shortcut))
     images = jnp.ones((2, 16, 16, 3))
-    logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+    logits, variables = jax.eval_shape(
+        lambda key: model.init_with_output(key, images, train=False), jax.random.key(0)
+    )
     assert logits.shape == (2, 3)
     kernels = [k for k in variables["params"]["block_1"] if k.startswith("conv")]
     assert sorted(kernels) == ["conv1", "conv2", "conv3"]
@@ -122,7 +125,12 @@ def test_models_take_any_shape(stem, blocks, image_size, channels):
     fields = {"width": 4, "stem": stem, "blocks_per_stage": blocks}
     model = zoo.build(config(**fields), image_size, 7)
     images = jnp.ones((2, image_size, image_size, channels))
-    logits, _ = model.init_with_output(jax.random.key(0), images, train=False)
+    # Run for one stem, and traced for the others, whose shapes say as much.
+    init = functools.partial(model.init_with_output, train=False)
+    run = (
+        jax.jit(init) if stem == "imagenet" else functools.partial(jax.eval_shape, init)
+    )
+    logits, _ = run(jax.random.key(0), images)
     assert logits.shape == (2, 7)
     assert logits.dtype == jnp.float32
 
@@ -170,20 +178,18 @@ def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
     images = jnp.asarray(
         np.random.RandomState(0).standard_normal((4, 32, 32, 3)), jnp.float32
     )
-    variables = plain.init(jax.random.key(0), images, train=False)
-    connections = dense.init(jax.random.key(1), images, train=False)["params"][
-        "connections"
-    ]
+    variables = created(plain, images)
+    connections = created(dense, images)["params"]["connections"]
     closed = {
         block: parameters | {"gate_weights": jnp.zeros_like(parameters["gate_weights"])}
         for block, parameters in connections.items()
     }
     widened = variables | {"params": variables["params"] | {"connections": closed}}
-    expected, stats = plain.apply(
-        variables, images, train=train, mutable=["batch_stats"]
-    )
-    found, found_stats = dense.apply(
-        widened, images, train=train, mutable=["batch_stats"]
+    (expected, stats), (found, found_stats) = (
+        jax.jit(functools.partial(model.apply, train=train, mutable=["batch_stats"]))(
+            given, images
+        )
+        for model, given in ((plain, variables), (dense, widened))
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     jax.tree.map(
@@ -191,6 +197,11 @@ def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
         found_stats,
         stats,
     )
+
+
+def created(model, images):
+    init = functools.partial(model.init, train=False)
+    return jax.jit(init)(jax.random.key(0), images)
 
 
 DEEP = {"width": 4, "blocks_per_stage": (4, 3)}
@@ -207,9 +218,9 @@ def test_stacked_blocks_are_the_same_network(train, dtype, tolerance, name):
     images = jnp.asarray(
         np.random.RandomState(0).standard_normal((8, 16, 16, 3)), jnp.float32
     )
-    variables = folded.init(jax.random.key(0), images, train=False)
-    assert jax.tree.structure(variables) == jax.tree.structure(
-        stacked.init(jax.random.key(0), images, train=False)
+    variables = created(folded, images)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+        jnp.shape, shapes(stacked, 16)
     )
     expected, found = (
         jax.jit(
@@ -263,8 +274,9 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
 def test_dropout_is_off_in_evaluation_and_on_in_training():
     model = zoo.build(config(width=4, dropout=0.5), 32, 10)
     images = jnp.ones((2, 32, 32, 3))
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = created(model, images)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def logits(train, seed):
         return model.apply(
             variables,
@@ -281,7 +293,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training():
 def test_kernels_start_as_he_et_al_propose():
     model = zoo.build(config(name="resnet18", width=64), 32, 10)
     images = jnp.zeros((2, 32, 32, 3))
-    params = model.init(jax.random.key(0), images, train=False)["params"]
+    params = created(model, images)["params"]
     kernel = params["block_8"]["conv2"]["conv"]["kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 512)), rtol=0.01)
 

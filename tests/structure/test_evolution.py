@@ -173,6 +173,7 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     np.testing.assert_allclose(result.loss[0], losses[0, -1], 1e-4)
 
 
+@pytest.mark.slow
 def test_structures_trained_in_one_program_are_as_alone(config):
     other = dataclasses.replace(LARGE, edges=((4, 1),))
     found = {}

@@ -19,8 +19,8 @@ from dresnet_jax.models import zoo
 from dresnet_jax.structure import exported
 from dresnet_jax.structure.folding import folded
 from dresnet_jax.training import evaluation, experiment
-from tests.acceptance.small_run import SMALL, last_json
-from tests.conftest import compiled, run_command
+from tests.acceptance.small_run import last_json
+from tests.conftest import run_command
 
 GATES = {
     "dresnet18": {"gate": "sigmoid"},
@@ -36,7 +36,7 @@ GATES = {
 
 
 def answers(model, variables, images):
-    return compiled(functools.partial(model.apply, train=False))(variables, images)
+    return jax.jit(functools.partial(model.apply, train=False))(variables, images)
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -48,7 +48,7 @@ def test_a_folded_network_is_the_same_function(name):
         config.connections.opening = 0.5
     model = zoo.build(config, 32, 5)
     images = jax.random.normal(jax.random.key(0), (16, 32, 32, 3))
-    variables = compiled(lambda: model.init(jax.random.key(1), images, train=False))()
+    variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
     params = jax.tree.map(
         lambda x: x + 0.05 * np.random.RandomState(2).standard_normal(x.shape),
         variables["params"],
@@ -57,7 +57,7 @@ def test_a_folded_network_is_the_same_function(name):
     # The averages of these very images: a batch enters by a tenth.
     old = variables.get("batch_stats", {})
     train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
-    _, new = compiled(train)({"params": params, "batch_stats": old}, images)
+    _, new = jax.jit(train)({"params": params, "batch_stats": old}, images)
     stats = jax.tree.map(
         lambda a, b: (a - 0.9 * b) / 0.1, new.get("batch_stats", {}), old
     )
@@ -80,11 +80,10 @@ def test_a_folded_network_is_the_same_function(name):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(small_run, tmp_path_factory):
     """A run, its network exported, and an image."""
     directory = tmp_path_factory.mktemp("export")
-    code, _, errors = run_command("train", *SMALL, f"--workdir={directory / 'run'}")
-    assert code == 0, errors
+    shutil.copytree(small_run, directory / "run")
     code, output, errors = run_command(
         "export", f"--workdir={directory / 'run'}", f"--to={directory / 'to'}", "--json"
     )

@@ -57,7 +57,11 @@ def _int_keys(tree):
     [
         ("train", {"steps_per_call": 3}),
         ("data", {"mode": "streaming"}),
-        ("data", {"mode": "streaming", "num_threads": 1, "num_workers": 2}),
+        pytest.param(
+            "data",
+            {"mode": "streaming", "num_threads": 1, "num_workers": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -147,7 +151,8 @@ def test_the_step_compiles_once(small_config, directory):
 
 
 @pytest.mark.parametrize(
-    ("multiplier", "warns"), [(1e-3, True), (300.0, False), (0.0, False)]
+    ("multiplier", "warns"),
+    [(1e-3, True), (300.0, False), pytest.param(0.0, False, marks=pytest.mark.slow)],
 )
 def test_gates_that_hardly_move_raise_an_alarm(
     small_config, directory, caplog, multiplier, warns

@@ -1,0 +1,88 @@
+"""Says what is being compiled, how long it took, and whether it came from the cache."""
+
+import contextlib
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import jax
+from tqdm import tqdm
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# An event that JAX records for each program that it reads from its cache.
+_HIT = "/jax/compilation_cache/cache_hits"
+
+
+class _Totals(threading.local):
+    """What this thread has compiled: programs from the cache, and all seconds."""
+
+    hits = 0
+    seconds = 0.0
+    depth = 0
+
+
+_totals = _Totals()
+
+
+def _count(event: str, **_: object) -> None:
+    if event == _HIT:
+        _totals.hits += 1
+
+
+jax.monitoring.register_event_listener(_count)
+
+
+@contextlib.contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Announces the compilation of one program inside, before and after it.
+
+    Args:
+      what: the program's name, as "the training step".
+    """
+    _say(f"compiling {what} ...")
+    start, hits = time.monotonic(), _totals.hits
+    _totals.depth += 1
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - start
+        _totals.depth -= 1
+        if not _totals.depth:
+            _totals.seconds += seconds
+    how = "read from the compilation cache" if _totals.hits > hits else "compiled"
+    _say(f"{how}: {what}, in {seconds:.1f} s")
+
+
+def announce(what: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Returns a jitted function that announces the compilation in its first call."""
+    is_compiled = False
+
+    @functools.wraps(function)
+    def announcing(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal is_compiled
+        if is_compiled:
+            return function(*args, **kwargs)
+        # JAX returns before the program has run, but not before it is compiled.
+        with announced(what):
+            result = function(*args, **kwargs)
+        is_compiled = True
+        return result
+
+    return announcing
+
+
+def clock() -> float:
+    """Returns seconds of a clock that stands still while this thread compiles."""
+    return time.monotonic() - _totals.seconds
+
+
+def _say(line: str) -> None:
+    """Prints a line to standard error, once for all processes, above progress bars."""
+    if jax.process_index() == 0:
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
