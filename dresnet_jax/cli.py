@@ -8,6 +8,7 @@ import json
 import logging as stdlib_logging
 import re
 import runpy
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ class Command:
         self._rest = rest
         self._default_config = default_config
         self._main: Callable[..., None] | None = None
-        # Where config_flags looks for the overrides; filled by each call.
+        # That of the newest call, where config_flags looks for the overrides.
         self._argv: list[str] = []
         for name in shared.split():
             text = _SHARED_HELP[name]
@@ -125,6 +126,12 @@ class Command:
         except KeyboardInterrupt as error:
             return _failed(f"interrupted {error}".strip(), 130)
         return 0
+
+    @property
+    def line(self) -> str:
+        """The command line, as it may be typed again."""
+        program, *words = self._argv
+        return shlex.join(["python", "-m", f"dresnet_jax.{Path(program).stem}", *words])
 
     def config(self) -> ml_collections.ConfigDict:
         """Returns the config that was given.

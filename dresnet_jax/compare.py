@@ -40,7 +40,7 @@ def main() -> None:
         growth_comparison.check(config)
     with workdir.claim(directory, config, overwrite=command.flags.overwrite):
         if grows:
-            report = growth_comparison.run(config, directory)
+            report = growth_comparison.run(config, directory, command.line)
             print(growth_comparison.table(report), directory / "report.md", sep="\n")
             command.finish(report)
             return
@@ -63,7 +63,7 @@ def main() -> None:
             for group, seconds in train(groups, progress.started):
                 progress.ended(group, seconds)
         finished, failed = comparison.read(runs)
-        report = comparison_report.report(config, plan, finished, failed)
+        report = comparison_report.report(config, plan, finished, failed, command.line)
         comparison_report.write(report, finished, directory)
     print(comparison_report.table(report))
     for sentence in report["answer"]:

@@ -5,6 +5,7 @@ import fcntl
 import importlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -94,6 +95,28 @@ def run_command(name, *arguments):
     ):
         code = module.command.run([name, *map(str, arguments)])
     return code, output.getvalue(), errors.getvalue()
+
+
+def products(*options, strength=2):
+    """All combinations of options, for `parametrize`; most are slow.
+
+    Those that are not hold every combination of `strength` options: a greedy cover.
+    """
+    axes = list(itertools.combinations(range(len(options)), strength))
+
+    def parts(cell):
+        return {(axis, tuple(cell[i] for i in axis)) for axis in axes}
+
+    cells = list(itertools.product(*options))
+    missing = set().union(*map(parts, cells))
+    fast = []
+    while missing:
+        fast.append(max(cells, key=lambda cell: len(parts(cell) & missing)))
+        missing -= parts(fast[-1])
+    return [
+        pytest.param(*cell, marks=() if cell in fast else pytest.mark.slow)
+        for cell in cells
+    ]
 
 
 def json_lines(values):

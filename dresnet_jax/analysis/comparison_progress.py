@@ -66,7 +66,7 @@ class Progress:
         how = f", {failed} of {len(group)} failed" if failed else ""
         # By the pace so far, which holds what a step's time does not.
         pace = (time.monotonic() - self._start) / self._done
-        left = tqdm.format_interval(max(0.0, pace * self._left))
+        left = tqdm.format_interval(round(pace * self._left))
         took = tqdm.format_interval(seconds)
         self._say(f"ended    {self._names(group)}, in {took}{how}; {left} left")
         self._bar.update(len(group))

@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import io
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,8 +33,16 @@ def report(
     plan: Plan,
     finished: Sequence[Finished],
     failed: Mapping[str, str],
+    command: str,
 ) -> dict[str, Any]:
     """The figures of a comparison, of JSON's types.
+
+    Args:
+      config: of the comparison.
+      plan: of its runs.
+      finished: the runs that ended well.
+      failed: why each of the others did not, by directory.
+      command: the command line that made it.
 
     Raises:
       RunFailedError: no run of the main variant or of the reference ended well.
@@ -56,7 +62,7 @@ def report(
     result = {
         "question": config.question,
         "answer": _answer(config, plan, variants, compared),
-        "command": shlex.join(["python", "-m", "dresnet_jax.compare", *sys.argv[1:]]),
+        "command": command,
         "dataset": config.base.data.dataset,
         "main": config.main,
         "references": dict(plan.references),

@@ -5,8 +5,6 @@ import copy
 import dataclasses
 import functools
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,12 +43,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     events.check(experiment.build(config.base))
 
 
-def run(config: ml_collections.ConfigDict, directory: epath.Path) -> dict[str, Any]:
+def run(
+    config: ml_collections.ConfigDict, directory: epath.Path, command: str
+) -> dict[str, Any]:
     """Trains what is missing, seed by seed; writes report.json and report.md.
 
     Args:
       config: of the comparison, checked.
       directory: of the comparison, claimed.
+      command: the command line that made it.
 
     Returns:
       The report.
@@ -59,7 +60,7 @@ def run(config: ml_collections.ConfigDict, directory: epath.Path) -> dict[str, A
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         for name, report in _of_seed(config.base, seed, directory).items():
             found[name].append(report)
-    report = _report(config, found)
+    report = _report(config, found, command)
     workdir.write_json(directory / "report.json", report)
     figure = comparison_plots.accuracy(report["variants"])
     plots.save(figure, directory / "accuracy.png")
@@ -180,7 +181,9 @@ def _trained(
 
 
 def _report(
-    config: ml_collections.ConfigDict, found: Mapping[str, Sequence[dict[str, Any]]]
+    config: ml_collections.ConfigDict,
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    command: str,
 ) -> dict[str, Any]:
     """The figures of all variants, and how far the grown one is above the others."""
 
@@ -207,7 +210,7 @@ def _report(
     corrected = statistics.holm([one.p for one in differences])
     result = {
         "question": config.question,
-        "command": shlex.join(["python", "-m", "dresnet_jax.compare", *sys.argv[1:]]),
+        "command": command,
         "dataset": config.base.data.dataset,
         "first_seed": config.first_seed,
         "seeds": config.seeds,

@@ -13,6 +13,7 @@ from configs.compare import common, digits
 from dresnet_jax.analysis import (
     budgets,
     comparison,
+    comparison_progress,
     comparison_report,
     comparison_training,
     findings,
@@ -179,7 +180,7 @@ def planted(plan, gain, seeds=10):
 def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
     plan = ten_seeds
     config, runs = study(seeds=10), planted(plan, gain)
-    found = comparison_report.report(config, plan, runs, {"runs/x/3": "no number"})
+    found = comparison_report.report(config, plan, runs, {"runs/x/3": "no number"}, "")
     rows = comparison_report.accuracies(found)
     assert [row["budget"] for row in rows] == list(plan.references)
     for row in rows:
@@ -225,7 +226,9 @@ def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
 
 def test_one_seed_tells_nothing_of_chance(monkeypatch, tmp_path):
     plan = in_advance(monkeypatch, seeds=1, budgets=())
-    found = comparison_report.report(study(seeds=1), plan, planted(plan, 0.1, 1), {})
+    found = comparison_report.report(
+        study(seeds=1), plan, planted(plan, 0.1, 1), {}, ""
+    )
     (row,) = comparison_report.accuracies(found)
     assert row["p"] is row["low"] is row["effect"] is None
     assert "a single seed tells nothing" in found["answer"][0]
@@ -244,7 +247,7 @@ def test_runs_that_all_failed_are_no_report(ten_seeds):
     with pytest.raises(
         RunFailedError, match=r"No run of dresnet ended well: .*'a': 'b'"
     ):
-        comparison_report.report(study(), ten_seeds, [], {"a": "b"})
+        comparison_report.report(study(), ten_seeds, [], {"a": "b"}, "")
 
 
 def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):
@@ -259,6 +262,34 @@ def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):
     found, failed = comparison.read([run])
     assert found == []
     assert "the loss is nan" in failed[str(run.directory)]
+
+
+def test_progress_names_each_run_and_estimates_what_is_left(
+    monkeypatch, tmp_path, capsys
+):
+    fields = {"seeds": 2, "budgets": ()}
+    plan = in_advance(monkeypatch, **fields)
+    _, *missing = comparison.runs(study(**fields), plan, epath.Path(tmp_path))
+    assert [run.variant for run in missing] == ["resnet", "dresnet", "resnet"]
+    clock = iter((0.0, 20.0, 50.0, 70.0))
+    monkeypatch.setattr(comparison_progress.time, "monotonic", lambda: next(clock))
+    # 4 steps of each: 0.8, 1.2 and 0.8 seconds, and ten times as much in all.
+    times = {"resnet": 0.2, "dresnet": 0.3}
+    with comparison_progress.Progress(missing, 4, times) as progress:
+        for run in missing:
+            progress.started([run])
+            if run is missing[1]:
+                run.directory.mkdir(parents=True)
+                (run.directory / comparison.FAILED).write_text("{}")
+            progress.ended([run], 25.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "started  2 of 4: resnet, seed 0",
+        "ended    2 of 4: resnet, seed 0, in 00:25; 00:50 left",
+        "started  3 of 4: dresnet, seed 1",
+        "ended    3 of 4: dresnet, seed 1, in 00:25, 1 of 1 failed; 00:20 left",
+        "started  4 of 4: resnet, seed 1",
+        "ended    4 of 4: resnet, seed 1, in 00:25; 00:00 left",
+    ]
 
 
 STUDIES = sorted(

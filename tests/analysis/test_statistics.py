@@ -1,5 +1,7 @@
 """The statistics agree with SciPy and statsmodels, and find what is there."""
 
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,7 +45,15 @@ def test_the_difference_is_that_of_the_paired_test(pairs):
     )
 
 
-# Few, since statsmodels collects all garbage of the process at each.
+@pytest.fixture(scope="module")
+def little_garbage():
+    """Leaves little to collect for statsmodels, which collects at each call."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("little_garbage")
 @settings(max_examples=20)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_the_correction_is_that_of_statsmodels(p):

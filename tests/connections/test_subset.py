@@ -1,7 +1,5 @@
 """Connections without some of their edges carry what they did before."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +16,7 @@ from dresnet_jax.connections.spec import (
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.errors import UserError
+from tests.conftest import products
 
 STAGES = (0, 0, 0, 1, 1)
 KEPT = ((3, 1), (5, 1), (5, 3))
@@ -50,7 +49,7 @@ def initialised(**fields):
 
 @pytest.mark.parametrize(
     ("gate", "weights", "projection"),
-    list(itertools.product(sorted(GATES.keys() - {"softmax"}), WEIGHTS, PROJECTIONS)),
+    products(sorted(GATES.keys() - {"softmax"}), WEIGHTS, PROJECTIONS),
 )
 def test_what_is_left_is_the_sum_without_what_is_gone(gate, weights, projection):
     fields = {"gate": gate, "weights": weights, "projection": projection}

@@ -1,7 +1,6 @@
 """More connections change nothing at their birth, and learn from then on."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from dresnet_jax.connections.gates import GATES
 from dresnet_jax.connections.spec import PROJECTIONS, WEIGHTS, ConnectionSpec
 from dresnet_jax.connections.superset import superset
 from dresnet_jax.errors import UserError
+from tests.conftest import products
 from tests.connections.test_subset import STAGES, channels, outputs
 
 OLD, NEW = ((3, 1), (5, 3)), ((4, 1), (5, 1))
@@ -65,7 +65,7 @@ def _inputs(spec, of_blocks, parameters):
 
 @pytest.mark.parametrize(
     ("gate", "weights", "projection"),
-    list(itertools.product(sorted(GATES), WEIGHTS, PROJECTIONS)),
+    products(sorted(GATES), WEIGHTS, PROJECTIONS),
 )
 def test_new_edges_change_nothing_and_learn_or_are_refused(gate, weights, projection):
     spec, of_blocks, parameters = connections(

@@ -1,8 +1,8 @@
 """The family has the published sizes, and connections go on all of it."""
 
 import functools
-import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS
 from dresnet_jax.models.residual import SHORTCUT_RULES
+from tests.conftest import products
 
 # At 1,000 classes: parameters, and multiply-adds of an image of 224x224 in billions.
 # torchvision's table of weights, https://docs.pytorch.org/vision/stable/models.html:
@@ -70,10 +71,24 @@ def shapes(model, side):
 
 def params(name, side=224, classes=1000, **fields):
     found, _ = shapes(zoo.build(config(name, **fields), side, classes), side)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(found["params"]))
+    return size(found["params"])
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+def size(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def deep_are_slow(names):
+    """For `parametrize`: to trace a hundred layers takes seconds."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow)
+        if re.search(r"101|152|110", name)
+        else name
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", deep_are_slow(TORCHVISION))
 def test_torchvisions_networks_have_its_parameters_and_multiply_adds(name):
     published, billions = TORCHVISION[name]
     model = zoo.build(config(name), 224, 1000)
@@ -81,7 +96,7 @@ def test_torchvisions_networks_have_its_parameters_and_multiply_adds(name):
     found = counting.multiply_adds(
         lambda variables, x: model.apply(variables, x, train=False), variables, images
     )
-    assert params(name) == published
+    assert size(variables["params"]) == published
     assert found / 1e9 == pytest.approx(billions, rel=0.01)
 
 
@@ -99,7 +114,7 @@ def test_cifars_networks_have_the_published_millions(name):
 PLAIN = [name for name in zoo.MODELS if f"d{name}" in zoo.MODELS]
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", deep_are_slow(PLAIN))
 def test_every_network_takes_connections(name):
     plain, dense = (zoo.build(config(one), 64, 10) for one in (name, f"d{name}"))
     blocks = len(dense.spec.channels) - 1
@@ -169,21 +184,8 @@ def test_every_kind_of_block_is_tried_here():
     assert {zoo.MODELS[name].block for name in OF_KIND.values()} == OF_KIND.keys()
 
 
-# The whole product is among the slow tests; each kind and each attention are not.
-FAST = dict(zip(OF_KIND, itertools.cycle(ATTENTIONS), strict=False))
-
-
 @pytest.mark.parametrize(
-    ("kind", "attention"),
-    [
-        pytest.param(
-            kind,
-            attention,
-            marks=() if FAST[kind] == attention else pytest.mark.slow,
-        )
-        for kind in OF_KIND
-        for attention in ATTENTIONS
-    ],
+    ("kind", "attention"), products(OF_KIND, ATTENTIONS, strength=1)
 )
 def test_attention_goes_into_every_block(kind, attention):
     model = small(kind, attention=attention, blocks_per_stage=(1, 1))
@@ -205,8 +207,10 @@ def test_attention_goes_into_every_block(kind, attention):
     assert ("attention" in variables["params"]["block_1"]) == (attention != "none")
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("kind", ["basic", "preact_bottleneck", "convnext"])
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    products(["basic", "preact_bottleneck", "convnext"], NORMS, strength=1),
+)
 def test_every_norm_goes_into_every_network(kind, norm):
     logits, variables = run(small(kind, norm=norm), train=True)
     assert np.isfinite(logits).all()
@@ -227,8 +231,14 @@ def test_every_activation_is_the_networks(activation):
 
 
 # `always` is for blocks that change the shape by themselves.
-@pytest.mark.parametrize("shortcut", sorted(SHORTCUT_RULES.keys() - {"always"}))
-@pytest.mark.parametrize("kind", ["basic", "preact_bottleneck"])
+@pytest.mark.parametrize(
+    ("kind", "shortcut"),
+    products(
+        ["basic", "preact_bottleneck"],
+        sorted(SHORTCUT_RULES.keys() - {"always"}),
+        strength=1,
+    ),
+)
 def test_every_shortcut_that_fits_a_block_runs(kind, shortcut):
     logits, variables = run(small(kind, shortcut=shortcut))
     assert logits.shape == (2, 5)
@@ -236,7 +246,16 @@ def test_every_shortcut_that_fits_a_block_runs(kind, shortcut):
     assert has_conv == (shortcut in ("identity", "conv", "pool", "bare"))
 
 
-@pytest.mark.parametrize("kind", OF_KIND)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("basic", "preact_bottleneck", "inverted", "convnext"),
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("bottleneck", "preact_basic", "separable", "mixed")
+        ),
+    ],
+)
 def test_a_last_norm_of_0_makes_a_block_add_nothing(kind):
     model = small(kind, zero_last=True, blocks_per_stage=(3, 1))
     logits, variables = run(model)

@@ -12,6 +12,7 @@ from configs import common
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
+from tests.conftest import products
 
 PUBLISHED = {
     "cnn18": 11_101_512,
@@ -169,8 +170,9 @@ def test_an_absent_edge_is_absent_from_the_program(form):
     assert products(one) - products(plain) == 3
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("form", ["reference", "folded"])
+@pytest.mark.parametrize(
+    ("form", "train"), products(["reference", "folded"], [True, False], strength=1)
+)
 def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
     plain = zoo.build(config(name="resnet18", width=4), 32, 10)
     fields = {"name": "dresnet18", "width": 4, "gate": "identity", "form": form}
@@ -207,10 +209,12 @@ def created(model, images):
 DEEP = {"width": 4, "blocks_per_stage": (4, 3)}
 
 
-@pytest.mark.parametrize("name", ["dresnet18", "dresnet50"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
-@pytest.mark.parametrize("train", [True, False])
-def test_stacked_blocks_are_the_same_network(train, dtype, tolerance, name):
+@pytest.mark.parametrize(
+    ("train", "dtype", "name"),
+    products([True, False], ["float32", "bfloat16"], ["dresnet18", "dresnet50"]),
+)
+def test_stacked_blocks_are_the_same_network(train, dtype, name):
+    tolerance = {"float32": 1e-4, "bfloat16": 0.1}[dtype]
     fields = {"name": name, "projection": "per_stage", "dtype": dtype, **DEEP}
     folded, stacked = (
         zoo.build(config(**fields, form=form), 16, 3) for form in ("folded", "stacked")
@@ -272,7 +276,8 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
 
 
 def test_dropout_is_off_in_evaluation_and_on_in_training():
-    model = zoo.build(config(width=4, dropout=0.5), 32, 10)
+    fields = {"width": 4, "blocks_per_stage": (1, 1), "dropout": 0.5}
+    model = zoo.build(config(**fields), 32, 10)
     images = jnp.ones((2, 32, 32, 3))
     variables = created(model, images)
 

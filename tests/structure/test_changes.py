@@ -1,7 +1,5 @@
 """Changes of every kind of block leave the answers as they are, or are refused."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import changes, deepening, growing, widening
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import experiment, leaves, loop
+from tests.conftest import products
 
 CHANGES = {
     "connections": lambda network, batch: growing.grown(network, [(4, 2)], batch),
@@ -79,21 +78,8 @@ def of_kind(config, block):
     return network(config, block=block, shortcut=shortcut)
 
 
-# The whole product is among the slow tests; each kind of block and each change are not.
-FAST = dict(zip(sorted(BLOCKS), itertools.cycle(sorted(CHANGES)), strict=False))
-
-
 @pytest.mark.parametrize(
-    ("block", "kind"),
-    [
-        pytest.param(
-            block,
-            kind,
-            marks=() if FAST[block] == kind else pytest.mark.slow,
-        )
-        for block in sorted(BLOCKS)
-        for kind in sorted(CHANGES)
-    ],
+    ("block", "kind"), products(sorted(BLOCKS), sorted(CHANGES), strength=1)
 )
 def test_every_kind_of_block_answers_as_before(config, block, kind):
     before = of_kind(config, block)

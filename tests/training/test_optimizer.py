@@ -42,7 +42,7 @@ def one_update(made, gradient, num_steps=100):
     values = params()
     state = tx.init(values)
     gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), values)
-    return by_name(tx.update(gradients, state, values)[0])
+    return by_name(jax.jit(tx.update)(gradients, state, values)[0])
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)

@@ -1,5 +1,6 @@
 """The mesh fits the devices, and the state lies where the rules say."""
 
+import functools
 import json
 
 import pytest
@@ -92,6 +93,7 @@ print(json.dumps([losses, text.count(" all-reduce("), text.count(" all-gather(")
 """
 
 
+@functools.cache
 def run_program(devices, **fields):
     code, output, errors = run_python("-c", program(**fields), devices=devices)
     assert code == 0, errors

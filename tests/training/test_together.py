@@ -58,7 +58,9 @@ def whole(small_config, tmp_path):
     return tmp_path / "whole"
 
 
-@pytest.mark.parametrize("mode", ["resident", "streaming"])
+@pytest.mark.parametrize(
+    "mode", ["resident", pytest.param("streaming", marks=pytest.mark.slow)]
+)
 def test_each_ends_as_alone(small_config, tmp_path, mode):
     small_config.data.mode = mode
     # Other programs round differently, which a high rate makes more of at each step.
