@@ -50,7 +50,7 @@ class Experiment:
       road: how examples reach them.
       num_steps: the run's length.
       steps_per_epoch: full batches in an epoch.
-      programs: what has been compiled, for this config with any seed.
+      programs: what has been compiled, for all configs that share it.
     """
 
     config: ml_collections.ConfigDict
@@ -72,17 +72,18 @@ class Experiment:
         return self._of(config.lock())
 
     def _of(self, config: ml_collections.ConfigDict) -> "Experiment":
-        """The same of a config that differs in the seed at most."""
+        """The same of a config that has the same programs."""
         other = dataclasses.replace(self, config=config)
         object.__setattr__(other, "programs", self.programs)  # It is frozen.
         return other
 
     def _shares_programs_with(self, other: "Experiment") -> bool:
         """Whether every program of one is one of the other."""
-        return (self.dataset, self.road) == (
-            other.dataset,
-            other.road,
-        ) and _without_seed(self.config) == _without_seed(other.config)
+        mine, others = (
+            (one.dataset, one.road, one.num_steps, _compiled_fields(one.config))
+            for one in (self, other)
+        )
+        return mine == others
 
     @property
     def eval_every_steps(self) -> int:
@@ -251,8 +252,8 @@ def build(
 ) -> Experiment:
     """Makes and checks every part; writes nothing and allocates nothing.
 
-    Programs that were compiled for a recent experiment of the same config are used
-    again, so that a process traces and compiles each once.
+    Programs that were compiled for a recent experiment are used again where no field
+    that they depend on has changed, so that a process traces and compiles each once.
 
     Args:
       config: of the run; it is not changed afterwards.
@@ -275,9 +276,24 @@ def build(
 _recent: collections.deque[Experiment] = collections.deque(maxlen=8)
 
 
-def _without_seed(config: ml_collections.ConfigDict) -> dict[str, Any]:
+# Fields of `config.train` that only the host reads, beside the length of the run.
+_HOST_FIELDS = (
+    *("num_steps", "num_epochs", "steps_per_call", "eval_every_epochs", "report_on"),
+    *("checkpoint_every_steps", "keep_checkpoints", "keep_every_steps", "keep_best"),
+)
+
+
+def _compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields of a config that programs may depend on, besides the run's length."""
     # As JSON has it: a config that was read from a checkpoint has lists for tuples.
-    return workdir.plain(config) | {"seed": None}
+    found = workdir.plain(config)
+    for name in ("seed", "init", "evolution"):
+        del found[name]
+    if not config.growth.warmup_steps:
+        del found["growth"]
+    for name in _HOST_FIELDS:
+        del found["train"][name]
+    return found
 
 
 def _build(

@@ -20,6 +20,14 @@ def last_json(output):
     return json.loads(output.splitlines()[-1])
 
 
+def progress_and_rest(errors):
+    """The lines on compilations, and the others."""
+    lines = errors.splitlines()
+    progress = ("compiling ", "compiled: ", "read from the compilation cache: ")
+    found = [line for line in lines if line.startswith(progress)]
+    return found, [line for line in lines if line not in found]
+
+
 def final_state(directory, steps=40, *, only_params=False):
     """The leaves of the newest checkpoint, read on one device, as NumPy arrays."""
     directory = epath.Path(directory)

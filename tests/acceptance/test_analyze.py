@@ -99,7 +99,10 @@ def test_routes_and_residuals_of_a_run_are_drawn(tmp_path):
         (["gradients", "--out=flow.png"], "--config is missing"),
         (["graph", "--out=graph.png"], "--workdir is missing"),
         (
-            ["gradients", "--out=flow.png", "--runs=nowhere"],
+            [
+                *("gradients", "--config=configs/digits.py"),
+                *("--out=flow.png", "--runs=nowhere"),
+            ],
             "nowhere holds no run",
         ),
         (["gradients", "--out=flow.png", "--seeds=0"], "seeds"),

@@ -22,7 +22,7 @@ SMALL_STUDY = (
     "--config.budgets=('parameters',)",
 )
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-KILLS = 5
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_kills_change_no_number(planned, study):
     shutil.copytree(planned, directory)
     chance = random.Random(0)
     # So long that it falls into any of the runs, and into each start.
-    seconds = [chance.uniform(3, 25) for _ in range(KILLS)]
+    seconds = [chance.uniform(3, 18) for _ in range(KILLS)]
     for wait in seconds:
         process = start_command("compare", *SMALL_STUDY, f"--workdir={directory}")
         time.sleep(wait)

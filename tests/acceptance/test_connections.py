@@ -21,9 +21,7 @@ from tests.connections.test_module import NETWORK, PATTERNS
 
 def measured(*arguments):
     """The rows that `benchmark connections` prints, by model, form and depth."""
-    code, output, errors = run_command(
-        "benchmark", "connections", *arguments, "--json", timeout=3000
-    )
+    code, output, errors = run_command("benchmark", "connections", *arguments, "--json")
     assert code == 0, errors
     print("\n" + "\n".join(output.splitlines()[:-1]))
     rows = last_json(output)["rows"]

@@ -9,7 +9,12 @@ import pytest
 from etils import epath
 
 from dresnet_jax.training import checkpointing, digests, metrics
-from tests.acceptance.small_run import final_state, last_json, signal_at
+from tests.acceptance.small_run import (
+    final_state,
+    last_json,
+    progress_and_rest,
+    signal_at,
+)
 from tests.conftest import SMALL, run_command, run_process, start_command
 
 BAD_VALUES = {
@@ -73,14 +78,6 @@ def _assert_one_clear_line(code, output, errors, message):
     assert errors.count("\n") == 1
     assert message in errors
     print(f"\n{errors.strip()}")
-
-
-def _progress_and_rest(errors):
-    """The lines on compilations, and the others."""
-    lines = errors.splitlines()
-    progress = ("compiling ", "compiled: ", "read from the compilation cache: ")
-    found = [line for line in lines if line.startswith(progress)]
-    return found, [line for line in lines if line not in found]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +341,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(tmp_path):
         "--config.optimizer.learning_rate=1e30",
     )
     assert code == 1
-    _, (last,) = _progress_and_rest(errors)
+    _, (last,) = progress_and_rest(errors)
     assert last.startswith("error: At step ")
     print(f"\n{last}")
 
@@ -355,7 +352,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(step, tmp_path):
     process = start_command("train", *SMALL, f"--workdir={directory}")
     errors = signal_at(process, directory, step, signal.SIGINT)
     assert process.returncode == 130
-    _, (last,) = _progress_and_rest(errors)
+    _, (last,) = progress_and_rest(errors)
     assert last.startswith("interrupted after step ")
     saved = int(last.split()[3].rstrip(","))
     assert checkpointing.steps(directory)[0] == saved

@@ -11,7 +11,7 @@ from etils import epath
 
 from dresnet_jax.data import catalog, sources
 from dresnet_jax.training import checkpointing, evaluation, experiment, workdir
-from tests.acceptance.small_run import last_json
+from tests.acceptance.small_run import last_json, progress_and_rest
 from tests.conftest import ROOT, run_command
 
 COUNT = 100
@@ -74,7 +74,7 @@ def test_bad_images_are_named_and_the_others_classified(run, tmp_path):
         str(tmp_path / "cut.png"),
         "none.png",
     ]
-    lines = errors.splitlines()
+    _, lines = progress_and_rest(errors)
     assert lines[0].startswith(f"{tmp_path / 'cut.png'} cannot be read: ")
     assert lines[-1] == "error: 2 of 4 cannot be read."
     assert len(lines) == 3

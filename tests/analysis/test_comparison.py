@@ -138,6 +138,7 @@ def test_seeds_that_train_together_have_their_places(monkeypatch, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_faster_is_measured():
     found = budgets.measure_together(study().base, 2)
     print(f"\n{found.description}")

@@ -51,7 +51,8 @@ def test_a_scheme_of_others_has_parameters_of_its_own(tiny_images_config):
     assert params["average"].shape == (3,)
 
 
-@pytest.mark.parametrize("depth", ["4", pytest.param("5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", ["4", "5"])
 def test_all_turns_of_a_loop_are_counted(tiny_images_config, depth):
     """Against the same stage with no loop, which the compiler counts itself."""
     (subject,) = connection_costs.subjects(

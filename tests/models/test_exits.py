@@ -114,6 +114,7 @@ def test_the_loss_is_that_of_every_classifier(small_config):
     assert total == pytest.approx(float(last + each[0] + each[1]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_are_of_the_blocks_gradients_alone(small_config):
     parts = build(small_config)
     values = variables(parts)

@@ -249,11 +249,10 @@ def test_every_shortcut_that_fits_a_block_runs(kind, shortcut):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("basic", "preact_bottleneck", "inverted", "convnext"),
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("bottleneck", "preact_basic", "separable", "mixed")
-        ),
+        pytest.param(
+            kind, marks=() if kind in ("basic", "convnext") else pytest.mark.slow
+        )
+        for kind in OF_KIND
     ],
 )
 def test_a_last_norm_of_0_makes_a_block_add_nothing(kind):
@@ -273,7 +272,16 @@ def test_a_last_norm_of_0_makes_a_block_add_nothing(kind):
     np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["basic", "bottleneck", "preact_basic", "convnext"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "basic",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("bottleneck", "preact_basic", "convnext")
+        ),
+    ],
+)
 def test_a_dilated_stage_keeps_its_side(kind):
     fields = {"blocks_per_stage": (1, 2, 2)}
     plain, dilated = (
@@ -287,7 +295,16 @@ def test_a_dilated_stage_keeps_its_side(kind):
     assert jax.tree.structure(variables) == jax.tree.structure(shapes(plain, 32)[0])
 
 
-@pytest.mark.parametrize("kind", ["basic", "preact_basic", "convnext"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "basic",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("preact_basic", "convnext")
+        ),
+    ],
+)
 def test_stochastic_depth_is_on_in_training_alone(kind):
     plain, dropped = (small(kind, drop_path=rate) for rate in (0.0, 0.9))
     assert [b.drop_path for b in dropped.spec.blocks] == pytest.approx([0, 0.45, 0.9])

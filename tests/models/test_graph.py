@@ -78,7 +78,7 @@ def opened(model, variables, chain):
     ("name", "topology", "form"),
     [
         ("resnet18", "none", "reference"),
-        ("resnet50", "dense", "reference"),
+        pytest.param("resnet50", "dense", "reference", marks=pytest.mark.slow),
         ("resnetv2_18", "dense", "folded"),
     ],
 )
@@ -104,7 +104,10 @@ def test_over_a_fixed_base_the_triangular_graph_is_the_dresnet():
 
 @pytest.mark.parametrize(
     ("topology", "projection"),
-    [("triangular", "matching"), ("erdos_renyi:0.3:3", "per_stage")],
+    [
+        pytest.param("triangular", "matching", marks=pytest.mark.slow),
+        ("erdos_renyi:0.3:3", "per_stage"),
+    ],
 )
 def test_every_form_of_a_graph_agrees_and_trains_every_edge(topology, projection):
     model = learned(topology, projection=projection, normalise_sources=True)

@@ -1,5 +1,7 @@
 """A learned residual x + a F(x) is an identity at 0, and learns its a."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import Layers
 from dresnet_jax.models.residual import BlockSpec, ResidualScale
 from dresnet_jax.training import optimizer
+from tests.conftest import products
 
 CHANNELS = 8
 
@@ -28,9 +31,10 @@ def images(seed, batch=4):
     return jax.random.uniform(jax.random.key(seed), (batch, 6, 6, CHANNELS))
 
 
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("each", ["scalar", "channel"])
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize(
+    ("kind", "each", "train"),
+    products(BLOCKS, ["scalar", "channel"], [False, True], strength=1),
+)
 def test_a_scale_of_0_is_an_identity_to_the_bit(kind, each, train):
     x, module = images(0), block(kind, each, 0.0)
     variables = module.init(jax.random.key(1), x, train=False)
@@ -99,7 +103,8 @@ def test_the_config_names_the_scale():
     config = common.get_config().unlock().model
     config.update(residual_scale="channel", residual_start=1e-4, width=4)
     model = zoo.build(config, 32, 5)
-    params = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
+    init = functools.partial(model.init, train=False)
+    params = jax.jit(init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
     scale = params["params"]["block_8"]["scale"]
     np.testing.assert_array_equal(scale, np.full(32, np.float32(1e-4)))
     assert not optimizer.is_kernel(params["params"])["block_8"]["scale"]

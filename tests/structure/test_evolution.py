@@ -147,6 +147,7 @@ LARGE = Structure("basic", (3, 1), (8, 16, 8, 16), ((3, 1), (4, 2)))
 SMALL = Structure("basic", (2, 1), (8, 8, 16), ())
 
 
+@pytest.mark.slow
 def test_left_out_connections_are_as_if_they_were_not_there(config):
     """What is trained with a mask answers as the network without them."""
     config.train.ema_decay = 0.5
@@ -187,6 +188,7 @@ def test_structures_trained_in_one_program_are_as_alone(config):
         np.testing.assert_allclose(one.unsteadiness, same.unsteadiness, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_a_structure_begins_with_the_weights_of_what_it_has_all_of(config, tmp_path):
     directory = epath.Path(tmp_path)
     trained = population.Population(config, directory)
@@ -302,6 +304,7 @@ def test_a_stopped_search_goes_on(tmp_path):
     assert len(json.loads(output.splitlines()[-1])["hypervolume"]["nsga2"]) == 2
 
 
+@pytest.mark.slow
 def test_what_cannot_grow_begins_anew(config, tmp_path):
     config.model.norm, config.evolution.edges = "layer", False
     trained = population.Population(config, epath.Path(tmp_path))

@@ -39,7 +39,16 @@ def answers(model, variables, images):
     return jax.jit(functools.partial(model.apply, train=False))(variables, images)
 
 
-@pytest.mark.parametrize("name", GATES)
+SLOW = ("dmobilenetv2_100", "dcbam_resnet50", "dresnet50d", "dresnetv2_18")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in GATES
+    ],
+)
 def test_a_folded_network_is_the_same_function(name):
     config = common.get_config().unlock().model
     config.update(name=name, width=4, stem="cifar", blocks_per_stage=(2, 2))

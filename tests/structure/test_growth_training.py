@@ -213,6 +213,7 @@ def test_an_architecture_is_searched_while_the_network_grows(config, tmp_path):
     assert [e["result"] for e in history(directory)] == ["accepted"] * 2
 
 
+@pytest.mark.slow
 def test_growing_and_pruning_alternate(config, tmp_path):
     config.growth.events = ("connections", "prune", "prune")
     directory = epath.Path(tmp_path) / "run"

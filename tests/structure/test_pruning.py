@@ -75,6 +75,7 @@ def test_an_edge_that_carries_nothing_goes_first_and_is_not_missed(deep):
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_program_has_no_trace_of_what_is_gone(deep):
     found = network(deep)
     smaller = pruning.pruned(found, [(6, 1)])

@@ -55,7 +55,7 @@ def _int_keys(tree):
 @pytest.mark.parametrize(
     ("group", "fields"),
     [
-        ("train", {"steps_per_call": 3}),
+        pytest.param("train", {"steps_per_call": 3}, marks=pytest.mark.slow),
         ("data", {"mode": "streaming"}),
         pytest.param(
             "data",
@@ -124,16 +124,11 @@ def _events(data):
         data = data[16 + length :]
 
 
-def test_evaluation_comes_every_so_many_epochs(small_config, directory):
-    small_config.data.batch_size = 300
-    small_config.train.eval_every_epochs = 2
-    train(small_config, directory)
-    lines = metrics.read(directory)
-    assert [line["step"] for line in lines if "val_loss" in line] == [8, 12]
-
-
-def test_the_step_compiles_once(small_config, directory):
+def test_the_step_compiles_once_and_evaluation_comes_every_so_many_epochs(
+    small_config, directory
+):
     small_config.data.batch_size = 300  # Three epochs of four steps.
+    small_config.train.eval_every_epochs = 2
     compiled = []
 
     def listen(event, _, **fields):
@@ -148,11 +143,16 @@ def test_the_step_compiles_once(small_config, directory):
     names = [str(name) for name in compiled]
     assert sum("train_step" in name for name in names) == 1, names
     assert sum("eval_step" in name for name in names) == 1, names
+    lines = metrics.read(directory)
+    assert [line["step"] for line in lines if "val_loss" in line] == [8, 12]
 
 
 @pytest.mark.parametrize(
     ("multiplier", "warns"),
-    [(1e-3, True), (300.0, False), pytest.param(0.0, False, marks=pytest.mark.slow)],
+    [
+        (1e-3, True),
+        *(pytest.param(x, False, marks=pytest.mark.slow) for x in (300.0, 0.0)),
+    ],
 )
 def test_gates_that_hardly_move_raise_an_alarm(
     small_config, directory, caplog, multiplier, warns
