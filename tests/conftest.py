@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import importlib.util
 import io
@@ -47,6 +48,10 @@ hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 compilation_cache.use(None)
+
+# Traces fill the heap with what lives on: to search it for garbage takes long.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 
 def start_python(*arguments, devices=1, env=None):

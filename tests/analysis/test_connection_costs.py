@@ -66,6 +66,7 @@ def test_all_turns_of_a_loop_are_counted(tiny_images_config, depth):
     assert looped.flops_ratio == pytest.approx(unrolled.flops_ratio, rel=0.15)
 
 
+@pytest.mark.slow
 def test_what_a_stage_saves_grows_by_the_same_with_each_block(tiny_images_config):
     forms = ["folded", "stacked"]
     subjects = connection_costs.subjects(

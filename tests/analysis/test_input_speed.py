@@ -20,6 +20,7 @@ def test_each_road_has_three_rows(small_config):
     assert table[3].startswith("resident, both ")
 
 
+@pytest.mark.slow
 def test_steps_are_whole_calls(small_config):
     small_config.train.steps_per_call = 4
     (row, *_) = input_speed.measure(small_config, ["resident"], runs=1, steps=1)

@@ -157,6 +157,7 @@ def test_noise_tells_its_own_error(config):
     assert 1e-5 < change.error < 1
 
 
+@pytest.mark.slow
 def test_connections_that_go_take_only_what_is_theirs(config):
     now = trained(network(config), 1)
     batch = first_batch(now)

@@ -1,5 +1,6 @@
 """Runs that grow: the same whatever interrupts them, and as before where they fall."""
 
+import collections
 import itertools
 import json
 
@@ -152,6 +153,8 @@ def falling():
 
 
 def test_what_is_taken_back_leaves_the_bits_of_before(config, tmp_path, monkeypatch):
+    # Without the programs of the other tests.
+    monkeypatch.setattr(experiment, "_recent", collections.deque(maxlen=8))
     built = []
     compiled = Experiment._compile_train_step
 
