@@ -119,8 +119,7 @@ def test_8_devices_give_the_loss_curve_of_1(tmp_path):
     curves = []
     for devices in (1, 8):
         directory = tmp_path / str(devices)
-        size = "--config.model.blocks_per_stage=(1, 1, 1)"
-        arguments = (*SMALL, size, GENTLE, f"--workdir={directory}")
+        arguments = (*SMALL, GENTLE, f"--workdir={directory}")
         code, _, errors = run_process("train", *arguments, devices=devices)
         assert code == 0, errors
         lines = metrics.read(epath.Path(directory))
