@@ -77,14 +77,6 @@ class Experiment:
         object.__setattr__(other, "programs", self.programs)  # It is frozen.
         return other
 
-    def _shares_programs_with(self, other: "Experiment") -> bool:
-        """Whether every program of one is one of the other."""
-        mine, others = (
-            (one.dataset, one.road, one.num_steps, _compiled_fields(one.config))
-            for one in (self, other)
-        )
-        return mine == others
-
     @property
     def eval_every_steps(self) -> int:
         """Steps between two evaluations on the validation split."""
@@ -256,7 +248,7 @@ def build(
     that they depend on has changed, so that a process traces and compiles each once.
 
     Args:
-      config: of the run; it is not changed afterwards.
+      config: of the run.
       devices: all that there are, if None.
       device_bytes: memory of each; None to ask the first one here.
 
@@ -264,16 +256,16 @@ def build(
       UserError: a value of the config is wrong.
     """
     parts = _build(config, devices, device_bytes)
-    for other in _recent:
-        if parts._shares_programs_with(other):
+    key = parts.dataset, parts.road, parts.num_steps, _compiled_fields(config)
+    for known, other in _recent:
+        if known == key:
             return other._of(config)
-    # A copy, since the caller's config may be changed where it is not locked.
-    _recent.append(parts._of(copy.deepcopy(config)))
+    _recent.append((key, parts))
     return parts
 
 
-# The newest experiments, whose programs `build` uses again.
-_recent: collections.deque[Experiment] = collections.deque(maxlen=8)
+# What the programs of the newest experiments depend on, and those experiments.
+_recent: collections.deque[tuple[Any, Experiment]] = collections.deque(maxlen=8)
 
 
 # Fields of `config.train` that only the host reads, beside the length of the run.
