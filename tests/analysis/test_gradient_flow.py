@@ -8,6 +8,7 @@ import pytest
 
 from dresnet_jax.analysis import gradient_flow
 from dresnet_jax.training import evaluation, experiment
+from tests.conftest import apply
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def test_the_last_norm_is_that_of_the_classifiers_gradient(small_config):
     """By hand: (softmax - target) W^T / examples, spread evenly over the pixels."""
     part = experiment.build(small_config)
     batch, state = evaluation.first_batch(part), part.create_state()
-    logits, _ = part.model.apply(
+    logits, _ = apply(
+        part.model,
         {"params": state.params, "batch_stats": state.batch_stats},
         batch.images,
         train=True,

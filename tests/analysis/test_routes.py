@@ -8,7 +8,7 @@ from dresnet_jax.analysis import plots, routes
 from dresnet_jax.data import pipeline
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment
-from tests.conftest import run_command
+from tests.conftest import apply, run_command
 
 
 @pytest.fixture
@@ -32,9 +32,8 @@ def test_routed_weights_are_averaged_by_class(mixed):
     images, labels = np.asarray(examples.images), np.asarray(examples.labels)
     batch = pipeline.make_batch(parts.recipe, images, labels)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    _, made = parts.model.apply(
-        variables, batch.images, train=False, mutable=["intermediates"]
-    )
+    options = {"train": False, "mutable": ["intermediates"]}
+    _, made = apply(parts.model, variables, batch.images, **options)
     weights = made["intermediates"]["block_2"]["mixture"]["weights"][0]
     for label in range(10):
         wanted = weights[labels == label].mean(axis=0)

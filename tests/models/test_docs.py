@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from dresnet_jax.models import blocks, zoo
-from tests.conftest import ROOT
+from tests.conftest import ROOT, apply, init
 
 
 def _codes(language, word):
@@ -38,9 +38,10 @@ def test_a_block_of_ones_own_goes_into_any_model(name):
     config.update(name=name, block="large", width=4, blocks_per_stage=(3, 1))
     model = zoo.build(config, 16, 3)
     images = jnp.ones((2, 16, 16, 3))
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = init(model, jax.random.key(0), images, train=False)
     assert variables["params"]["block_4"]["conv1"]["conv"]["kernel"].shape[:2] == (5, 5)
-    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    options = {"train": True, "mutable": ["batch_stats"]}
+    logits, _ = apply(model, variables, images, **options)
     assert logits.shape == (2, 3)
     assert np.isfinite(logits).all()
 

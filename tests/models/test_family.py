@@ -17,7 +17,7 @@ from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import ACTIVATIONS, NORMS
 from dresnet_jax.models.residual import SHORTCUT_RULES
-from tests.conftest import products
+from tests.conftest import init, products
 
 # At 1,000 classes: parameters, and multiply-adds of an image of 224x224 in billions.
 # torchvision's table of weights, https://docs.pytorch.org/vision/stable/models.html:
@@ -151,8 +151,7 @@ def small(kind, **fields):
 
 def created(model):
     """The variables of a network, with weights of some seed."""
-    init = jax.jit(lambda key: model.init(key, images(), train=False))
-    return init(jax.random.key(0))
+    return init(model, jax.random.key(0), images(), train=False)
 
 
 def images(side=32):

@@ -1,5 +1,7 @@
 """A mixed block is its operations, weighted; one alone is an ordinary block."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from dresnet_jax.models.mixture import Mixture, imbalance, straight_through
 from dresnet_jax.models.operations import OPERATIONS
 from dresnet_jax.models.residual import BlockSpec
 from dresnet_jax.training import optimizer
+from tests.conftest import init
 
 CHANNELS = 4
 ALL = tuple(OPERATIONS)
@@ -32,9 +35,10 @@ def images(seed=0, batch=6, side=7):
 
 
 def started(module):
-    return jax.jit(lambda: module.init(jax.random.key(1), images(), train=False))()
+    return init(module, jax.random.key(1), images(), train=False)
 
 
+@functools.partial(jax.jit, static_argnames=("module", "train"))
 def run(module, variables, *, train=False, seed=2, x=None):
     """The output, and all collections that a step changes or reads."""
     return module.apply(
@@ -131,7 +135,7 @@ def test_gumbel_takes_one_operation_for_each_image_as_often_as_it_is_likely():
     def loss(weights):
         return (run(module, with_weights(variables, weights), train=True)[0] ** 2).sum()
 
-    assert (jax.grad(loss)(logits) != 0).all()
+    assert (jax.jit(jax.grad(loss))(logits) != 0).all()
 
 
 def test_straight_through_has_the_gradient_of_what_is_soft():
@@ -217,7 +221,7 @@ def test_each_block_has_the_operations_that_the_config_names():
     model = zoo.build(small(operations=[list(names) for names in of_blocks]), 8, 5)
     assert tuple(b.mixture.operations for b in model.spec.blocks) == of_blocks
     x = jnp.ones((1, 8, 8, 1))
-    params = model.init(jax.random.key(0), x, train=False)["params"]
+    params = init(model, jax.random.key(0), x, train=False)["params"]
     assert set(params["block_2"]) == {"pool", "deep", "mixture"}
     assert set(params["block_3"]) == {"identity", "shortcut"}
     is_gate = optimizer.is_gate(params)["block_2"]["mixture"]["gate_weights"]

@@ -9,6 +9,7 @@ import yaml
 from configs import common
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
+from tests.conftest import apply, init
 
 SHAPE = (32, 32, 3)
 WIDTH, CLASSES = 4, 5
@@ -64,7 +65,7 @@ def test_resnet18_as_a_table_is_resnet18(tmp_path, form, train):
     named = zoo.build(config, SHAPE[0], CLASSES)
     network = zoo.from_table(rows, SHAPE)
     images = np.random.RandomState(0).standard_normal((2, *SHAPE)).astype(np.float32)
-    variables = named.init(jax.random.key(0), images, train=False)
+    variables = init(named, jax.random.key(0), images, train=False)
 
     def of_table(tree):
         flat = {}
@@ -76,10 +77,10 @@ def test_resnet18_as_a_table_is_resnet18(tmp_path, form, train):
         return flat
 
     moved = {kind: of_table(tree) for kind, tree in variables.items()}
-    own = network.init(jax.random.key(0), images, train=False)
+    own = init(network, jax.random.key(0), images, train=False)
     assert jax.tree.structure(own) == jax.tree.structure(moved)
     found, expected = (
-        model.apply(given, images, train=train, mutable=["batch_stats"])[0]
+        apply(model, given, images, train=train, mutable=["batch_stats"])[0]
         for model, given in ((network, moved), (named, variables))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

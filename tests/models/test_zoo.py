@@ -12,7 +12,7 @@ from configs import common
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
-from tests.conftest import products
+from tests.conftest import apply, init, products
 
 PUBLISHED = {
     "cnn18": 11_101_512,
@@ -127,14 +127,15 @@ def test_models_take_any_shape(stem, blocks, image_size, channels):
     model = zoo.build(config(**fields), image_size, 7)
     images = jnp.ones((2, image_size, image_size, channels))
     # One is run, and the others are traced, whose shapes say as much.
-    init = functools.partial(model.init_with_output, train=False)
+    both = functools.partial(model.init_with_output, train=False)
     is_run = (stem, image_size, len(blocks)) == ("imagenet", 45, 2)
-    run = jax.jit(init) if is_run else functools.partial(jax.eval_shape, init)
+    run = jax.jit(both) if is_run else functools.partial(jax.eval_shape, both)
     logits, _ = run(jax.random.key(0), images)
     assert logits.shape == (2, 7)
     assert logits.dtype == jnp.float32
 
 
+@functools.cache
 def program(model, train):
     """The text of the compiled forward and backward pass."""
     variables = shapes(model)
@@ -147,20 +148,23 @@ def program(model, train):
     return jax.jit(jax.grad(loss)).lower(variables, images).as_text()
 
 
+FIVE = {"width": 4, "blocks_per_stage": (2, 2, 1)}
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_without_edges_it_is_the_program_of_the_plain_network(train):
-    plain = zoo.build(config(name="resnet18", width=4), 32, 10)
-    empty = zoo.build(config(name="dresnet18", width=4, topology="none"), 32, 10)
-    dense = zoo.build(config(name="dresnet18", width=4), 32, 10)
+    plain = zoo.build(config(name="resnet18", **FIVE), 32, 10)
+    empty = zoo.build(config(name="dresnet18", **FIVE, topology="none"), 32, 10)
+    dense = zoo.build(config(name="dresnet18", **FIVE), 32, 10)
     assert program(empty, train) == program(plain, train)
     assert program(dense, train) != program(plain, train)
 
 
 @pytest.mark.parametrize("form", ["reference", "folded"])
 def test_an_absent_edge_is_absent_from_the_program(form):
-    fields = {"name": "dresnet18", "width": 4, "form": form}
+    fields = {"name": "dresnet18", "form": form} | FIVE
     one = zoo.build(config(**fields, topology=((5, 2),)), 32, 10)
-    plain = zoo.build(config(name="resnet18", width=4), 32, 10)
+    plain = zoo.build(config(name="resnet18", **FIVE), 32, 10)
 
     def products(model):
         return program(model, train=False).count("dot_general")
@@ -188,9 +192,7 @@ def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
     }
     widened = variables | {"params": variables["params"] | {"connections": closed}}
     (expected, stats), (found, found_stats) = (
-        jax.jit(functools.partial(model.apply, train=train, mutable=["batch_stats"]))(
-            given, images
-        )
+        apply(model, given, images, train=train, mutable=["batch_stats"])
         for model, given in ((plain, variables), (dense, widened))
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
@@ -202,8 +204,7 @@ def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
 
 
 def created(model, images):
-    init = functools.partial(model.init, train=False)
-    return jax.jit(init)(jax.random.key(0), images)
+    return init(model, jax.random.key(0), images, train=False)
 
 
 DEEP = {"width": 4, "blocks_per_stage": (4, 3)}
@@ -227,11 +228,7 @@ def test_stacked_blocks_are_the_same_network(train, dtype, name):
         jnp.shape, shapes(stacked, 16)
     )
     expected, found = (
-        jax.jit(
-            lambda variables, model=model: model.apply(
-                variables, images, train=train, mutable=["batch_stats"]
-            )
-        )(variables)
+        apply(model, variables, images, train=train, mutable=["batch_stats"])
         for model in (folded, stacked)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -265,7 +262,7 @@ def test_projections_that_only_pool_need_the_channels():
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
-    fields = {"name": "dresnet18", "width": 4}
+    fields = {"name": "dresnet18"} | FIVE
     low = zoo.build(config(**fields, dtype="bfloat16"), 32, 10)
     high = zoo.build(config(**fields), 32, 10)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(low))} == {

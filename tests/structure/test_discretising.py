@@ -13,7 +13,7 @@ from dresnet_jax.structure import discretising
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import evaluation, experiment
 from tests.acceptance.small_run import last_json
-from tests.conftest import run_command
+from tests.conftest import apply, run_command
 
 OF_BLOCKS = (("none", "conv3", "deep"), ("depthwise",), ("identity", "pool", "conv3"))
 CHOSEN = ("deep", "depthwise", "conv3")
@@ -40,7 +40,8 @@ def network(config, weights=(0.0, 0.3, 0.9)):
 
 
 def logits(one):
-    return one.parts.model.apply(
+    return apply(
+        one.parts.model,
         {"params": one.state.eval_params, "batch_stats": one.state.batch_stats},
         evaluation.first_batch(one.parts).images[:8],
         train=False,

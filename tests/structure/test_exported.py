@@ -1,6 +1,5 @@
 """What is exported is the network, and needs nothing of this package."""
 
-import functools
 import json
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from dresnet_jax.structure import exported
 from dresnet_jax.structure.folding import folded
 from dresnet_jax.training import evaluation, experiment
 from tests.acceptance.small_run import last_json
-from tests.conftest import run_command
+from tests.conftest import apply, init, run_command
 
 GATES = {
     "dresnet18": {"gate": "sigmoid"},
@@ -33,10 +32,6 @@ GATES = {
     "dcnn18": {"gate": "softmax", "weights": "by_distance", "projection": "per_stage"},
     "resnet18": {},
 }
-
-
-def answers(model, variables, images):
-    return jax.jit(functools.partial(model.apply, train=False))(variables, images)
 
 
 SLOW = ("dmobilenetv2_100", "dcbam_resnet50", "dresnet50d", "dresnetv2_18")
@@ -57,7 +52,7 @@ def test_a_folded_network_is_the_same_function(name):
         config.connections.opening = 0.5
     model = zoo.build(config, 32, 5)
     images = jax.random.normal(jax.random.key(0), (16, 32, 32, 3))
-    variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
+    variables = init(model, jax.random.key(1), images, train=False)
     params = jax.tree.map(
         lambda x: x + 0.05 * np.random.RandomState(2).standard_normal(x.shape),
         variables["params"],
@@ -65,15 +60,15 @@ def test_a_folded_network_is_the_same_function(name):
     params = jax.tree.map(jnp.float32, params)
     # The averages of these very images: a batch enters by a tenth.
     old = variables.get("batch_stats", {})
-    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
-    _, new = jax.jit(train)({"params": params, "batch_stats": old}, images)
+    given = {"params": params, "batch_stats": old}
+    _, new = apply(model, given, images, train=True, mutable=["batch_stats"])
     stats = jax.tree.map(
         lambda a, b: (a - 0.9 * b) / 0.1, new.get("batch_stats", {}), old
     )
     found = {"params": params, "batch_stats": stats}
-    wanted = answers(model, found, images)
+    wanted = apply(model, found, images, train=False)
     smaller, variables = folded(model, params, stats)
-    logits = answers(smaller, variables, images)
+    logits = apply(smaller, variables, images, train=False)
     error = float(jnp.abs(logits - wanted).max() / jnp.abs(wanted).max())
     assert jnp.ptp(wanted, axis=0).min() > 1e-3, "it answers to its images"
     print(f"\n{name}: {error:.1e} of the largest logit")
@@ -126,7 +121,8 @@ def test_it_gives_the_same_logits_where_this_package_is_not(run, tmp_path):
         check=True,
         cwd=tmp_path,
     )
-    wanted = parts.model.apply(
+    wanted = apply(
+        parts.model,
         {
             "params": restored.state.params,
             "batch_stats": restored.state.batch_stats,
@@ -180,6 +176,6 @@ def test_conditional_paths_are_exported_masked(tiny_images_config, tmp_path):
     pixels = np.random.RandomState(0).randint(256, size=(5, 16, 16, 3)).astype(np.uint8)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = pipeline.normalise(parts.recipe, pixels)
-    expected = parts.model.apply(variables, images, train=False)
+    expected = apply(parts.model, variables, images, train=False)
     found = exported.read(epath.Path(tmp_path / "to")).call(pixels)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

@@ -9,6 +9,7 @@ from dresnet_jax.errors import UserError
 from dresnet_jax.structure import pruning
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import evaluation, experiment
+from tests.conftest import apply
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def closed(network, edges):
 
 def logits(network, batch_stats):
     images = evaluation.first_batch(network.parts).images[:4]
-    return network.parts.model.apply(
+    return apply(
+        network.parts.model,
         {"params": network.state.eval_params, "batch_stats": batch_stats},
         images,
         train=False,

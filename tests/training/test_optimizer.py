@@ -25,7 +25,7 @@ def params():
     run.model.connections.gate = "gauss"
     run.model.connections.projection_bias = True
     shapes = experiment.build(run).create_state(abstract=True).params
-    return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+    return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
 
 
 def by_name(tree):
@@ -41,7 +41,7 @@ def one_update(made, gradient, num_steps=100):
     tx = optimizer.build(made, num_steps)
     values = params()
     state = tx.init(values)
-    gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), values)
+    gradients = jax.tree.map(lambda x: np.full_like(x, gradient), values)
     return by_name(jax.jit(tx.update)(gradients, state, values)[0])
 
 

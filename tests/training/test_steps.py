@@ -15,7 +15,7 @@ from dresnet_jax.training import experiment, steps
 
 @pytest.fixture
 def parts(tiny_images_config):
-    tiny_images_config.train.num_steps = 40
+    tiny_images_config.train.num_steps = 30
     tiny_images_config.train.ema_decay = 0.9
     return experiment.build(tiny_images_config)
 
@@ -47,14 +47,14 @@ def train(parts, num_steps, **options):
 
 def test_the_loss_falls_and_the_gates_move(parts):
     before = parts.gate_openings(parts.create_state())
-    state, results = train(parts, 40)
+    state, results = train(parts, 30)
     assert results[-1].loss < 0.2 * results[0].loss
     assert module.drift(before, parts.gate_openings(state)) > 0.01
 
 
 def test_a_penalty_closes_the_gates_and_is_in_the_loss(parts):
-    free, (first, *_) = train(parts, 40)
-    held, (penalised, *_) = train(parts, 40, gate_penalty=1.0)
+    free, (first, *_) = train(parts, 20)
+    held, (penalised, *_) = train(parts, 20, gate_penalty=1.0)
     openings, closed = parts.gate_openings(free), parts.gate_openings(held)
     assert closed[3][1] < openings[3][1] - 0.05
     start = parts.gate_openings(parts.create_state())[3][1]
@@ -99,13 +99,13 @@ def test_label_smoothing_spreads_the_label():
 
 
 def test_evaluation_leaves_out_what_fills_the_batch(parts):
-    state = parts.create_state()
+    state, eval_step = parts.create_state(), jax.jit(steps.eval_step)
     pixels = jnp.ones((4, 16, 16, 3), jnp.uint8)
     labels = jnp.asarray([0, 1, 0, 1])
 
     def metrics(mask):
         batch = pipeline.make_batch(parts.recipe, pixels, labels, jnp.asarray(mask))
-        return steps.eval_step(state, batch)[0]
+        return eval_step(state, batch)[0]
 
     assert metrics([True, True, False, False]).loss.count == 2
     assert metrics([True, False, False, False]).accuracy.compute() in (0, 1)
@@ -115,13 +115,13 @@ def test_evaluation_leaves_out_what_fills_the_batch(parts):
 def test_a_batch_in_parts_is_counted_whole_and_learns_alike(parts):
     (_, (whole, *_)), (state, results) = (
         train(parts, 1),
-        train(parts, 40, accumulate_steps=4),
+        train(parts, 20, accumulate_steps=4),
     )
     assert results[0].running.loss.count == parts.recipe.batch_size
     # Norms see four examples at a time, so the losses are near, but not the same.
     assert results[0].loss == pytest.approx(whole.loss, rel=0.2)
     assert results[-1].loss < 0.2 * results[0].loss
-    assert state.step == 40
+    assert state.step == 20
 
 
 def test_without_norms_statistics_the_gradient_of_parts_is_that_of_the_whole(parts):
