@@ -44,7 +44,10 @@ def one_device(tmp_path_factory):
     return grown(directory)
 
 
-@pytest.mark.parametrize("layout", [(1, 8), (2, 1)])
+@pytest.mark.parametrize(
+    "layout",
+    [(2, 4), *(pytest.param(x, marks=pytest.mark.slow) for x in ((1, 8), (2, 1)))],
+)
 def test_a_grown_run_is_the_same_on_every_layout(one_device, tmp_path, layout):
     directory = tmp_path / "run"
     finish(start_processes(*layout, *GROWING, workdir=directory))

@@ -89,11 +89,11 @@ def test_a_signal_to_one_process_stops_and_saves_all(tmp_path):
     # a checkpoint each, so that it comes while one is written.
     arguments = (
         *SMALL,
-        "--config.train.num_steps=120",
+        "--config.train.num_steps=70",
         "--config.train.checkpoint_every_steps=1",
     )
     saved = 0
-    for goal in (40, 50):
+    for goal in (15, 25):
         processes = start_processes(2, 1, *arguments, workdir=directory)
         while last_step(directory) < goal:
             assert all(process.poll() is None for process in processes)
@@ -113,7 +113,7 @@ def test_a_signal_to_one_process_stops_and_saves_all(tmp_path):
     outputs = finish(start_processes(1, 2, *arguments, workdir=directory))
     assert f"Going on from the checkpoint of step {saved}." in outputs[0][0]
     steps = [line["step"] for line in timeless_lines(directory) if "train_loss" in line]
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, 71))
 
 
 @pytest.mark.parametrize(
