@@ -25,6 +25,7 @@ class Gate:
       compares_sources: whether F depends on a block's other weights; they all start
         equal then, and no opening can be asked for.
       closed: a weight with F(w) = 0 from which it can learn, or None where F has none.
+      dies: whether a gate that has closed stays so, since its gradient is gone.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
@@ -33,6 +34,7 @@ class Gate:
     has_sharpness: bool = False
     compares_sources: bool = False
     closed: float | None = None
+    dies: bool = False
 
 
 def _hard_sigmoid(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
@@ -62,6 +64,7 @@ GATES = {
         inverse=lambda opening, sharpness: math.sqrt(-math.log(opening) / sharpness),
         formula="exp(-k w^2)",
         has_sharpness=True,
+        dies=True,
     ),
     "tanh": Gate(
         function=lambda weights, sharpness: jnp.tanh(weights),

@@ -16,6 +16,9 @@ from dresnet_jax.connections.weighted_sum import BlockOutputs
 # learning rate of their own.
 GATE_PARAMETERS = ("gate_weights", "gate_sharpness")
 
+# F(w) of a gate that is as good as closed.
+DEAD = 1e-3
+
 # F(w) of each edge, the mean over its channels: {reader: {source: opening}}.
 Openings = dict[int, dict[int, float]]
 
@@ -369,6 +372,16 @@ def drift(start: Openings, end: Openings) -> float:
         for k in end[i].keys() & start[i].keys()
     ]
     return sum(changes) / max(1, len(changes))
+
+
+def dead(spec: ConnectionSpec, values: Openings) -> list[tuple[int, int]]:
+    """Find the edges whose gates have closed for good, as (reader, source).
+
+    Those with F(w) below `DEAD`, where the gate is one whose gradient is then gone.
+    """
+    if not gates.GATES[spec.gate].dies:
+        return []
+    return [(i, k) for i, row in values.items() for k, x in row.items() if x < DEAD]
 
 
 def total_opening(

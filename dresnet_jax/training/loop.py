@@ -122,7 +122,7 @@ def drive(
     @functools.cache
     def compiled(steps: int) -> jax.stages.Compiled:
         program = experiment.compile_train_step(steps)
-        watch.count(program, experiment.config.train.accumulate_steps)
+        watch.count(experiment.step_flops)
         return program
 
     with contextlib.closing(asking):
@@ -304,6 +304,10 @@ class _Trainer:
         if self.first_gates:
             scalars["gate_drift"] = connections.drift(self.first_gates, openings)
             self._warn_of_still_gates(step, scalars["gate_drift"])
+            self._warn_of_dead_gates(step, openings)
+        sharpness = connections.sharpness(state.eval_params)
+        if sharpness is not None:
+            scalars["gate_sharpness"] = sharpness
         self.log.write(step, scalars)
         self.log.write_gates(step, openings)
         return {"val_accuracy": validation.accuracy}
@@ -318,6 +322,22 @@ class _Trainer:
                 step,
                 drift,
                 multiplier,
+            )
+
+    def _warn_of_dead_gates(self, step: int, openings: connections.Openings) -> None:
+        dead = connections.dead(self.experiment.model.spec.connections, openings)
+        if dead and 2 * step >= self.experiment.num_steps:
+            logging.warning(
+                "Gates have died: after step %d, F(w) is below %g in %d of %d, where "
+                "its gradient is gone, too: (reader, source) %s. A larger "
+                "connections.opening, a smaller connections.sharpness or a smaller "
+                "optimizer.gate_multiplier than %g keeps them learning.",
+                step,
+                connections.DEAD,
+                len(dead),
+                sum(map(len, openings.values())),
+                ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else ""),
+                self.experiment.config.optimizer.gate_multiplier,
             )
 
 

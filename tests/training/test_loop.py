@@ -166,6 +166,19 @@ def test_gates_that_hardly_move_raise_an_alarm(
     assert (drift < 0.01) == (multiplier < 1)
 
 
+@pytest.mark.parametrize(("gate", "dies"), [("gauss", True), ("sigmoid", False)])
+def test_gates_that_have_died_raise_an_alarm(
+    small_config, directory, caplog, gate, dies
+):
+    small_config.model.connections.update(gate=gate, opening=1e-4)
+    small_config.train.num_steps = 2
+    train(small_config, directory)
+    assert ("Gates have died: after step 2, F(w) is below 0.001" in caplog.text) == dies
+    assert ("in 3 of 3" in caplog.text) == dies
+    (line,) = [line for line in metrics.read(directory) if "val_loss" in line]
+    assert ("gate_sharpness" in line) == dies
+
+
 def test_a_finished_run_only_reports_again(small_config, directory):
     first = train(small_config, directory)
     lines = (directory / "metrics.jsonl").read_bytes()
