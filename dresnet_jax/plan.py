@@ -3,10 +3,10 @@
     python -m dresnet_jax.plan --config=configs/digits.py --config.model.width=32
     python -m dresnet_jax.plan --config=configs/imagenet2012.py --target=v5e:4x4
 
-Prints the table of parameters and, of the compiled step, FLOPs and memory as the
-compiler counts them, per device. With --target the step is compiled for TPU chips that
-need not be there (requirements-tpu-plan.txt): 2xv5e:4x4 are two slices of 4x4 chips.
-Memory, FLOPs, bytes and collectives of each chip are the compiler's counts; times, and
+Prints the table of parameters, the FLOPs of a step and, of the compiled step, bytes and
+memory as the compiler counts them, per device. With --target the step is compiled for
+TPU chips that need not be there (requirements-tpu-plan.txt): 2xv5e:4x4 are two slices
+of 4x4 chips. Memory, bytes and collectives are the compiler's counts; times, and
 what follows from them, are estimates by published figures of the chip. Data are not
 read. --sweep=32,64,128 compiles for each of these batches per chip, and tells of the
 largest that fits.
@@ -29,7 +29,7 @@ _NO_COMPILE = command.flag(
     flags.DEFINE_bool,
     "no_compile",
     False,
-    "Leave out what needs the compiler: FLOPs and memory.",
+    "Leave out what needs the compiler: bytes and memory.",
 )
 _TARGET = command.flag(
     flags.DEFINE_string, "target", "cpu", "The devices here, or such as v5e:4x4."
@@ -64,8 +64,11 @@ def _here() -> dict[str, Any]:
     command.use_compilation_cache()
     parts = experiment.build(config)
     report = _describe(parts)
-    if not _NO_COMPILE.value:
-        program = cost.of(parts.compile_train_step())
+    if _NO_COMPILE.value:
+        print(f"FLOPs per step:      {parts.step_flops / 1e9:12.3f} G")
+        report["flops_per_step"] = parts.step_flops
+    else:
+        program = cost.of(parts.compile_train_step(), parts.step_flops)
         print(reports.cost_table(program))
         report |= reports.counts(program)
     return report

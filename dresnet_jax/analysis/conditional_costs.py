@@ -14,7 +14,7 @@ from dresnet_jax.analysis import cost
 from dresnet_jax.data import pipeline
 from dresnet_jax.data.streaming import EvalBatches
 from dresnet_jax.errors import UserError
-from dresnet_jax.models import conditional
+from dresnet_jax.models import conditional, counting
 from dresnet_jax.models.backbone import Backbone, uncompacted
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.training import experiment
@@ -217,7 +217,10 @@ def measure(network: Network, runs: int) -> list[Row]:
         for name in ("masked", "compacted"):
             timed[name, rate] = runner(name, variables)
     seconds = cost.interleaved_seconds(timed, runs)
-    flops = {name: cost.of(programs[name]).flops for name in ("plain", "masked")}
+    flops = {
+        name: counting.flops(_forward(forms[name]), some, batches[0])
+        for name in ("plain", "masked")
+    }
     of_blocks = block_flops(model, some, batches[0])
     logits = jax.jit(_logits(uncompacted(model)))
     rows = []
@@ -251,14 +254,15 @@ def measure(network: Network, runs: int) -> list[Row]:
 def _compiled(
     model: Backbone, variables: Any, images: jax.Array
 ) -> jax.stages.Compiled:
-    def logits(variables: Any, images: jax.Array) -> Any:
-        return model.apply(variables, images, train=False)
+    return jax.jit(_forward(model)).lower(variables, images).compile()
 
-    return jax.jit(logits).lower(variables, images).compile()
+
+def _forward(model: Backbone) -> Callable[[Any, jax.Array], Any]:
+    return lambda variables, images: model.apply(variables, images, train=False)
 
 
 def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int, float]:
-    """The compiler's count for each gated block, run alone on a whole batch."""
+    """FLOPs of each gated block, run alone on a whole batch."""
     spec, found = model.spec, {}
     plain = model.clone(spec=dataclasses.replace(spec, conditional=None))
     names = {f"block_{i}": i for i in spec.gated}
@@ -279,8 +283,9 @@ def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int,
         own = {kind: tree[name] for kind, tree in variables.items() if name in tree}
         # A gated block keeps the shape, so that its output's is its input's.
         given = shapes[name]["__call__"][0]
-        program = jax.jit(lambda own, x, one=block: one.apply(own, x, train=False))
-        found[i] = cost.of(program.lower(own, given).compile()).flops
+        found[i] = counting.flops(
+            lambda own, x, one=block: one.apply(own, x, train=False), own, given
+        )
     return found
 
 

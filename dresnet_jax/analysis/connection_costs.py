@@ -30,9 +30,9 @@ class Row:
       model: name in the zoo, or "stage" for a single stage.
       form: of the weighted sum; `PLAIN` and `PLAIN_SCANNED` have no connections.
       depth: residual blocks.
-      flops_ratio: floating-point operations, as the compiler counts; None where it
-        cannot count them.
-      bytes_ratio: bytes accessed, as the compiler counts; None as above.
+      flops_ratio: floating-point operations, as `counting.flops` counts them.
+      bytes_ratio: bytes accessed, as the compiler counts; None where it cannot count
+        those of a loop.
       intensity: FLOPs per byte accessed; None as above.
       temp_ratio: temporary memory, as the compiler counts; None where the plain network
         needs none.
@@ -261,10 +261,9 @@ def _rows(subject: Subject, programs: Mapping[str, Program]) -> list[Row]:
     plain = programs[PLAIN]
 
     def row(form: str, program: Program) -> Row:
-        counts: dict[str, Any] = {}
+        counts: dict[str, Any] = {"flops_ratio": program.flops / plain.flops}
         if program.cost is not None and plain.cost is not None:
-            counts = {
-                "flops_ratio": program.cost.flops / plain.cost.flops,
+            counts |= {
                 "bytes_ratio": program.cost.bytes_accessed / plain.cost.bytes_accessed,
                 "intensity": program.cost.flops / program.cost.bytes_accessed,
             }

@@ -1,4 +1,4 @@
-"""What a compiled program costs: the compiler's counts, and interleaved times."""
+"""What a program costs: its FLOPs, the compiler's counts, and interleaved times."""
 
 import dataclasses
 import time
@@ -13,10 +13,10 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The compiler's counts of one program, per device.
+    """What one run of a program costs each device.
 
     Attributes:
-      flops: floating-point operations of one run.
+      flops: floating-point operations, as `counting.flops` counts them.
       bytes_accessed: bytes read and written by one run, as XLA's cost model counts.
       temp_bytes: memory for intermediate values.
       argument_bytes: memory of the arguments.
@@ -28,14 +28,19 @@ class Cost:
     argument_bytes: int
 
 
-def of(compiled: jax.stages.Compiled) -> Cost:
-    """The counts of a compiled program."""
+def of(compiled: jax.stages.Compiled, flops: float) -> Cost:
+    """Read the compiler's counts of a program.
+
+    Args:
+      compiled: the program.
+      flops: of one run on each device, counted before it was compiled.
+    """
     analysis = compiled.cost_analysis()
     memory = compiled.memory_analysis()
     if analysis is None or memory is None:
         raise RuntimeError("The compiler of this platform reports no costs.")
     return Cost(
-        flops=analysis["flops"],
+        flops=flops,
         bytes_accessed=analysis["bytes accessed"],
         temp_bytes=memory.temp_size_in_bytes,
         argument_bytes=memory.argument_size_in_bytes,

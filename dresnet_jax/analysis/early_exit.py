@@ -15,6 +15,7 @@ from dresnet_jax.data import pipeline
 from dresnet_jax.data.sources import Examples
 from dresnet_jax.data.streaming import EvalBatches
 from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models import counting
 from dresnet_jax.models.backbone import Part
 from dresnet_jax.models.exits import CONFIDENCES
 from dresnet_jax.training.experiment import Experiment
@@ -133,26 +134,27 @@ class EarlyExit:
         return carried, np.asarray(logits), np.asarray(sure)
 
     def flops(self) -> np.ndarray:
-        """Of each part, for one image, as the compiler counts; [parts]."""
-        pixels, found = self._blank(self.batch_size), []
-        before: Any = pixels
+        """Of each part, for one image; [parts]."""
+        found, before = [], self._blank(self.batch_size)
         for number in range(len(self.depths)):
-            program = self._program(number, before)
-            found.append(cost.of(program).flops / self.batch_size)
-            before, _, _ = program(self._variables, before)
+            given = self._part(number), self._variables, before
+            found.append(counting.flops(*given) / self.batch_size)
+            before, _, _ = jax.eval_shape(*given)
         return np.asarray(found)
+
+    def whole_flops(self) -> float:
+        """Of the whole network, for one image."""
+        blank = self._blank(self.batch_size)
+        return counting.flops(self._logits, self._variables, blank) / self.batch_size
 
     def whole(self) -> jax.stages.Compiled:
         """The program of the whole network: (variables, pixels) -> logits."""
-        model, recipe = self._parts.model, self._parts.recipe
-
-        def logits(variables: Any, pixels: jax.Array) -> Any:
-            return model.apply(
-                variables, pipeline.normalise(recipe, pixels), train=False
-            )
-
         blank = self._blank(self.batch_size)
-        return jax.jit(logits).lower(self._variables, blank).compile()
+        return jax.jit(self._logits).lower(self._variables, blank).compile()
+
+    def _logits(self, variables: Any, pixels: jax.Array) -> Any:
+        images = pipeline.normalise(self._parts.recipe, pixels)
+        return self._parts.model.apply(variables, images, train=False)
 
     def seconds(
         self, batches: Sequence[np.ndarray], rule: Rule, runs: int
@@ -195,19 +197,24 @@ class EarlyExit:
         """A part for batches of one size, compiled once."""
         key = number, len(jax.tree.leaves(before)[0])
         if key not in self._programs:
-            model, recipe = self._parts.model, self._parts.recipe
-            part = Part(model.spec, model.scheme, number=number)
-            sure = CONFIDENCES[self._confidence]
-
-            def run(variables: Any, before: Any) -> tuple[Any, Any, Any]:
-                if number == 0:
-                    before = pipeline.normalise(recipe, before)
-                found: Any = part.apply(variables, before)
-                carried, logits, score = found
-                return carried, logits, sure(logits, score)
-
-            self._programs[key] = jax.jit(run).lower(self._variables, before).compile()
+            program = jax.jit(self._part(number))
+            self._programs[key] = program.lower(self._variables, before).compile()
         return self._programs[key]
+
+    def _part(self, number: int) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
+        """A part: (variables, what the part before hands on) -> as `run`."""
+        model, recipe = self._parts.model, self._parts.recipe
+        part = Part(model.spec, model.scheme, number=number)
+        sure = CONFIDENCES[self._confidence]
+
+        def run(variables: Any, before: Any) -> tuple[Any, Any, Any]:
+            if number == 0:
+                before = pipeline.normalise(recipe, before)
+            found: Any = part.apply(variables, before)
+            carried, logits, score = found
+            return carried, logits, sure(logits, score)
+
+        return run
 
 
 class _Run:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from dresnet_jax.analysis import cost, early_exit, exit_thresholds, plots
+from dresnet_jax.analysis import early_exit, exit_thresholds, plots
 from dresnet_jax.analysis.early_exit import EarlyExit, Rule, Split
 from dresnet_jax.analysis.exit_thresholds import Point
 from dresnet_jax.errors import UserError
@@ -123,8 +123,7 @@ def measure(
     first_exit = _first_exit(network, wanted.min_depth)
     splits = parts.open_splits()
     batch = network.batch_size
-    whole = cost.of(network.whole()).flops / batch
-    flops = network.flops() / whole
+    flops = network.flops() / network.whole_flops()
     costs = np.cumsum(flops)
 
     validation = early_exit.at_all_exits(

@@ -104,7 +104,7 @@ class Plan:
       part: the run.
       target: its chips.
       memory: of a chip.
-      cost: the compiler's counts of a step, of a chip.
+      cost: of a step, of a chip.
       collectives: of a step, by kind.
       seconds: of a step; None where the compiler counts a loop as one turn.
     """
@@ -280,7 +280,7 @@ def of(
     part: experiment.Experiment, target: Target, compiled: jax.stages.Compiled
 ) -> Plan:
     """What a compiled training step takes of each chip of a target."""
-    counts = cost.of(compiled)
+    counts = cost.of(compiled, part.step_flops)
     found = collectives.grouped(
         collectives.of(compiled.as_text() or "", part.mesh.size, target.slices)
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from dresnet_jax.analysis import cost, traffic
 from dresnet_jax.data import pipeline
+from dresnet_jax.models import counting
 from dresnet_jax.training import (
     compilation,
     compilation_cache,
@@ -30,6 +31,7 @@ class Program:
       compiled: takes `given`; a step returns the next state first, and consumes its
         own.
       given: its arguments.
+      flops: of one run on each device.
       cost: of all turns of its loops; None where that cannot be told.
       temp_bytes: temporary memory.
       saved_bytes: what is saved of a batch for the backward pass.
@@ -41,6 +43,7 @@ class Program:
     compiled: jax.stages.Compiled
     given: tuple
     is_step: bool
+    flops: float
     cost: cost.Cost | None
     temp_bytes: int
     saved_bytes: int
@@ -78,24 +81,27 @@ def build(
     function = _function(part, is_stage=is_stage)
     given = _arguments(part, is_stage=is_stage, abstract=devices is not None)
     start = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=() if is_stage else 0).lower(*given)
-    traced = time.perf_counter()
+    traced = jax.jit(function, donate_argnums=() if is_stage else 0).trace(*given)
+    lowered = traced.lower()
+    ready = time.perf_counter()
     form = part.model.spec.connections.form
     # Timed, so not read from the cache.
     with compilation.announced(f"form {form}"), compilation_cache.bypassed():
         compiled = lowered.compile()
     done = time.perf_counter()
-    once = cost.of(compiled)
+    flops = 2.0 * counting.in_jaxpr(traced.jaxpr) / part.mesh.size
+    once = cost.of(compiled, flops)
     return Program(
         compiled=compiled,
         given=given,
         is_step=not is_stage,
+        flops=flops,
         cost=_of_all_turns(part, is_stage, given, once),
         temp_bytes=once.temp_bytes,
         saved_bytes=saved_bytes,
         traffic=None if is_stage else traffic.by_part(compiled.as_text() or ""),
-        trace_seconds=traced - start,
-        compile_seconds=done - traced,
+        trace_seconds=ready - start,
+        compile_seconds=done - ready,
     )
 
 
@@ -200,12 +206,11 @@ def _of_all_turns(
     unrolled = dataclasses.replace(spec.connections, unroll=2)
     model = part.model.copy(spec=dataclasses.replace(spec, connections=unrolled))
     function = _function(dataclasses.replace(part, model=model), is_stage=is_stage)
-    twice = cost.of(jax.jit(function).lower(*given).compile())
+    twice = cost.of(jax.jit(function).lower(*given).compile(), once.flops)
     # What is left of an odd number of turns stands behind the loop.
     factor = (turns_of_each - 1) / (1 + turns_of_each % 2)
     return dataclasses.replace(
         once,
-        flops=once.flops + factor * (twice.flops - once.flops),
         bytes_accessed=once.bytes_accessed
         + factor * (twice.bytes_accessed - once.bytes_accessed),
     )

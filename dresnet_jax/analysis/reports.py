@@ -56,7 +56,7 @@ def parameter_table(params: Any) -> str:
 
 
 def cost_table(cost: Cost) -> str:
-    """The compiler's counts of a training step, per device."""
+    """What a training step costs each device."""
     mib = 2**20
     return "\n".join(
         (
@@ -69,7 +69,7 @@ def cost_table(cost: Cost) -> str:
 
 
 def counts(cost: Cost) -> dict[str, Any]:
-    """The compiler's counts of a training step, per device, for a program."""
+    """What a training step costs each device, for a program."""
     return {
         "flops_per_step": cost.flops,
         "bytes_per_step": cost.bytes_accessed,
@@ -89,7 +89,7 @@ def pod_table(plan: pod.Plan) -> str:
         "memory of a chip, counted by the compiler (* by shapes, without padding)",
         *_memory_lines(plan.memory),
         "",
-        "a step of a chip, counted by the compiler",
+        "a step of a chip, counted by the compiler but for FLOPs",
         f"  {'FLOPs':34s}{plan.cost.flops / 1e9:12,.1f} G",
         f"  {'bytes read and written':34s}{_mib(plan.cost.bytes_accessed)}",
         *_collective_lines(plan.collectives),

@@ -18,7 +18,7 @@ from dresnet_jax.connections import module as connections
 from dresnet_jax.data import catalog, lookup, pipeline, sources, views
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError, pick
-from dresnet_jax.models import zoo
+from dresnet_jax.models import counting, zoo
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training import (
     alternating,
@@ -179,7 +179,14 @@ class Experiment:
 
         return train_step
 
-    def _compile_train_step(self, num_steps: int) -> jax.stages.Compiled:
+    @property
+    def step_flops(self) -> float:
+        """FLOPs of a training step on each device, as `counting.flops` counts them."""
+        if "flops" not in self.programs:
+            self._trace_train_steps(1)
+        return self.programs["flops"]
+
+    def _trace_train_steps(self, num_steps: int) -> jax.stages.Traced:
         abstract = self.create_state(abstract=True)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         place = sharding.replicated(self.mesh)
@@ -188,9 +195,15 @@ class Experiment:
             donate_argnums=0,
             out_shardings=(shardings, place),
         )
+        traced = program.trace(abstract, *self.road.abstract(num_steps))
+        in_all = 2.0 * counting.in_jaxpr(traced.jaxpr)
+        self.programs["flops"] = in_all / (num_steps * self.mesh.size)
+        return traced
+
+    def _compile_train_step(self, num_steps: int) -> jax.stages.Compiled:
         what = "the training step" if num_steps == 1 else f"{num_steps} training steps"
         with compilation.announced(what):
-            return program.lower(abstract, *self.road.abstract(num_steps)).compile()
+            return self._trace_train_steps(num_steps).lower().compile()
 
     def calls(self, start: int, until: int | None = None) -> list[Call]:
         """The steps after `start`, by how many are dispatched together.

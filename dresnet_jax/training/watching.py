@@ -64,16 +64,10 @@ class Watch:
         if self._tracing:
             jax.profiler.stop_trace()
 
-    def count(self, program: jax.stages.Compiled, parts: int) -> None:
-        """Counts the FLOPs of a step, which utilisation is measured by.
-
-        Args:
-          program: of one step, or of a loop of steps, whose body is counted once.
-          parts: of a batch, which are in a loop too.
-        """
-        analysis = program.cost_analysis()
-        if self._peak_flops is not None and analysis is not None:
-            self._ideal_seconds = parts * analysis["flops"] / self._peak_flops
+    def count(self, flops: float) -> None:
+        """Sets the FLOPs of a step on each device, which utilisation is measured by."""
+        if self._peak_flops is not None:
+            self._ideal_seconds = flops / self._peak_flops
 
     def before(self, call: Call) -> None:
         """Starts a trace where the call's first step is the first to be traced."""
@@ -96,10 +90,7 @@ class Watch:
             jax.profiler.save_device_memory_profile(os.fspath(path))
 
     def utilisation(self, step_seconds: float) -> dict[str, Any]:
-        """The share of the device's peak that steps of this time make (MFU).
-
-        By the FLOPs that the compiler counts, which counts a loop over blocks once.
-        """
+        """The share of the device's peak that steps of this time make (MFU)."""
         if self._ideal_seconds is None:
             return {}
         return {"mfu": self._ideal_seconds / step_seconds}

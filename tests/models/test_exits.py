@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from dresnet_jax.analysis import cost
 from dresnet_jax.errors import UserError
+from dresnet_jax.models import counting
 from dresnet_jax.models.backbone import Carried, Part
 from dresnet_jax.models.exits import CONFIDENCES, ExitSpec
 from dresnet_jax.training import evaluation, experiment, steps
@@ -186,8 +186,8 @@ def test_the_last_answer_alone_costs_nothing_more(small_config):
     def flops(parts):
         state = parts.create_state()
         values = {"params": state.params, "batch_stats": state.batch_stats}
-        program = jax.jit(lambda v, x: parts.model.apply(v, x, train=False))
-        return cost.of(program.lower(values, IMAGES).compile()).flops
+        logits = functools.partial(parts.model.apply, train=False)
+        return counting.flops(logits, values, IMAGES)
 
     assert flops(build(small_config)) == flops(build(small_config, after=()))
 

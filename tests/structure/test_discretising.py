@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dresnet_jax.analysis import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import discretising
 from dresnet_jax.structure.pruning import Network
@@ -72,7 +71,7 @@ def test_what_is_left_is_the_network_with_one_hot_weights(mixed):
         ordinary.params
     )
     assert not any("mixture" in name for name in smaller.state.params["block_1"])
-    counts = [cost.of(one.parts.compile_train_step()).flops for one in (smaller, found)]
+    counts = [one.parts.step_flops for one in (smaller, found)]
     assert counts[0] < counts[1]
 
 

@@ -134,7 +134,6 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
                 raise MemoryError("killed")
             return program(state, *data)
 
-        run.cost_analysis = program.cost_analysis
         return run
 
     with monkeypatch.context() as patch:

@@ -85,7 +85,7 @@ def test_the_program_has_no_trace_of_what_is_gone(deep):
     with config.ignore_type():
         config.model.connections.topology = ((6, 1),)
     counts = [
-        cost.of(parts.compile_train_step())
+        cost.of(parts.compile_train_step(), parts.step_flops)
         for parts in (smaller.parts, experiment.build(config), found.parts)
     ]
     assert counts[0] == counts[1]
