@@ -87,8 +87,8 @@ def test_data_are_not_waited_for(fashion_mnist, tmp_path, mode, limit):
         "--config=configs/fashion_mnist.py",
         f"--config.data.data_dir={fashion_mnist}",
         f"--config.data.mode={mode}",
-        "--config.train.num_steps=60",
-        "--config.train.log_every_steps=20",
+        "--config.train.num_steps=30",
+        "--config.train.log_every_steps=10",
         f"--workdir={tmp_path / 'run'}",
     )
     assert code == 0, errors
