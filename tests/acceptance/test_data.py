@@ -80,7 +80,10 @@ def test_batches_are_the_same_bits_on_both_roads(
     )
 
 
-@pytest.mark.parametrize(("mode", "limit"), [("resident", 0.01), ("streaming", 0.05)])
+@pytest.mark.parametrize(
+    ("mode", "limit"),
+    [pytest.param("resident", 0.01, marks=pytest.mark.slow), ("streaming", 0.05)],
+)
 def test_data_are_not_waited_for(fashion_mnist, tmp_path, mode, limit):
     code, _, errors = run_command(
         "train",
