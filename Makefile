@@ -6,7 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One lock file per end of the supported Pythons.
 LOCK := locks/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py313")').txt
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK)
+# Without compiling all modules to bytecode, most of which are never imported.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+  -c $(LOCK)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check acceptance lock clean
