@@ -96,14 +96,16 @@ def _on_target() -> dict[str, Any]:
 
 def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
-    import optax
+    import jax
 
     from dresnet_jax.analysis import reports
 
     params = parts.create_state(abstract=True).params
     print(reports.parameter_table(params))
     print(f"connections: {parts.connections_description}")
-    name, size = parts.config.model.name, optax.tree.size(params)
+    # optax counts arrays only, and these are shapes.
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    name = parts.config.model.name
     print(f"{name}: {size:,} parameters")
     return {
         "model": name,

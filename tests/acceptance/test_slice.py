@@ -95,28 +95,6 @@ def test_plan_gives_the_published_counts(model, params):
     assert plan["temp_bytes"] > 1e6
 
 
-def test_plan_without_compiling(tmp_path):
-    code, output, _ = run_command(
-        "plan", "--config=configs/digits.py", "--no_compile", "--json"
-    )
-    assert code == 0
-    plan = last_json(output)
-    assert "temp_bytes" not in plan
-    assert plan["flops_per_step"] > 1e8
-    assert plan["params"] > 1e5
-    assert not list(tmp_path.iterdir())
-
-
-def test_preview_draws_what_a_config_does(tmp_path):
-    path = tmp_path / "preview.png"
-    code, output, errors = run_command(
-        "preview", "--config=configs/digits.py", "--images=4", f"--out={path}"
-    )
-    assert code == 0, errors
-    assert output == f"picture: {path}\n"
-    assert path.read_bytes().startswith(b"\x89PNG")
-
-
 def test_8_devices_give_the_loss_curve_of_1(tmp_path):
     curves = []
     for devices in (1, 8):

@@ -156,16 +156,15 @@ def test_few_images_promise_little():
 
 def test_a_bound_holds_on_other_images_as_often_as_it_says():
     kept = []
-    for seed in range(40):
+    for seed in range(20):
         points = exit_thresholds.curve(made_up(seed), COSTS)
         chosen = exit_thresholds.cheapest(points, 0.02)
-        others = exit_thresholds.point(
-            chosen.thresholds, made_up(1000 + seed, 20_000), COSTS
-        )
-        whole = exit_thresholds.point([NEVER] * 2, made_up(1000 + seed, 20_000), COSTS)
+        images = made_up(1000 + seed, 20_000)
+        others = exit_thresholds.point(chosen.thresholds, images, COSTS)
+        whole = exit_thresholds.point([NEVER] * 2, images, COSTS)
         kept.append(whole.accuracy - others.accuracy <= 0.02)
-    print(f"\nthe bound of 95 % held in {sum(kept)} of 40")
-    assert sum(kept) >= 36
+    print(f"\nthe bound of 95 % held in {sum(kept)} of 20")
+    assert sum(kept) >= 18
 
 
 def test_no_image_leaves_before_the_first_exit_that_may():

@@ -7,7 +7,7 @@ from dresnet_jax.errors import UserError
 
 
 def test_each_road_has_three_rows(small_config):
-    rows = input_speed.measure(small_config, input_speed.ROADS, runs=2, steps=3)
+    rows = input_speed.measure(small_config, input_speed.ROADS, runs=2, steps=1)
     parts = ("pipeline", "step", "both")
     expected = [(road, part) for road in input_speed.ROADS for part in parts]
     assert [(row.road, row.what) for row in rows] == expected

@@ -114,27 +114,24 @@ import jax
 from configs import synthetic
 from dresnet_jax.analysis import chips, pod
 from dresnet_jax.training import experiment
-config = synthetic.get_config()
-config.model.width = 4
-config.model.blocks_per_stage = (1, 1, 1)
-config.sharding.fsdp = FSDP
-part = experiment.build(config)
-plan = pod.of(part, chips.parse("v5e:2x2"), part.compile_train_step())
-params = part.create_state(abstract=True).params
-whole = 4 * sum(x.size for x in jax.tree.leaves(params))
-print(plan.reduced_bytes / whole, plan.memory.params / whole, plan.collectives)
+for fsdp in (1, 4):
+    config = synthetic.get_config()
+    config.model.width = 4
+    config.model.blocks_per_stage = (1, 1, 1)
+    config.sharding.fsdp = fsdp
+    part = experiment.build(config)
+    plan = pod.of(part, chips.parse("v5e:2x2"), part.compile_train_step())
+    params = part.create_state(abstract=True).params
+    whole = 4 * sum(x.size for x in jax.tree.leaves(params))
+    print(plan.reduced_bytes / whole, plan.memory.params / whole, plan.collectives)
 """
-    found = {}
-    for fsdp in (1, 4):
-        status, output, errors = run_python(
-            "-c", code.replace("FSDP", str(fsdp)), devices=4
-        )
-        assert status == 0, errors
-        found[fsdp] = output.split(maxsplit=2)
-    assert 1 < float(found[1][0]) < 1.2
-    assert float(found[1][1]) == 1
-    assert float(found[4][1]) < 0.5
-    assert "all-gather" in found[4][2]
+    status, output, errors = run_python("-c", code, devices=4)
+    assert status == 0, errors
+    whole, split = (line.split(maxsplit=2) for line in output.splitlines())
+    assert 1 < float(whole[0]) < 1.2
+    assert float(whole[1]) == 1
+    assert float(split[1]) < 0.5
+    assert "all-gather" in split[2]
 
 
 SMALL = (

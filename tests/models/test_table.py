@@ -9,7 +9,7 @@ import yaml
 from configs import common
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
-from tests.conftest import apply, init
+from tests.conftest import apply, init, products
 
 SHAPE = (32, 32, 3)
 WIDTH, CLASSES = 4, 5
@@ -50,8 +50,10 @@ def resnet18():
     return [*rows, ("head", before, "classifier", {"classes": CLASSES})]
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("form", ["tuples", "yaml", "shuffled"])
+@pytest.mark.parametrize(
+    ("form", "train"),
+    products(["tuples", "yaml", "shuffled"], [True, False], strength=1),
+)
 def test_resnet18_as_a_table_is_resnet18(tmp_path, form, train):
     rows = resnet18()
     if form == "shuffled":

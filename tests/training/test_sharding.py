@@ -1,6 +1,5 @@
 """The mesh fits the devices, and the state lies where the rules say."""
 
-import functools
 import json
 
 import pytest
@@ -69,47 +68,47 @@ def test_parameters_their_average_and_their_momentum_are_split():
         assert part == (whole // 2 if name in kernels else whole), name
 
 
-def program(**fields):
-    """Three steps of a small network on eight devices: the losses, and its text."""
-    settings = "\n".join(f"config.{name} = {value!r}" for name, value in fields.items())
-    return f"""
-import json, jax
+# Three steps of a small network: the losses, and what its text has.
+PROGRAMS = """
+import json, sys
 from configs import digits
 from dresnet_jax.training import experiment
-config = digits.get_config()
-config.model.width = 4
-config.model.blocks_per_stage = (1, 1, 1)
-config.train.num_steps = 3
-{settings}
-parts = experiment.build(config)
-placed = parts.road.place(parts.open_splits()["train"])
-state, step = parts.create_state(), parts.compile_train_step()
-losses = []
-for arrays, _ in parts.road.data(placed, 0, parts.calls(0)):
-    state, result = step(state, *arrays)
-    losses.append(float(result.loss[0]))
-text = step.as_text()
-print(json.dumps([losses, text.count(" all-reduce("), text.count(" all-gather(")]))
+for fields in json.loads(sys.argv[1]):
+    config = digits.get_config()
+    config.model.width = 4
+    config.model.blocks_per_stage = (1, 1, 1)
+    config.train.num_steps = 3
+    config.sharding.update(fields)
+    parts = experiment.build(config)
+    placed = parts.road.place(parts.open_splits()["train"])
+    state, step = parts.create_state(), parts.compile_train_step()
+    losses = []
+    for arrays, _ in parts.road.data(placed, 0, parts.calls(0)):
+        state, result = step(state, *arrays)
+        losses.append(float(result.loss[0]))
+    text = step.as_text()
+    counts = text.count(" all-reduce("), text.count(" all-gather(")
+    print(json.dumps([losses, *counts]))
 """
 
 
-@functools.cache
-def run_program(devices, **fields):
-    code, output, errors = run_python("-c", program(**fields), devices=devices)
+@pytest.fixture(scope="module")
+def programs():
+    """Of eight devices: whole parameters, split ones, and norms of each shard."""
+    fields = [{}, {"fsdp": 4}, {"batch_norm": "per_shard"}]
+    code, output, errors = run_python("-c", PROGRAMS, json.dumps(fields), devices=8)
     assert code == 0, errors
-    return json.loads(output)
+    return [json.loads(line) for line in output.splitlines()]
 
 
-def test_split_parameters_train_as_whole_ones():
-    whole, _, _ = run_program(8)
-    split, _, gathers = run_program(8, **{"sharding.fsdp": 4})
+def test_split_parameters_train_as_whole_ones(programs):
+    (whole, _, _), (split, _, gathers), _ = programs
     assert split == pytest.approx(whole, rel=1e-5)
     assert gathers > 0
 
 
-def test_norms_of_each_shard_need_no_communication():
+def test_norms_of_each_shard_need_no_communication(programs):
     """Eight devices compute what one does whose norms take eight parts of the batch."""
-    losses, reduces, _ = run_program(8)
-    of_shards, fewer, _ = run_program(8, **{"sharding.batch_norm": "per_shard"})
+    (losses, reduces, _), _, (of_shards, fewer, _) = programs
     assert fewer < reduces
     assert of_shards != pytest.approx(losses, rel=1e-3)

@@ -1,0 +1,54 @@
+"""Commands of a few lines, which no other file of tests calls, in this process."""
+
+import json
+
+from tests.conftest import run_command
+
+TINY = (
+    "--config=configs/digits.py",
+    "--config.model.width=4",
+    "--config.model.blocks_per_stage=(1, 1)",
+)
+
+
+def report_of(name, *arguments):
+    code, output, errors = run_command(name, *arguments, "--json")
+    assert code == 0, errors
+    return output, json.loads(output.splitlines()[-1])
+
+
+def test_plan_without_compiling():
+    output, plan = report_of("plan", *TINY, "--no_compile")
+    assert "temp_bytes" not in plan
+    assert plan["flops_per_step"] > 1e6
+    assert plan["params"] > 1e3
+    assert f"{plan['params']:,} parameters" in output
+
+
+def test_preview_draws_what_a_config_does(tmp_path):
+    path = tmp_path / "preview.png"
+    output, report = report_of("preview", *TINY, "--images=4", f"--out={path}")
+    assert output.startswith(f"picture: {path}\n")
+    assert report == {"picture": str(path), "images": 4}
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_go_out_of_a_run_and_into_another(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    files = [tmp_path / f"{n}.safetensors" for n in (1, 2)]
+    model = ("--config.model.name=resnet18", f"--workdir={first}")
+    report_of("train", *TINY, *model, "--config.train.num_steps=1")
+    report_of("convert", f"--workdir={first}", f"--to={files[0]}")
+    output, report = report_of(
+        "convert",
+        *TINY,
+        "--config.model.name=resnet18",
+        f"--from={files[0]}",
+        f"--workdir={second}",
+    )
+    assert report["library"] == "torchvision"
+    assert not report["missing"]
+    assert not report["unplaced"]
+    assert f"{report['weights']} weights" in output
+    report_of("convert", f"--workdir={second}", f"--to={files[1]}")
+    assert files[0].read_bytes() == files[1].read_bytes()
