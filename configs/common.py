@@ -167,9 +167,12 @@ def get_config() -> ml_collections.ConfigDict:
     # networks) or published. softmax starts a block's sources equal.
     connections.opening = config_dict.FieldReference(0.5, field_type=object)
     # What has a projection of its own: per_edge, per_stage (each pair of a source's and
-    # a reader's stage), matching (each edge between different channels), or none:
-    # sources are only pooled, and need the reader's channels.
+    # a reader's stage), between_stages (each pair of different stages, through
+    # projection_rank channels; nothing is projected inside a stage), matching (each
+    # edge between different channels), or none: sources are only pooled, and need the
+    # reader's channels.
     connections.projection = "per_edge"
+    connections.projection_rank = 16
     # Whether sources are divided by the root mean square of their channels.
     connections.normalise_sources = False
     # gauss: k of exp(-k w^2) at the start, above 0, and who shares one:

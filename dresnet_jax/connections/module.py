@@ -1,6 +1,6 @@
 """The Flax module that owns the connections' parameters and calls the functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,8 +46,8 @@ class Connections(nn.Module):
             str(i): self.param(f"block_{i}", self._init_block, i) for i in owners
         }
         self.stages = {
-            name: self.param(name, self._init_projection, *shape)
-            for name, shape in self._stage_projections.items()
+            name: self.param(name, init, *shape)
+            for name, (init, shape) in self._shared_projections.items()
         }
         if self._has_sharpness("global"):
             start = gates.positive_inverse(spec.sharpness)
@@ -70,18 +70,12 @@ class Connections(nn.Module):
         sources = spec.topology.sources(block)
         if not sources:
             return outputs.last
-        projections = [self._projection(block, k) for k in sources]
-        arguments = (
-            outputs,
-            sources,
-            self._openings(block),
-            [p.get("kernel") for p in projections] if spec.has_kernels else None,
-            [p.get("bias") for p in projections] if spec.has_biases else None,
-        )
+        openings = self._openings(block)
+        projections = self._projections(block, sources)
         if self.is_mutable_collection("intermediates"):
-            carried = weighted_sum.carried(*arguments)
+            carried = weighted_sum.carried(outputs, sources, openings, *projections)
             self.sow("intermediates", f"carried_{block}", carried)
-        return self.sum_function(*arguments)
+        return self.sum_function(outputs, sources, openings, *projections)
 
     @property
     def sum_function(self) -> weighted_sum.WeightedSum:
@@ -116,7 +110,11 @@ class Connections(nn.Module):
         kernel, through_kernel = None, frozenset[int]()
         if self.spec.has_kernels:
             stage = topology.input_stage(first)
-            own = [(i, k) for i, k in edges if topology.source_stage(k) == stage]
+            own = [
+                (i, k)
+                for i, k in edges
+                if topology.source_stage(k) == stage and self._projection(i, k)
+            ]
             through_kernel = frozenset(k for _, k in own)
             kernel = self._projection(*own[0])["kernel"] if own else None
         openings = self._openings_of([i for i in blocks if topology.sources(i)])
@@ -182,26 +180,43 @@ class Connections(nn.Module):
             sharpness = sharpness[:, None]
         return weights, sharpness
 
+    def _projections(
+        self, block: int, sources: Sequence[int]
+    ) -> tuple[weighted_sum.SomeArrays | None, ...]:
+        """The kernels, biases and narrowings of a block, as a weighted sum has them."""
+        found = [self._projection(block, k) for k in sources]
+        names = ("kernel", "bias", "narrowing") if self.spec.has_kernels else ()
+        return tuple([one.get(name) for one in found] for name in names)
+
     def _projection(self, block: int, source: int) -> Mapping[str, jax.Array]:
-        """The kernel, and the bias if there is one, of P_ik; empty if it only pools."""
+        """What P_ik is made of: a kernel, and what comes before and behind it, if any.
+
+        Empty if it only pools.
+        """
         if self._has_own_projection(block, source):
             return self.blocks[str(block)][f"from_{source}"]
-        if self.spec.projection == "per_stage":
-            return self.stages[self.spec.topology.stage_projection(block, source)]
+        match self.spec.shared_projections(block, source):
+            case (name,):
+                return self.stages[name]
+            case (narrowing, name):
+                before = self.stages[narrowing]["kernel"]
+                return {"narrowing": before, **self.stages[name]}
         return {}
 
     @property
-    def _stage_projections(self) -> dict[str, tuple[int, int]]:
-        """The shape of the kernel of each projection between stages."""
-        if self.spec.projection != "per_stage":
-            return {}
-        return {
-            self.spec.topology.stage_projection(i, k): (
-                self.channels[k],
-                self.channels[i - 1],
-            )
-            for i, k in self.spec.topology.edges
-        }
+    def _shared_projections(self) -> dict[str, tuple[Callable[..., Any], tuple]]:
+        """How each projection between stages starts, and the shape of its kernel."""
+        found: dict[str, tuple[Callable[..., Any], tuple]] = {}
+        for i, k in self.spec.topology.edges:
+            shape = self.channels[k], self.channels[i - 1]
+            match self.spec.shared_projections(i, k):
+                case (name,):
+                    found[name] = self._init_projection, shape
+                case (narrowing, name):
+                    rank = self.spec.projection_rank
+                    found[narrowing] = self._init_narrowing, (shape[0], rank)
+                    found[name] = self._init_projection, (rank, shape[1])
+        return found
 
     def _buffered(
         self, block: int, source: int, outputs: BlockOutputs, as_it_is: frozenset[int]
@@ -209,26 +224,30 @@ class Connections(nn.Module):
         """y_k as it stands in the buffer of this block and those like it."""
         if source in as_it_is:
             return outputs[source]
-        pooled = outputs.pooled((source,), outputs.size(-1))
-        if not self.spec.has_kernels:
+        projection, size = self._projection(block, source), outputs.size(-1)
+        if "narrowing" in projection:
+            narrowings = [projection["narrowing"]]
+            pooled = outputs.narrowed((source,), size, narrowings)
+        else:
+            pooled = outputs.pooled((source,), size)
+        if "kernel" not in projection:
             return pooled
-        return pooled @ self._projection(block, source)["kernel"].astype(pooled.dtype)
+        return pooled @ projection["kernel"].astype(pooled.dtype)
 
     def _offsets(
         self, blocks: range, edges: Sequence[tuple[int, int]], openings: jax.Array
-    ) -> jax.Array:
-        """sum_k F(w_ik) b_k of each block, [blocks, channels]."""
-        biases = {
-            self.spec.topology.stage_projection(i, k): self._projection(i, k)["bias"]
-            for i, k in edges
-        }
-        order = list(biases)
-        rows = np.asarray([i - blocks.start for i, _ in edges])
-        columns = np.asarray(
-            [order.index(self.spec.topology.stage_projection(*e)) for e in edges]
-        )
-        total = jnp.zeros((len(blocks), len(biases))).at[rows, columns].add(openings)
-        return total @ jnp.stack(list(biases.values()))
+    ) -> jax.Array | None:
+        """sum_k F(w_ik) b_k of each block, [blocks, channels]; None without biases."""
+        names = [self.spec.shared_projections(i, k)[-1:] for i, k in edges]
+        projected = [n for n, name in enumerate(names) if name]
+        if not projected:
+            return None
+        order = sorted({names[n][0] for n in projected})
+        rows = np.asarray([edges[n][0] - blocks.start for n in projected])
+        columns = np.asarray([order.index(names[n][0]) for n in projected])
+        total = jnp.zeros((len(blocks), len(order)))
+        total = total.at[rows, columns].add(openings[np.asarray(projected)])
+        return total @ jnp.stack([self.stages[name]["bias"] for name in order])
 
     def _owns_parameters(self, block: int) -> bool:
         return (
@@ -286,11 +305,16 @@ class Connections(nn.Module):
                 )
         return parameters
 
-    def _init_projection(
+    def _init_narrowing(
         self, key: jax.Array, channels: int, out_channels: int
     ) -> dict[str, jax.Array]:
         shape = (channels, out_channels)
-        projection = {"kernel": nn.initializers.lecun_normal()(key, shape)}
+        return {"kernel": nn.initializers.lecun_normal()(key, shape)}
+
+    def _init_projection(
+        self, key: jax.Array, channels: int, out_channels: int
+    ) -> dict[str, jax.Array]:
+        projection = self._init_narrowing(key, channels, out_channels)
         if self.spec.has_biases:
             projection["bias"] = jnp.zeros(out_channels)
         return projection

@@ -14,10 +14,11 @@ SHARPNESS_GRANULARITIES = ("global", "per_block", "per_edge")
 # i - k between reader and source, which all readers share.
 WEIGHTS = ("per_edge", "per_channel", "by_distance")
 
-# What has a projection of its own: each edge, each pair of a source's and a reader's
-# stage, each edge between different numbers of channels, or nothing: sources are then
-# only pooled.
-PROJECTIONS = ("per_edge", "per_stage", "matching", "none")
+# What has a projection of its own: each edge; each pair of a source's and a reader's
+# stage; each pair of different stages, through few channels, and nothing inside one;
+# each edge between different numbers of channels; or nothing: sources are then only
+# pooled.
+PROJECTIONS = ("per_edge", "per_stage", "between_stages", "matching", "none")
 
 # `stacked` is no function of one block's sum: it runs the blocks of a stage together.
 FORMS = (*weighted_sum.FORMS, "stacked")
@@ -42,6 +43,7 @@ class ConnectionSpec:
         compares sources starts them equal, whatever is asked.
       weights: what has a weight of its own, one of `WEIGHTS`.
       projection: what has a projection of its own, one of `PROJECTIONS`.
+      projection_rank: channels in the middle of a projection "between_stages".
       normalise_sources: whether sources are divided by their root mean square.
       sharpness: the gauss gate's k at the start, above 0.
       sharpness_granularity: who shares one k: "global", "per_block" or "per_edge".
@@ -55,6 +57,7 @@ class ConnectionSpec:
     opening: float | str = 0.5
     weights: str = "per_edge"
     projection: str = "per_edge"
+    projection_rank: int = 16
     normalise_sources: bool = False
     sharpness: float = 1.0
     sharpness_granularity: str = "global"
@@ -74,8 +77,10 @@ class ConnectionSpec:
             pick("gate opening", self.opening, dict.fromkeys(NAMED_OPENINGS))
         else:
             gates.starting_weight(gate, self.opening, self.sharpness)
-        if type(self.unroll) is not int or self.unroll < 1:
-            raise UserError(f"unroll = {self.unroll} must be a whole number above 0.")
+        for field in ("projection_rank", "unroll"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{field} = {value} must be a whole number above 0.")
         if self.form == "stacked" and self.not_stackable:
             raise UserError(
                 f"Form 'stacked' cannot express {self.not_stackable}: use 'folded', "
@@ -99,6 +104,16 @@ class ConnectionSpec:
                 "act behind a projection of the sum"
             )
         return ""
+
+    def shared_projections(self, reader: int, source: int) -> tuple[str, ...]:
+        """The names of the projections that an edge shares with others, as applied."""
+        match self.projection:
+            case "per_stage":
+                return (self.topology.stage_projection(reader, source),)
+            case "between_stages" if self.topology.crosses_stages(reader, source):
+                narrowing = self.topology.stage_narrowing(source)
+                return narrowing, self.topology.stage_projection(reader, source)
+        return ()
 
     @property
     def has_kernels(self) -> bool:

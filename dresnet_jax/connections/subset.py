@@ -54,7 +54,7 @@ def subset(
             own := _block(parameters[f"block_{i}"], before.sources(i), kept.sources(i))
         )
     }
-    projections = {kept.stage_projection(i, k) for i, k in kept.edges}
+    projections = {name for e in kept.edges for name in left.shared_projections(*e)}
     found |= {name: parameters[name] for name in projections & parameters.keys()}
     if kept.edges and "gate_sharpness" in parameters:
         found["gate_sharpness"] = parameters["gate_sharpness"]

@@ -108,15 +108,17 @@ class Superset:
         """
         reader, source = edge
         block, before = f"block_{reader}", self.before.topology
-        shared = self.after.topology.stage_projection(reader, source)
+        shared = self.after.shared_projections(reader, source)[-1:]
         own = parameters.get(block, {})
         if f"from_{source}" in own:
             own[f"from_{source}"] = jax.tree.map(jnp.zeros_like, own[f"from_{source}"])
             return
-        if shared in parameters and shared not in {
-            before.stage_projection(i, k) for i, k in before.edges
-        }:
-            parameters[shared] = jax.tree.map(jnp.zeros_like, parameters[shared])
+        there = {
+            name for e in before.edges for name in self.before.shared_projections(*e)
+        }
+        if shared and shared[0] not in there:
+            (name,) = shared
+            parameters[name] = jax.tree.map(jnp.zeros_like, parameters[name])
             return
         closed = gates.GATES[self.after.gate].closed
         if closed is None:

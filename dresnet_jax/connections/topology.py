@@ -113,10 +113,24 @@ class Topology:
 
     def stage_projection(self, reader: int, source: int) -> str:
         """The name of the projection that connections of two stages may share."""
-        # The stem may have other channels than the first stage.
-        start = "stem" if source == 0 else f"stage_{self.source_stage(source)}"
-        end = "stem" if reader == 1 else self.input_stage(reader)
-        return f"{start}_to_{end}"
+        start, end = self._ends(reader, source)
+        return f"{start}_to_{end.removeprefix('stage_')}"
+
+    def stage_narrowing(self, source: int) -> str:
+        """The name of the projection to few channels that a stage's outputs share."""
+        return f"{self._stage_name(source)}_narrowed"
+
+    def crosses_stages(self, reader: int, source: int) -> bool:
+        """Whether x_i and y_k are of different stages, so of different shapes."""
+        start, end = self._ends(reader, source)
+        return start != end
+
+    def _ends(self, reader: int, source: int) -> tuple[str, str]:
+        """Whose shape y_k and x_i have; the stem may have other channels."""
+        return self._stage_name(source), self._stage_name(reader - 1)
+
+    def _stage_name(self, block: int) -> str:
+        return "stem" if block == 0 else f"stage_{self.source_stage(block)}"
 
 
 def from_rule(stages: Stages, reads: Callable[[int, int], bool]) -> Topology:

@@ -11,6 +11,8 @@ gradient. Both have the same arguments:
   kernels: one 1x1 kernel per source, [channels_k, channels], or None for all or one
     where the projections only pool; the sources then have as many channels as the base.
   biases: one bias per source, [channels], or None for projections without bias.
+  narrowings: one 1x1 kernel per source, [channels_k, rank], before its own, which is
+    then [rank, channels]; or None for all or one.
 
 They return x_i, with the shape and dtype of the base. Outputs without a base leave
 y_{i-1} out of the sum. The projection P_ik is the
@@ -58,7 +60,9 @@ class BlockOutputs:
         self._has_base = has_base
         self._normalise = normalise
         self._normalised: dict[int, jax.Array] = {}
-        self._pooled: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
+        self._pooled = _Pooled(self.__getitem__)
+        self._narrow: dict[int, jax.Array] = {}
+        self._narrow_pooled = _Pooled(self._narrow.__getitem__)
 
     @classmethod
     def resumed(
@@ -122,12 +126,44 @@ class BlockOutputs:
         Returns:
           [batch, *size, sum of the channels].
         """
-        if (blocks, size) not in self._pooled:
+        return self._pooled.get(blocks, size)
+
+    def narrowed(
+        self, blocks: Sequence[int], size: tuple[int, int], narrowings: Arrays
+    ) -> jax.Array:
+        """Narrow copies of several y_k, average-pooled to a size, side by side.
+
+        A block is always asked for with the same kernel: its copy is made once.
+
+        Args:
+          blocks: the k.
+          size: (height, width).
+          narrowings: their 1x1 kernels, [channels_k, rank].
+
+        Returns:
+          [batch, *size, blocks * rank].
+        """
+        for k, kernel in zip(blocks, narrowings, strict=True):
+            if k not in self._narrow:
+                self._narrow[k] = self[k] @ kernel.astype(self[k].dtype)
+        return self._narrow_pooled.get(tuple(blocks), size)
+
+
+class _Pooled:
+    """Arrays of blocks, pooled, and kept for whoever asks for the same."""
+
+    def __init__(self, array_of: Callable[[int], jax.Array]) -> None:
+        self._array_of = array_of
+        self._found: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
+
+    def get(self, blocks: tuple[int, ...], size: tuple[int, int]) -> jax.Array:
+        """Those of several blocks, as `BlockOutputs.pooled`."""
+        if (blocks, size) not in self._found:
             first, nearest = self._nearest(blocks, size)
             parts = [average_pool(array, size) for array in nearest]
-            parts += [self.pooled((k,), size) for k in blocks[len(first) :]]
-            self._pooled[blocks, size] = jnp.concatenate(parts, axis=-1)
-        return self._pooled[blocks, size]
+            parts += [self.get((k,), size) for k in blocks[len(first) :]]
+            self._found[blocks, size] = jnp.concatenate(parts, axis=-1)
+        return self._found[blocks, size]
 
     def _nearest(
         self, blocks: tuple[int, ...], size: tuple[int, int]
@@ -136,34 +172,33 @@ class BlockOutputs:
 
         Averages of averages are exact only where all windows nest.
         """
-        of_one = (blocks, [self[blocks[0]]]) if len(blocks) == 1 else ((), [])
+        own = [self._array_of(blocks[0])] if len(blocks) == 1 else []
         return max(
             (
                 (first, [array])
-                for (first, middle), array in self._pooled.items()
+                for (first, middle), array in self._found.items()
                 if first == blocks[: len(first)]
                 and middle != size
                 and _divides(size, middle)
-                and all(_divides(middle, self.size(k)) for k in first)
+                and all(_divides(middle, self._array_of(k).shape[1:3]) for k in first)
             ),
             # Of equally long ones the smallest.
             key=lambda found: (len(found[0]), -found[1][0].shape[1]),
-            default=of_one,
+            default=(blocks if own else (), own),
         )
 
 
-WeightedSum = Callable[
-    [BlockOutputs, Sequence[int], jax.Array, SomeArrays | None, SomeArrays | None],
-    jax.Array,
-]
+# (outputs, sources, gates, kernels, biases, narrowings) -> x_i.
+WeightedSum = Callable[..., jax.Array]
 
 
 def reference(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: SomeArrays | None,
-    biases: SomeArrays | None,
+    kernels: SomeArrays | None = None,
+    biases: SomeArrays | None = None,
+    narrowings: SomeArrays | None = None,
 ) -> jax.Array:
     """The formula, word for word: each edge projected, then pooled, then gated.
 
@@ -172,7 +207,7 @@ def reference(
     and pools. Kept for the backward pass: every projected and pooled source, since the
     gate's gradient is a reduction over them. Wins never; the others are tested by it.
     """
-    terms = _terms(outputs, sources, gates, kernels, biases)
+    terms = _terms(outputs, sources, gates, kernels, biases, narrowings)
     return functools.reduce(operator.add, terms, *outputs.base)
 
 
@@ -180,11 +215,12 @@ def carried(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: SomeArrays | None,
-    biases: SomeArrays | None,
+    kernels: SomeArrays | None = None,
+    biases: SomeArrays | None = None,
+    narrowings: SomeArrays | None = None,
 ) -> jax.Array:
     """The root mean square of each F(w_ik) P_ik(y_k), float32, [sources]."""
-    terms = _terms(outputs, sources, gates, kernels, biases)
+    terms = _terms(outputs, sources, gates, kernels, biases, narrowings)
     squares = [jnp.mean(term.astype(jnp.float32) ** 2) for term in terms]
     return jnp.sqrt(jnp.stack(squares))
 
@@ -193,14 +229,17 @@ def _terms(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: SomeArrays | None,
-    biases: SomeArrays | None,
+    kernels: SomeArrays | None = None,
+    biases: SomeArrays | None = None,
+    narrowings: SomeArrays | None = None,
 ) -> Iterator[jax.Array]:
     """Every F(w_ik) P_ik(y_k) of the formula."""
-    gates = _checked(outputs, sources, gates, kernels, biases)
+    gates = _checked(outputs, sources, gates, kernels, biases, narrowings)
     base = outputs.last
     for n, k in enumerate(sources):
         projected = outputs[k]
+        if (narrowing := _entry(narrowings, n)) is not None:
+            projected = projected @ narrowing.astype(base.dtype)
         if (kernel := _entry(kernels, n)) is not None:
             projected = projected @ kernel.astype(base.dtype)
         if (bias := _entry(biases, n)) is not None:
@@ -213,8 +252,9 @@ def folded(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: SomeArrays | None,
-    biases: SomeArrays | None,
+    kernels: SomeArrays | None = None,
+    biases: SomeArrays | None = None,
+    narrowings: SomeArrays | None = None,
 ) -> jax.Array:
     """Pool first, gates folded into the kernels, few matrix products per block.
 
@@ -230,7 +270,7 @@ def folded(
     for the backward pass: the pooled sources only. Wins wherever projections are per
     edge, and on CPUs.
     """
-    terms = _folded_terms(outputs, sources, gates, kernels, biases)
+    terms = _folded_terms(outputs, sources, gates, kernels, biases, narrowings)
     return functools.reduce(operator.add, terms, *outputs.base)
 
 
@@ -238,11 +278,12 @@ def _folded_terms(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: SomeArrays | None,
-    biases: SomeArrays | None,
+    kernels: SomeArrays | None = None,
+    biases: SomeArrays | None = None,
+    narrowings: SomeArrays | None = None,
 ) -> Iterator[jax.Array]:
     """The sources without a kernel, those with one in groups, and the bias."""
-    gates = _checked(outputs, sources, gates, kernels, biases)
+    gates = _checked(outputs, sources, gates, kernels, biases, narrowings)
     dtype, size = outputs.last.dtype, outputs.size(-1)
     projected = {
         n: kernel
@@ -253,18 +294,30 @@ def _folded_terms(
         if n not in projected:
             gate = _as_channels(gates[n, 0].astype(dtype))
             yield gate * outputs.pooled((k,), size)
-    larger = [n for n in projected if outputs.size(sources[n]) != size]
-    own = [[n] for n in projected if n not in larger]
-    for group in [larger, *own] if larger else own:
-        together = outputs.pooled(tuple(sources[n] for n in group), size)
+    narrow = {
+        n: narrowing
+        for n in projected
+        if (narrowing := _entry(narrowings, n)) is not None
+    }
+    wide = [n for n in projected if n not in narrow]
+    larger = [n for n in wide if outputs.size(sources[n]) != size]
+    own = [[n] for n in wide if n not in larger]
+    for group in filter(None, [list(narrow), larger, *own]):
+        blocks = tuple(sources[n] for n in group)
+        if group[0] in narrow:
+            together = outputs.narrowed(blocks, size, [narrow[n] for n in group])
+        else:
+            together = outputs.pooled(blocks, size)
         # The folding is done in the parameters' precision, the product in the base's.
         kernel = jnp.concatenate([gates[n] * projected[n] for n in group])
         yield together @ kernel.astype(dtype)
-    if biases is not None and sources:
-        nothing = jnp.zeros(outputs.last.shape[-1])
-        rows = [nothing if bias is None else bias for bias in biases]
-        total = (gates[:, 0] * jnp.stack(rows)).sum(axis=0)
-        yield _as_channels(total.astype(dtype))
+    rows = [
+        gates[n, 0] * bias
+        for n in projected
+        if (bias := _entry(biases, n)) is not None
+    ]
+    if rows:
+        yield _as_channels(jnp.sum(jnp.stack(rows), axis=0).astype(dtype))
 
 
 FORMS: dict[str, WeightedSum] = {"reference": reference, "folded": folded}
@@ -331,19 +384,25 @@ def _checked(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: SomeArrays | None,
-    biases: SomeArrays | None,
+    kernels: SomeArrays | None = None,
+    biases: SomeArrays | None = None,
+    narrowings: SomeArrays | None = None,
 ) -> jax.Array:
     """The gates as [sources, 1, channels or 1], if all shapes fit."""
     channels = outputs.last.shape[-1]
     gates = gates[:, None, None] if gates.ndim == 1 else gates[:, None]
     chex.assert_shape(gates, (len(sources), 1, {1, channels}))
     given = [None] * len(sources) if kernels is None else kernels
-    for k, kernel in zip(sources, given, strict=True):
+    for n, (k, kernel) in enumerate(zip(sources, given, strict=True)):
+        own = outputs[k].shape[-1]
+        if (narrowing := _entry(narrowings, n)) is not None:
+            rank = narrowing.shape[-1]
+            chex.assert_shape(narrowing, (own, rank))
+            own = rank
         if kernel is None:
             chex.assert_shape(outputs[k], (..., channels))
         else:
-            chex.assert_shape(kernel, (outputs[k].shape[-1], channels))
+            chex.assert_shape(kernel, (own, channels))
     for bias in biases or ():
         if bias is not None:
             chex.assert_shape(bias, (channels,))

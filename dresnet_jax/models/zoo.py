@@ -353,6 +353,7 @@ def _connections(
         opening=config.opening,
         weights=config.weights,
         projection=config.projection,
+        projection_rank=config.projection_rank,
         normalise_sources=config.normalise_sources,
         sharpness=config.sharpness,
         sharpness_granularity=config.sharpness_granularity,

@@ -81,15 +81,11 @@ def _sum_of(connections, block, given, sources):
     places = np.asarray([all_sources.index(k) for k in sources], int)
     if not sources:
         return given.last
-    projections = [connections._projection(block, k) for k in sources]
     return connections.sum_function(
         given,
         sources,
         connections._openings(block)[places],
-        [p.get("kernel") for p in projections]
-        if connections.spec.has_kernels
-        else None,
-        [p.get("bias") for p in projections] if connections.spec.has_biases else None,
+        *connections._projections(block, sources),
     )
 
 
