@@ -84,17 +84,14 @@ def _arranged(
     outputs: BlockOutputs,
     sources: Sequence[int],
     gates: jax.Array,
-    kernels: Arrays | None,
-    biases: Arrays | None,
-    *,
+    kernels: Arrays,
+    *_: object,
     pooled: Callable[..., Arrays] = _per_source,
     products: str = "per array",
     multiply: Callable[[jax.Array, jax.Array], jax.Array] = _dot,
     rematerialise: bool = False,
 ) -> jax.Array:
     """As `weighted_sum.folded`, with the arrays and products that are asked for."""
-    assert kernels is not None
-    assert biases is None
     base, size = outputs.last, outputs.size(-1)
     larger = [k for k in sources if outputs.size(k) != size]
     # `folded` puts sources of higher resolutions first; they are older.
@@ -148,12 +145,13 @@ class Arranged(Connections):
     def __post_init__(self) -> None:
         """Refuses connections that the arrangements do not sum."""
         spec = self.spec
-        if not spec.has_kernels or spec.has_biases:
+        if spec.projection not in ("per_edge", "per_stage") or spec.has_biases:
             bias = " and a bias" if spec.has_biases else ""
             raise UserError(
                 f"--arrangements are of projections without bias, not of projection "
-                f"'{spec.projection}'{bias}: measure --model=dresnet18, or a stage "
-                "with --projection=per_edge."
+                f"'{spec.projection}'{bias}: measure a model with "
+                "--config.model.connections.projection=per_edge, or a stage with "
+                "--projection=per_edge."
             )
         super().__post_init__()
 

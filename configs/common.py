@@ -149,11 +149,14 @@ def get_config() -> ml_collections.ConfigDict:
     mixture.balance = 0.01
 
     connections = config.model.connections = ml_collections.ConfigDict()
-    # Who reads whom: dense, none, within_stage, powers_of_two, dilated:<d>, last:<m>,
-    # a free graph (triangular, watts_strogatz:<k>:<p>:<seed>, erdos_renyi:<p>:<seed> or
+    # Who reads whom: stage_ends (all of its own stage, or, where that has more than 8
+    # blocks, those 2, 4, 8, ... before; of earlier stages the last block), dense, none,
+    # within_stage, powers_of_two, dilated:<d>, last:<m>, a free graph (triangular,
+    # watts_strogatz:<k>:<p>:<seed>, erdos_renyi:<p>:<seed> or
     # barabasi_albert:<m>:<seed>), or a list of (reader, source) such as
-    # ((3, 1), (8, 2)). Read by the models whose name begins with d.
-    connections.topology = config_dict.FieldReference("dense", field_type=object)
+    # ((3, 1), (8, 2)); None for the model's own: stage_ends, or dense of the published
+    # dresnet18_seed and dcnn18. Read by the models whose name begins with d.
+    connections.topology = config_dict.placeholder(object)
     # The edge from each block to the one before it: fixed, at weight 1, or learned as
     # all others; a list of edges then names it, or it is absent, and block 0 is the
     # stem, and block n + 1 the classifier.
@@ -163,15 +166,18 @@ def get_config() -> ml_collections.ConfigDict:
     # What has a weight of its own: per_edge, per_channel, or by_distance (shared by all
     # connections of one distance).
     connections.weights = "per_edge"
-    # F(w) of every connection at the start, in (0, 1), or 1/n^2 (of n blocks, for deep
-    # networks) or published. softmax starts a block's sources equal.
-    connections.opening = config_dict.FieldReference(0.5, field_type=object)
+    # F(w) of every connection at the start, in (0, 1), or bounded (0.5, or less where
+    # sources are not projected and many), 1/n^2 (of n blocks), closed (0; of identity,
+    # tanh and hard_sigmoid) or published; None for bounded. softmax starts a block's
+    # sources equal.
+    connections.opening = config_dict.placeholder(object)
     # What has a projection of its own: per_edge, per_stage (each pair of a source's and
     # a reader's stage), between_stages (each pair of different stages, through
-    # projection_rank channels; nothing is projected inside a stage), matching (each
-    # edge between different channels), or none: sources are only pooled, and need the
-    # reader's channels.
-    connections.projection = "per_edge"
+    # projection_rank channels at most; nothing is projected inside a stage), matching
+    # (each edge between different channels), or none: sources are only pooled, and need
+    # the reader's channels. None for the model's own: between_stages, or per_edge of
+    # the published dresnet18_seed and dcnn18.
+    connections.projection = config_dict.placeholder(str)
     connections.projection_rank = 16
     # Whether sources are divided by the root mean square of their channels.
     connections.normalise_sources = False

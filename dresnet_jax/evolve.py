@@ -31,6 +31,8 @@ def main() -> None:
     from dresnet_jax.training import experiment, workdir
 
     command.use_compilation_cache()
+    if config.evolution.edges:
+        config = experiment.with_own_projections(config)
     parts = experiment.build(config)
     evolution.check(config)
     there = space.of_config(config)

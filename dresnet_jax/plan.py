@@ -71,7 +71,10 @@ def _here() -> dict[str, Any]:
         program = cost.of(parts.compile_train_step(), parts.step_flops)
         print(reports.cost_table(program))
         report |= reports.counts(program)
-    return report
+    parts.print_connections_cost()
+    more_params, more_flops = parts.connections_cost
+    added = {"params": more_params, "flops": more_flops}
+    return report | {"connections_add": added}
 
 
 def _on_target() -> dict[str, Any]:
@@ -91,6 +94,7 @@ def _on_target() -> dict[str, Any]:
         print(reports.sweep_table(sweep))
     report = _describe(plan.part)
     print(reports.pod_table(plan))
+    plan.part.print_connections_cost()
     return report | reports.counts(plan.cost) | plan.report() | more
 
 

@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
+
 from tests.conftest import run_command
 
 TINY = (
     "--config=configs/digits.py",
     "--config.model.width=4",
-    "--config.model.blocks_per_stage=(1, 1)",
+    "--config.model.blocks_per_stage=(2, 1)",
 )
 
 
@@ -23,6 +25,20 @@ def test_plan_without_compiling():
     assert plan["flops_per_step"] > 1e6
     assert plan["params"] > 1e3
     assert f"{plan['params']:,} parameters" in output
+    assert set(plan["connections_add"]) == {"params", "flops"}
+    assert "connections add " in output
+
+
+def test_expensive_connections_are_warned_of(caplog):
+    model = (*TINY, "--config.model.name=dresnet50", "--config.model.width=16")
+    published = "--config.model.connections.projection=per_edge"
+    _, plan = report_of("plan", *model, published, "--no_compile")
+    assert plan["connections_add"]["params"] > 0.1
+    assert "More than 10 %" in caplog.text
+    caplog.clear()
+    _, plan = report_of("plan", *model, "--no_compile")
+    assert plan["connections_add"] == {"params": pytest.approx(0, abs=1e-4), "flops": 0}
+    assert "More than" not in caplog.text
 
 
 def test_preview_draws_what_a_config_does(tmp_path):

@@ -62,5 +62,10 @@ def small_fashion_mnist() -> ml_collections.ConfigDict:
 
 
 def dresnet(gate: str = "sigmoid", **connections: Any) -> dict[str, Any]:
-    """The fields of a DResNet-18 with some gate function, and other connections."""
-    return {"model": {"name": "dresnet18", "connections": {"gate": gate} | connections}}
+    """The fields of a DResNet-18 with some gate function, and other connections.
+
+    Unless told otherwise they are the published ones, which the results compare.
+    """
+    published = {"topology": "dense", "projection": "per_edge", "opening": 0.5}
+    own = {"gate": gate} | published | connections
+    return {"model": {"name": "dresnet18", "connections": own}}

@@ -1,5 +1,6 @@
 """The Flax module that owns the connections' parameters and calls the functions."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,8 @@ class Connections(nn.Module):
             )
         if self._shares_weights:
             # The nearest source first, where the published start has its 1.
-            count = len(spec.distances)
-            self.weights = self.param("gate_weights", self._init_weights, (count,))
+            starts = jnp.full(len(spec.distances), self._start(*spec.topology.edges[0]))
+            self.weights = self.param("gate_weights", self._init_weights, starts)
 
     def __call__(self, block: int, outputs: BlockOutputs) -> jax.Array:
         """The input x_i of block i, [batch, height, width, channels] as y_{i-1}.
@@ -207,15 +208,22 @@ class Connections(nn.Module):
     def _shared_projections(self) -> dict[str, tuple[Callable[..., Any], tuple]]:
         """How each projection between stages starts, and the shape of its kernel."""
         found: dict[str, tuple[Callable[..., Any], tuple]] = {}
-        for i, k in self.spec.topology.edges:
+        topology = self.spec.topology
+        into = collections.Counter(
+            topology.input_stage(i)
+            for i, k in topology.edges
+            if topology.crosses_stages(i, k)
+        )
+        for i, k in topology.edges:
             shape = self.channels[k], self.channels[i - 1]
             match self.spec.shared_projections(i, k):
                 case (name,):
                     found[name] = self._init_projection, shape
                 case (narrowing, name):
-                    rank = self.spec.projection_rank
-                    found[narrowing] = self._init_narrowing, (shape[0], rank)
-                    found[name] = self._init_projection, (rank, shape[1])
+                    rank = min(self.spec.projection_rank, shape[0])
+                    found[narrowing] = self._init_kernel, (shape[0], rank)
+                    count = into[topology.input_stage(i)]
+                    found[name] = self._init_small, (rank, shape[1], count)
         return found
 
     def _buffered(
@@ -245,9 +253,11 @@ class Connections(nn.Module):
         order = sorted({names[n][0] for n in projected})
         rows = np.asarray([edges[n][0] - blocks.start for n in projected])
         columns = np.asarray([order.index(names[n][0]) for n in projected])
-        total = jnp.zeros((len(blocks), len(order)))
-        total = total.at[rows, columns].add(openings[np.asarray(projected)])
-        return total @ jnp.stack([self.stages[name]["bias"] for name in order])
+        biases = jnp.stack([self.stages[name]["bias"] for name in order])
+        # A weight per channel is its bias's; others are all the channels'.
+        of_edges = openings[np.asarray(projected)].reshape(len(projected), -1)
+        total = jnp.zeros((len(blocks), len(order), of_edges.shape[1]))
+        return (total.at[rows, columns].add(of_edges) * biases[None]).sum(axis=1)
 
     def _owns_parameters(self, block: int) -> bool:
         return (
@@ -275,11 +285,17 @@ class Connections(nn.Module):
         needed = spec.topology.edges and gates.GATES[spec.gate].has_sharpness
         return bool(needed) and spec.sharpness_granularity in granularities
 
-    def _init_weights(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def _start(self, reader: int, source: int) -> float:
+        """The weight of an edge at the start; 0 where the published start draws it."""
+        if self.spec.opening == "published":
+            return 0.0
+        return self.spec.starting_weight(reader, source)
+
+    def _init_weights(self, key: jax.Array, starts: jax.Array) -> jax.Array:
         """Starting weights, the nearest source first."""
         if self.spec.opening != "published":
-            return jnp.full(shape, self.spec.starting_weight)
-        return jax.random.uniform(key, shape, maxval=0.1).at[0].set(1.0)
+            return starts
+        return jax.random.uniform(key, starts.shape, maxval=0.1).at[0].set(1.0)
 
     def _init_block(self, key: jax.Array, block: int) -> dict[str, Any]:
         """The weights, the k and the projections that it owns."""
@@ -290,7 +306,11 @@ class Connections(nn.Module):
             per_channel = spec.weights == "per_channel"
             shape = (len(sources), out_channels) if per_channel else (len(sources),)
             # Reversed, since the newest source is the last of a block's.
-            weights = self._init_weights(jax.random.fold_in(key, len(sources)), shape)
+            starts = jnp.asarray([self._start(block, k) for k in sources[::-1]])
+            starts = starts.reshape(-1, *[1] * (len(shape) - 1))
+            weights = self._init_weights(
+                jax.random.fold_in(key, len(sources)), jnp.broadcast_to(starts, shape)
+            )
             parameters["gate_weights"] = weights[::-1]
         if self._has_sharpness("per_block", "per_edge"):
             per_edge = spec.sharpness_granularity == "per_edge"
@@ -305,16 +325,23 @@ class Connections(nn.Module):
                 )
         return parameters
 
-    def _init_narrowing(
+    def _init_kernel(
         self, key: jax.Array, channels: int, out_channels: int
     ) -> dict[str, jax.Array]:
         shape = (channels, out_channels)
         return {"kernel": nn.initializers.lecun_normal()(key, shape)}
 
+    def _init_small(
+        self, key: jax.Array, channels: int, out_channels: int, edges: int
+    ) -> dict[str, jax.Array]:
+        """A projection so small that what it adds through all its edges is not much."""
+        projection = self._init_projection(key, channels, out_channels)
+        return jax.tree.map(lambda x: x / edges, projection)
+
     def _init_projection(
         self, key: jax.Array, channels: int, out_channels: int
     ) -> dict[str, jax.Array]:
-        projection = self._init_narrowing(key, channels, out_channels)
+        projection = self._init_kernel(key, channels, out_channels)
         if self.spec.has_biases:
             projection["bias"] = jnp.zeros(out_channels)
         return projection

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from dresnet_jax.connections import gates, weighted_sum
@@ -26,10 +27,15 @@ FORMS = (*weighted_sum.FORMS, "stacked")
 # From so many blocks in a stage on, `automatic_form` takes `stacked`.
 STACKED_FROM = 16
 
-# Starts that are no number: 1 / n^2 for n blocks, which keeps the growth of a stack of
-# unnormalised blocks bounded; and that of the published code, weights w of 1 for a
+# Starts that are no number: 1/2, or, for edges without a projection, as much less as
+# keeps the growth through each stage below `MAX_GROWTH`; 1 / n^2 for n blocks; 0, by
+# gates that learn from there; and that of the published code, weights w of 1 for a
 # block's newest source and of 0 to 0.1, at random, for the others.
-NAMED_OPENINGS = ("1/n^2", "published")
+NAMED_OPENINGS = ("bounded", "1/n^2", "closed", "published")
+
+# By how much unprojected sources may let images grow in one stage, at the start, were
+# they all alike.
+MAX_GROWTH = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,8 @@ class ConnectionSpec:
         compares sources starts them equal, whatever is asked.
       weights: what has a weight of its own, one of `WEIGHTS`.
       projection: what has a projection of its own, one of `PROJECTIONS`.
-      projection_rank: channels in the middle of a projection "between_stages".
+      projection_rank: channels in the middle of a projection "between_stages", which
+        has no more than its sources.
       normalise_sources: whether sources are divided by their root mean square.
       sharpness: the gauss gate's k at the start, above 0.
       sharpness_granularity: who shares one k: "global", "per_block" or "per_edge".
@@ -54,7 +61,7 @@ class ConnectionSpec:
 
     topology: Topology
     gate: str = "sigmoid"
-    opening: float | str = 0.5
+    opening: float | str = "bounded"
     weights: str = "per_edge"
     projection: str = "per_edge"
     projection_rank: int = 16
@@ -75,6 +82,14 @@ class ConnectionSpec:
         gates.positive_inverse(self.sharpness)
         if isinstance(self.opening, str):
             pick("gate opening", self.opening, dict.fromkeys(NAMED_OPENINGS))
+            if self.opening == "closed" and gate.closed is None:
+                able = [
+                    name for name, one in gates.GATES.items() if one.closed is not None
+                ]
+                raise UserError(
+                    f"Opening 'closed' needs a gate that can be 0, not '{self.gate}': "
+                    f"use one of {', '.join(able)}."
+                )
         else:
             gates.starting_weight(gate, self.opening, self.sharpness)
         for field in ("projection_rank", "unroll"):
@@ -143,13 +158,72 @@ class ConnectionSpec:
                     "'per_edge', or topology 'within_stage'."
                 )
 
+    def starting_weight(self, reader: int, source: int) -> float:
+        """The weight of an edge at the start, where that is an opening."""
+        opening, gate = self.opening, gates.GATES[self.gate]
+        if opening == "closed":
+            assert gate.closed is not None
+            return gate.closed
+        if gate.compares_sources:
+            opening = 0.5
+        if isinstance(opening, str):
+            shared = self.weights == "by_distance"
+            bare = shared or not self._is_projected(reader, source)
+            bounded = self._bounded_opening if bare else 0.5
+            few = 1 / self.topology.num_blocks**2
+            opening = bounded if opening == "bounded" else few
+        return gates.starting_weight(gate, opening, self.sharpness)
+
+    def _is_projected(self, reader: int, source: int) -> bool:
+        """Whether an edge passes a kernel, whose start is not too large."""
+        own = self.projection == "per_edge" or (
+            self.projection == "matching"
+            and self.topology.crosses_stages(reader, source)
+        )
+        return own or bool(self.shared_projections(reader, source))
+
+    @functools.cached_property
+    def _bounded_opening(self) -> float:
+        """The largest F, up to 1/2, that bounds the growth through every stage.
+
+        A block whose n unprojected sources are all as large as its base, and like it,
+        has an input 1 + n F times as large.
+        """
+        low, high = 0.0, 0.5
+        if self._growth(high) <= MAX_GROWTH:
+            return high
+        for _ in range(30):
+            middle = (low + high) / 2
+            fits = self._growth(middle) <= MAX_GROWTH
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
     @property
-    def starting_weight(self) -> float:
-        """The weight of every edge at the start, where that is an opening."""
+    def start_growth(self) -> float:
+        """By how much unprojected sources may let images grow in a stage, at the start.
+
+        1 where that cannot be told, by the published start.
+        """
         opening = self.opening
         if isinstance(opening, str):
-            opening = 1 / self.topology.num_blocks**2
-        return gates.starting_weight(gates.GATES[self.gate], opening, self.sharpness)
+            n = self.topology.num_blocks
+            named = {"bounded": self._bounded_opening, "1/n^2": 1 / n**2}
+            opening = named.get(opening, 0.0)
+        return self._growth(opening)
+
+    def _growth(self, opening: float) -> float:
+        """The same for an opening of all, which does not matter to gates that compare.
+
+        The openings of a block then add up to 1.
+        """
+        compares = gates.GATES[self.gate].compares_sources
+        bare = collections.Counter(
+            i for i, k in self.topology.edges if not self._is_projected(i, k)
+        )
+        stages: dict[int, float] = collections.defaultdict(lambda: 1.0)
+        for i, count in bare.items():
+            stages[self.topology.input_stage(i)] *= 1 + (compares or count * opening)
+        return max(stages.values(), default=1.0)
 
     @property
     def distances(self) -> tuple[int, ...]:
@@ -166,11 +240,18 @@ def automatic_form(spec: ConnectionSpec, platform: str) -> tuple[str, str]:
       spec: of the connections; its form is not read.
       platform: "cpu", "gpu" or "tpu".
     """
-    deepest = max(collections.Counter(spec.topology.stages).values())
+    ((stage, deepest),) = collections.Counter(spec.topology.stages).most_common(1)
+    inside = [
+        (i, k)
+        for i, k in spec.topology.edges
+        if spec.topology.input_stage(i) == spec.topology.source_stage(k) == stage
+    ]
     if spec.not_stackable:
         return "folded", f"'stacked' cannot express {spec.not_stackable}"
     if platform == "cpu":
         return "folded", "a CPU's convolutions are slow in loops"
     if deepest < STACKED_FROM:
         return "folded", f"no stage has {STACKED_FROM} blocks or more"
+    if 4 * len(inside) < deepest * (deepest - 1):
+        return "folded", "'stacked' costs as much where most edges are absent"
     return "stacked", f"a stage has {deepest} blocks: memory and compile time count"

@@ -9,6 +9,9 @@ from dresnet_jax.errors import UserError, pick, unknown
 # The stage, from 0, of each block.
 Stages = Sequence[int]
 
+# So many blocks of a stage may all read one another by `stage_ends`.
+DEEP = 8
+
 # What becomes of the edge from each block to the one before it: it is there with weight
 # 1, or it is an edge like any other, which has a learned weight and may be absent.
 BASES = ("fixed", "learned")
@@ -165,6 +168,23 @@ def within_stage(stages: Stages) -> Topology:
     return from_rule(stages, lambda i, k: stages[k - 1] == stages[i - 2])
 
 
+def stage_ends(stages: Stages) -> Topology:
+    """The last block of each earlier stage, and all of x_i's own, as `within_stage`.
+
+    Of a stage of more than `DEEP` blocks, those of `powers_of_two`: all would be its
+    square.
+    """
+    ends = {k for k in range(1, len(stages)) if stages[k] != stages[k - 1]}
+
+    def reads(i: int, k: int) -> bool:
+        stage = stages[k - 1]
+        if stage != stages[i - 2]:
+            return k in ends
+        return stages.count(stage) <= DEEP or (i - k).bit_count() == 1
+
+    return from_rule(stages, reads)
+
+
 def powers_of_two(stages: Stages) -> Topology:
     """Block i reads i-2, i-4, i-8, ... (Hu et al. 2017, Log-DenseNet)."""
     return from_rule(stages, lambda i, k: (i - k).bit_count() == 1)
@@ -184,6 +204,7 @@ PATTERNS = {
     "none": none,
     "dense": dense,
     "within_stage": within_stage,
+    "stage_ends": stage_ends,
     "powers_of_two": powers_of_two,
 }
 # These take a whole number above 0, written behind a colon: "last:3".

@@ -60,9 +60,8 @@ class BlockOutputs:
         self._has_base = has_base
         self._normalise = normalise
         self._normalised: dict[int, jax.Array] = {}
-        self._pooled = _Pooled(self.__getitem__)
-        self._narrow: dict[int, jax.Array] = {}
-        self._narrow_pooled = _Pooled(self._narrow.__getitem__)
+        self._pooled: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
+        self._narrowed: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
 
     @classmethod
     def resumed(
@@ -126,44 +125,51 @@ class BlockOutputs:
         Returns:
           [batch, *size, sum of the channels].
         """
-        return self._pooled.get(blocks, size)
+        if (blocks, size) not in self._pooled:
+            first, nearest = self._nearest(blocks, size)
+            parts = [average_pool(array, size) for array in nearest]
+            parts += [self.pooled((k,), size) for k in blocks[len(first) :]]
+            self._pooled[blocks, size] = jnp.concatenate(parts, axis=-1)
+        return self._pooled[blocks, size]
 
     def narrowed(
-        self, blocks: Sequence[int], size: tuple[int, int], narrowings: Arrays
+        self, blocks: tuple[int, ...], size: tuple[int, int], narrowings: Arrays
     ) -> jax.Array:
         """Narrow copies of several y_k, average-pooled to a size, side by side.
 
-        A block is always asked for with the same kernel: its copy is made once.
+        One array for all who ask for the same blocks. The y_k are pooled before they
+        are made narrow, and where they can, at the next resolution, behind it.
 
         Args:
           blocks: the k.
           size: (height, width).
-          narrowings: their 1x1 kernels, [channels_k, rank].
+          narrowings: the 1x1 kernel of each, [channels_k, rank], always the same.
 
         Returns:
           [batch, *size, blocks * rank].
         """
-        for k, kernel in zip(blocks, narrowings, strict=True):
-            if k not in self._narrow:
-                self._narrow[k] = self[k] @ kernel.astype(self[k].dtype)
-        return self._narrow_pooled.get(tuple(blocks), size)
+        if (blocks, size) not in self._narrowed:
+            copies = zip(blocks, narrowings, strict=True)
+            parts = [self._narrow(k, size, kernel) for k, kernel in copies]
+            self._narrowed[blocks, size] = jnp.concatenate(parts, axis=-1)
+        return self._narrowed[blocks, size]
 
-
-class _Pooled:
-    """Arrays of blocks, pooled, and kept for whoever asks for the same."""
-
-    def __init__(self, array_of: Callable[[int], jax.Array]) -> None:
-        self._array_of = array_of
-        self._found: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
-
-    def get(self, blocks: tuple[int, ...], size: tuple[int, int]) -> jax.Array:
-        """Those of several blocks, as `BlockOutputs.pooled`."""
-        if (blocks, size) not in self._found:
-            first, nearest = self._nearest(blocks, size)
-            parts = [average_pool(array, size) for array in nearest]
-            parts += [self.get((k,), size) for k in blocks[len(first) :]]
-            self._found[blocks, size] = jnp.concatenate(parts, axis=-1)
-        return self._found[blocks, size]
+    def _narrow(self, k: int, size: tuple[int, int], kernel: jax.Array) -> jax.Array:
+        if ((k,), size) not in self._narrowed:
+            larger = [
+                array
+                for (blocks, middle), array in self._narrowed.items()
+                if blocks == (k,)
+                and _divides(size, middle)
+                and _divides(middle, self.size(k))
+            ]
+            if larger:
+                copy = average_pool(larger[-1], size)
+            else:
+                pooled = average_pool(self[k], size)
+                copy = pooled @ kernel.astype(pooled.dtype)
+            self._narrowed[(k,), size] = copy
+        return self._narrowed[(k,), size]
 
     def _nearest(
         self, blocks: tuple[int, ...], size: tuple[int, int]
@@ -172,19 +178,19 @@ class _Pooled:
 
         Averages of averages are exact only where all windows nest.
         """
-        own = [self._array_of(blocks[0])] if len(blocks) == 1 else []
+        of_one = (blocks, [self[blocks[0]]]) if len(blocks) == 1 else ((), [])
         return max(
             (
                 (first, [array])
-                for (first, middle), array in self._found.items()
+                for (first, middle), array in self._pooled.items()
                 if first == blocks[: len(first)]
                 and middle != size
                 and _divides(size, middle)
-                and all(_divides(middle, self._array_of(k).shape[1:3]) for k in first)
+                and all(_divides(middle, self.size(k)) for k in first)
             ),
             # Of equally long ones the smallest.
             key=lambda found: (len(found[0]), -found[1][0].shape[1]),
-            default=(blocks if own else (), own),
+            default=of_one,
         )
 
 
@@ -263,7 +269,8 @@ def folded(
     from the small gradient of the folded kernel, not from a reduction over
     activations. All sources of a higher resolution are one array, pooled once for all
     readers, and one product; those of the reader's own shape are a product each, since
-    to put them side by side would copy them.
+    to put them side by side would copy them. Narrow copies stand side by side in one
+    buffer that all readers of a resolution share: one product gates and sums them.
 
     FLOPs: 2 * batch * height * width * sum_k(channels_k) * channels. Traffic: each
     source is read once at the reader's resolution, and pooled once per resolution. Kept
@@ -290,31 +297,33 @@ def _folded_terms(
         for n in range(len(sources))
         if (kernel := _entry(kernels, n)) is not None
     }
-    for n, k in enumerate(sources):
-        if n not in projected:
-            gate = _as_channels(gates[n, 0].astype(dtype))
-            yield gate * outputs.pooled((k,), size)
+
+    def product(numbers: Sequence[int], together: jax.Array) -> jax.Array:
+        # The folding is done in the parameters' precision, the product in the base's.
+        kernel = jnp.concatenate([gates[n] * projected[n] for n in numbers])
+        return together @ kernel.astype(dtype)
+
     narrow = {
         n: narrowing
         for n in projected
         if (narrowing := _entry(narrowings, n)) is not None
     }
+    if narrow:
+        blocks = tuple(sources[n] for n in narrow)
+        together = outputs.narrowed(blocks, size, list(narrow.values()))
+        yield product(list(narrow), together)
+    for n, k in enumerate(sources):
+        if n not in projected:
+            gate = _as_channels(gates[n, 0].astype(dtype))
+            yield gate * outputs.pooled((k,), size)
     wide = [n for n in projected if n not in narrow]
     larger = [n for n in wide if outputs.size(sources[n]) != size]
     own = [[n] for n in wide if n not in larger]
-    for group in filter(None, [list(narrow), larger, *own]):
-        blocks = tuple(sources[n] for n in group)
-        if group[0] in narrow:
-            together = outputs.narrowed(blocks, size, [narrow[n] for n in group])
-        else:
-            together = outputs.pooled(blocks, size)
-        # The folding is done in the parameters' precision, the product in the base's.
-        kernel = jnp.concatenate([gates[n] * projected[n] for n in group])
-        yield together @ kernel.astype(dtype)
+    for group in [larger, *own] if larger else own:
+        together = outputs.pooled(tuple(sources[n] for n in group), size)
+        yield product(group, together)
     rows = [
-        gates[n, 0] * bias
-        for n in projected
-        if (bias := _entry(biases, n)) is not None
+        gates[n, 0] * bias for n in projected if (bias := _entry(biases, n)) is not None
     ]
     if rows:
         yield _as_channels(jnp.sum(jnp.stack(rows), axis=0).astype(dtype))

@@ -34,20 +34,31 @@ def flops(function: Callable[..., object], *arguments: object) -> float:
     return 2.0 * multiply_adds(function, *arguments)
 
 
-def in_jaxpr(jaxpr: Any) -> int:
-    """Count the multiply-adds of a traced function, as `multiply_adds`."""
+def in_jaxpr(jaxpr: Any, scope: str = "") -> int:
+    """Count the multiply-adds of a traced function, as `multiply_adds`.
+
+    Args:
+      jaxpr: the function.
+      scope: of those modules alone that have this name, where it is not empty.
+    """
     total = 0
     for equation in jaxpr.eqns:
+        left = "" if _is_within(equation, scope) else scope
         inner = [
-            equation.params.get("length", 1) * in_jaxpr(jaxpr)
+            equation.params.get("length", 1) * in_jaxpr(jaxpr, left)
             for jaxpr in jax_core.jaxprs_in_params(equation.params)
         ]
         if equation.primitive.name == "while" and any(inner):
             raise ValueError("The turns of a while loop that multiplies are not known.")
         is_branch = equation.primitive.name == "cond"
         total += max(inner) if is_branch else sum(inner)
-        total += _products(equation)
+        if not left:
+            total += _products(equation)
     return total
+
+
+def _is_within(equation: Any, scope: str) -> bool:
+    return scope in str(equation.source_info.name_stack).split("/")
 
 
 def _products(equation: Any) -> int:

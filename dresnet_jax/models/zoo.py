@@ -27,8 +27,8 @@ class Model:
     """What a model's name fixes; `BackboneSpec` explains the fields.
 
     A config may name another stem, width, number of blocks, block, shortcut, attention,
-    norm or activation. `ratios` of None double from stage to stage, and `strides` of
-    None are 1 and then 2.
+    norm, activation, topology or projection. `ratios` of None double from stage to
+    stage, and `strides` of None are 1 and then 2.
     """
 
     blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2)
@@ -48,6 +48,8 @@ class Model:
     activation: str = "relu"
     conv_bias: bool = False
     connected: bool = False
+    topology: str = "stage_ends"
+    projection: str = "between_stages"
 
 
 _50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
@@ -57,7 +59,13 @@ _V2: Any = {"block": "preact_basic", "shortcut": "bare"}
 _V2_BOTTLENECK: Any = {"block": "preact_bottleneck", "shortcut": "bare"}
 # The published form: every convolution has a bias, no activation follows the stem's
 # norm, and each block but the first has a convolution as its shortcut.
-_SEED: Any = {"conv_bias": True, "stem_activation": False, "stem": "pooled"}
+_SEED: Any = {
+    "conv_bias": True,
+    "stem_activation": False,
+    "stem": "pooled",
+    "topology": "dense",
+    "projection": "per_edge",
+}
 # The networks of He et al. (2015) for CIFAR.
 _CIFAR: Any = {"width": 16, "stem": "cifar", "shortcut": "pad"}
 
@@ -111,7 +119,7 @@ _PLAIN = {
     "dssresnet18": Model(block="separable", shortcut="bare", attention="se"),
     "mixed18": Model(block="mixed"),
 }
-# Each with dense learned connections, too.
+# Each with learned connections, too.
 MODELS = _PLAIN | {
     f"d{name}": dataclasses.replace(model, connected=True)
     for name, model in _PLAIN.items()
@@ -345,14 +353,15 @@ def _connections(
     config: ml_collections.ConfigDict, model: Model, of_blocks: tuple[int, ...]
 ) -> ConnectionSpec:
     """Those of a config, `folded` where the form is yet to be chosen."""
-    pattern = topology.build(config.topology, of_blocks, config.base)
+    asked = model.topology if config.topology is None else config.topology
+    pattern = topology.build(asked, of_blocks, config.base)
     bias = config.projection_bias
     return ConnectionSpec(
         topology=pattern if model.connected else topology.none(of_blocks),
         gate=config.gate,
-        opening=config.opening,
+        opening="bounded" if config.opening is None else config.opening,
         weights=config.weights,
-        projection=config.projection,
+        projection=config.projection or model.projection,
         projection_rank=config.projection_rank,
         normalise_sources=config.normalise_sources,
         sharpness=config.sharpness,

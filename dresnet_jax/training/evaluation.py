@@ -83,9 +83,9 @@ def config_of(
     """
     if not about.get("history"):
         return config
-    found = copy.deepcopy(config).unlock()
-    found.model = ml_collections.ConfigDict(about["config"]["model"])
-    found.init = ml_collections.ConfigDict(about["config"]["init"])
+    found, there = copy.deepcopy(config).unlock(), workdir.completed(about["config"])
+    found.model = ml_collections.ConfigDict(there["model"])
+    found.init = ml_collections.ConfigDict(there["init"])
     return found.lock()
 
 

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from absl import logging
 from jax.sharding import Mesh
 
 from dresnet_jax.connections import module as connections
+from dresnet_jax.connections.spec import MAX_GROWTH
 from dresnet_jax.data import catalog, lookup, pipeline, sources, views
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError, pick
@@ -25,6 +27,7 @@ from dresnet_jax.training import (
     compilation,
     divided_road,
     optimizer,
+    processes,
     roads,
     sharding,
     steps,
@@ -196,8 +199,10 @@ class Experiment:
             out_shardings=(shardings, place),
         )
         traced = program.trace(abstract, *self.road.abstract(num_steps))
-        in_all = 2.0 * counting.in_jaxpr(traced.jaxpr)
-        self.programs["flops"] = in_all / (num_steps * self.mesh.size)
+        devices_steps = num_steps * self.mesh.size
+        for name, scope in (("flops", ""), ("connection_flops", "connections")):
+            in_all = 2.0 * counting.in_jaxpr(traced.jaxpr, scope)
+            self.programs[name] = in_all / devices_steps
         return traced
 
     def _compile_train_step(self, num_steps: int) -> jax.stages.Compiled:
@@ -241,13 +246,67 @@ class Experiment:
             platform = sharding.platform(self.mesh)
             _, reason = zoo.chosen_form(self.model.spec, platform)
             why = f", chosen since {reason}"
-        return f"{len(spec.topology.edges)}, form '{spec.form}'{why}"
+        narrow = spec.projection == "between_stages"
+        rank = f" of rank {spec.projection_rank}" if narrow else ""
+        return (
+            f"{len(spec.topology.edges)}, projection '{spec.projection}'{rank}, "
+            f"form '{spec.form}'{why}"
+        )
+
+    def print_connections_cost(self) -> None:
+        """Prints what connections add, and warns where it is more than a tenth."""
+        if not self.model.spec.connections.topology.edges:
+            return
+        params, flops = self.connections_cost
+        text = f"connections add {100 * params:.1f} % to the parameters"
+        if flops is not None:
+            text += f" and {100 * flops:.1f} % to the FLOPs of a step"
+        processes.say(text)
+        growth = self.model.spec.connections.start_growth
+        if growth > 2 * MAX_GROWTH:
+            logging.warning(
+                "At the start images may grow by a factor of up to %.3g in a stage: "
+                "model.connections.opening=bounded, with a gate other than softmax, "
+                "keeps that at %g.",
+                growth,
+                MAX_GROWTH,
+            )
+        if max(params, flops or 0.0) > _MUCH_ADDED:
+            logging.warning(
+                "More than %.0f %%: model.connections.projection=between_stages, a "
+                "smaller projection_rank and topology=stage_ends cost less.",
+                100 * _MUCH_ADDED,
+            )
+
+    @property
+    def connections_cost(self) -> tuple[float, float | None]:
+        """What connections add to the plain network: to parameters, to FLOPs.
+
+        As shares of what that has. The second is None in the form `stacked`, which
+        also computes the blocks twice.
+        """
+        params = self.create_state(abstract=True).params
+        own = _size(params.get("connections", {}))
+        more_params = own / (_size(params) - own)
+        if self.model.spec.connections.form == "stacked":
+            return more_params, None
+        in_all = self.step_flops
+        own_flops = self.programs["connection_flops"]
+        return more_params, own_flops / (in_all - own_flops)
 
     def gate_openings(self, current: TrainState) -> connections.Openings:
         """F(w) of every edge, as evaluated: {reader: {source: opening}}."""
         spec = self.model.spec
         parameters = current.eval_params.get("connections", {})
         return connections.openings(spec.connections, spec.channels, parameters)
+
+
+# Share of a plain network's parameters or FLOPs above which connections are warned of.
+_MUCH_ADDED = 0.1
+
+
+def _size(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def build(
@@ -268,6 +327,8 @@ def build(
     Raises:
       UserError: a value of the config is wrong.
     """
+    if "connections" in config.growth.events:
+        config = with_own_projections(config)
     parts = _build(config, devices, device_bytes)
     key = parts.dataset, parts.road, parts.num_steps, _compiled_fields(config)
     for known, other in _recent:
@@ -275,6 +336,20 @@ def build(
             return other._of(config)
     _recent.append((key, parts))
     return parts
+
+
+def with_own_projections(
+    config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+    """The config with a projection for each edge, if it leaves that to the model.
+
+    Without one a new edge could not be silent: many gates are nowhere 0.
+    """
+    if config.model.connections.projection is not None:
+        return config
+    found = copy.deepcopy(config).unlock()
+    found.model.connections.projection = "per_edge"
+    return found.lock()
 
 
 # What the programs of the newest experiments depend on, and those experiments.

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
@@ -118,12 +117,15 @@ def drive(
     asking: Generator[Wanted, Answer, T], experiment: Experiment, watch: watching.Watch
 ) -> T:
     """Computes the calls that are asked for, to the end, and returns what is."""
+    programs: dict[int, jax.stages.Compiled] = {}
 
-    @functools.cache
     def compiled(steps: int) -> jax.stages.Compiled:
-        program = experiment.compile_train_step(steps)
-        watch.count(experiment.step_flops)
-        return program
+        if steps not in programs:
+            programs[steps] = experiment.compile_train_step(steps)
+            watch.count(experiment.step_flops)
+            if len(programs) == 1:
+                experiment.print_connections_cost()
+        return programs[steps]
 
     with contextlib.closing(asking):
         try:

@@ -170,6 +170,17 @@ def _write_whole(path: epath.Path, text: str) -> None:
         raise
 
 
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of an earlier version with the fields that it did not have yet.
+
+    Each has the value that changes nothing.
+    """
+    connections = config.get("model", {}).get("connections", {})
+    if isinstance(connections, dict) and connections:
+        connections.setdefault("projection_rank", 16)
+    return config
+
+
 def _read_config(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / _CONFIG
     try:
@@ -178,7 +189,7 @@ def _read_config(workdir: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}.") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: it holds no config.")
-    return config
+    return completed(config)
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

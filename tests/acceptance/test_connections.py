@@ -5,14 +5,17 @@ import itertools
 import statistics
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
+from configs import common
 from dresnet_jax.analysis import connection_costs, reports
 from dresnet_jax.connections import gates, topology, weighted_sum
 from dresnet_jax.connections.spec import FORMS, PROJECTIONS, ConnectionSpec
 from dresnet_jax.errors import UserError
+from dresnet_jax.models import zoo
 from tests.acceptance.small_run import last_json
 from tests.conftest import run_command
 from tests.connections import test_weighted_sum
@@ -110,6 +113,45 @@ def test_connections_of_a_model_cost_little_here():
     assert folded["step_ratio"] <= 1.08
     assert folded["temp_ratio"] <= 1.10
     assert rows["dresnet18", "reference", 8]["flops_ratio"] > 1.3
+
+
+# Others than softmax start as open as sigmoid: tests/connections/test_spec.py. By
+# softmax images of deeper stages grow a lot, which is warned of.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [
+        ("dresnet50", "softmax"),
+        *((name, "sigmoid") for name in ("dresnet50", "dresnet101", "dresnet152")),
+    ],
+)
+def test_images_grow_little_at_the_start(name, gate):
+    config = common.get_config().model
+    config.width, config.connections.gate = 8, gate
+    images = np.random.RandomState(0).standard_normal((4, 64, 64, 3))
+    largest = {}
+    for connected in (name, name.removeprefix("d")):
+        config.name = connected
+        model = zoo.build(config, 64, 10)
+        _, made = jax.jit(
+            lambda key, model=model: model.init_with_output(
+                key,
+                jnp.float32(images),
+                train=True,
+                mutable=True,
+                capture_intermediates=lambda module, _: str(module.name).startswith(
+                    "block_"
+                ),
+            )
+        )(jax.random.key(0))
+        outputs = [
+            made["intermediates"][f"block_{i}"]["__call__"][0]
+            for i in range(1, len(model.spec.stages) + 1)
+        ]
+        largest[connected] = np.asarray([jnp.sqrt(jnp.mean(y**2)) for y in outputs])
+    ratios = largest[name] / largest[name.removeprefix("d")]
+    print(f"\n{name}, {gate}: outputs up to {ratios.max():.2f} times the plain ones")
+    assert ratios.max() < 4
 
 
 needs_compiler = pytest.mark.skipif(

@@ -110,7 +110,7 @@ def _assert_one_clear_line(code, output, errors, message):
         ("benchmark", ["connections", "--out=costs.jpg"], "must be the name of a .png"),
         (
             "benchmark",
-            ["connections", "--model=dresnet18", "--forms=stacked"],
+            ["connections", "--model=dresnet18_seed", "--forms=stacked"],
             "Form 'stacked' cannot express projection 'per_edge'",
         ),
         (

@@ -323,9 +323,14 @@ def test_a_variant_may_change_any_field():
     assert found.model.connections.opening == "1/n^2"
     assert found.model.connections.topology == ((3, 1),)
     assert found.seed == 7
-    assert config.base.model.connections.opening == 0.5
+    assert config.base.model.connections.opening is None
 
 
 def test_helpers_make_what_a_config_holds():
     fields = common.dresnet("gauss", opening=0.1)
-    assert fields["model"]["connections"] == {"gate": "gauss", "opening": 0.1}
+    assert fields["model"]["connections"] == {
+        "gate": "gauss",
+        "opening": 0.1,
+        "topology": "dense",
+        "projection": "per_edge",
+    }

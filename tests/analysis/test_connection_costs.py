@@ -92,7 +92,7 @@ def test_what_a_stage_saves_grows_by_the_same_with_each_block(tiny_images_config
         ("resnet18", ["folded"], "resnet18 has no connections to measure"),
         ("dresnet18", [], "No form is named"),
         ("dresnet18", ["foldet"], "Did you mean 'folded'"),
-        ("dresnet18", ["stacked"], "cannot express projection 'per_edge'"),
+        ("dresnet18_seed", ["stacked"], "cannot express projection 'per_edge'"),
     ],
 )
 def test_wrong_values_are_refused(tiny_images_config, name, forms, message):

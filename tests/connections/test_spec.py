@@ -1,9 +1,18 @@
 """A spec refuses what is wrong, and says which form is best."""
 
+import math
+
+import jax.numpy as jnp
 import pytest
 
 from dresnet_jax.connections import topology
-from dresnet_jax.connections.spec import STACKED_FROM, ConnectionSpec, automatic_form
+from dresnet_jax.connections.gates import GATES
+from dresnet_jax.connections.spec import (
+    MAX_GROWTH,
+    STACKED_FROM,
+    ConnectionSpec,
+    automatic_form,
+)
 from dresnet_jax.errors import UserError
 
 CHANNELS = (4, 4, 4, 8, 8)
@@ -19,14 +28,50 @@ STAGES = (0, 0, 1, 1)
         ("weights", "per_edgy", "Did you mean 'per_edge'"),
         ("projection", "per_edgy", "Did you mean 'per_edge'"),
         ("unroll", 0, "unroll = 0 must be a whole number"),
+        ("projection_rank", 0, "projection_rank = 0 must be a whole number"),
+        ("projection_rank", 2.5, "projection_rank = 2.5 must be a whole number"),
         ("opening", 1.5, r"outside \(0, 1\)"),
         ("opening", "publisht", "Did you mean 'published'"),
+        ("opening", "closed", "not 'sigmoid': use one of identity, tanh, hard_sigmoid"),
         ("sharpness", 0.0, "above 0"),
     ],
 )
 def test_wrong_fields_are_refused(field, value, message):
     with pytest.raises(UserError, match=message):
         ConnectionSpec(topology.dense(STAGES), **{field: value})
+
+
+@pytest.mark.parametrize("gate", sorted(GATES.keys() - {"softmax"}))
+@pytest.mark.parametrize("blocks", [3, 9, 40])
+def test_many_sources_without_a_projection_start_as_open_as_is_bounded(gate, blocks):
+    spec = ConnectionSpec(topology.dense((0,) * blocks), gate, projection="none")
+    weights = {spec.starting_weight(i, k) for i, k in spec.topology.edges}
+    (weight,) = weights
+    opening = float(GATES[gate].function(jnp.asarray([weight]), jnp.ones(()))[0])
+    growth = math.prod(
+        1 + len(spec.topology.sources(i)) * opening for i in spec.topology.readers
+    )
+    assert growth == pytest.approx(spec.start_growth, rel=1e-3)
+    if blocks == 3:
+        assert opening == pytest.approx(0.5)
+        assert growth < MAX_GROWTH
+    else:
+        assert growth == pytest.approx(MAX_GROWTH, rel=1e-3)
+
+
+def test_softmax_may_double_images_at_each_reader():
+    spec = ConnectionSpec(topology.dense((0,) * 9), "softmax", projection="none")
+    assert spec.start_growth == 2**7
+    assert spec.starting_weight(9, 3) == spec.starting_weight(3, 1)
+
+
+def test_what_is_projected_starts_half_open():
+    stages = (*(0,) * 9, *(1,) * 9)
+    spec = ConnectionSpec(topology.dense(stages), projection="between_stages")
+    assert spec.starting_weight(12, 3) == 0
+    assert spec.starting_weight(9, 3) < -2
+    assert spec.shared_projections(9, 3) == ()
+    assert spec.shared_projections(12, 3) == ("stage_0_narrowed", "stage_0_to_1")
 
 
 def test_without_a_projection_channels_have_to_fit():

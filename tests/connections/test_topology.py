@@ -70,6 +70,13 @@ def test_an_unknown_pattern_lists_the_known_ones():
     [
         ("within_stage", {3: (1,), 5: (3,), 7: (5,)}),
         (
+            "stage_ends",
+            {
+                **{3: (1,), 4: (2,), 5: (2, 3), 6: (2, 4)},
+                **{7: (2, 4, 5), 8: (2, 4, 6)},
+            },
+        ),
+        (
             "powers_of_two",
             {3: (1,), 4: (2,), 5: (1, 3), 6: (2, 4), 7: (3, 5), 8: (4, 6)},
         ),
@@ -91,6 +98,12 @@ def test_patterns_that_are_dense_at_their_ends():
     assert topology.build("dilated:1", STAGES) == dense
     assert topology.build("last:6", STAGES) == dense
     assert topology.within_stage([0] * 8) == topology.dense([0] * 8)
+
+
+def test_a_deep_stage_is_read_at_powers_of_two():
+    deep, shallow = (topology.stage_ends([0] * n) for n in (9, 8))
+    assert deep == topology.powers_of_two([0] * 9)
+    assert shallow == topology.dense([0] * 8)
 
 
 @pytest.mark.parametrize("pattern", ["last", "last:", "last:0", "dilated:-1", "last:x"])

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from configs import common
+from dresnet_jax.connections import topology
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import counting, zoo
 from dresnet_jax.models.attention import ATTENTIONS
@@ -116,11 +117,12 @@ PLAIN = [name for name in zoo.MODELS if f"d{name}" in zoo.MODELS]
 
 @pytest.mark.parametrize("name", deep_are_slow(PLAIN))
 def test_every_network_takes_connections(name):
-    plain, dense = (zoo.build(config(one), 64, 10) for one in (name, f"d{name}"))
-    blocks = len(dense.spec.channels) - 1
-    edges = dense.spec.connections.topology.edges
-    assert len(edges) == (blocks - 1) * (blocks - 2) // 2
-    without, found = (shapes(model, 64)[0] for model in (plain, dense))
+    plain, connected = (zoo.build(config(one), 64, 10) for one in (name, f"d{name}"))
+    edges = connected.spec.connections.topology.edges
+    published = name in ("cnn18", "resnet18_seed")
+    pattern = "dense" if published else "stage_ends"
+    assert edges == topology.build(pattern, connected.spec.stages).edges
+    without, found = (shapes(model, 64)[0] for model in (plain, connected))
     added = found["params"].pop("connections")
     assert jax.tree.structure(found) == jax.tree.structure(without)
     weights = [

@@ -75,9 +75,31 @@ def test_plain_models_have_the_size_of_torchvisions(name, size):
 
 
 def test_dresnet50_adds_what_its_connections_have():
-    plain, dense = (
+    plain, few = (
         zoo.build(config(name=name, stem="imagenet"), 224, 1000)
         for name in ("resnet50", "dresnet50")
+    )
+    # All that a stage's blocks may read in it, and the last blocks of earlier stages.
+    edges = [(3, 1), (4, 1), (4, 2)]
+    edges += [(i, k) for i in range(6, 9) for k in range(4, i - 1)]
+    edges += [(i, k) for i in range(10, 15) for k in range(8, i - 1)]
+    edges += [(16, 14)]
+    edges += [(i, 3) for i in range(5, 17)] + [(i, 7) for i in range(9, 17)]
+    edges += [(i, 13) for i in (15, 16)]
+    assert few.spec.connections.topology.edges == tuple(sorted(edges))
+    rank, ends = 16, (256, 512, 1024, 2048)
+    narrow = rank * (sum(ends[:3]) + 1 * ends[1] + 2 * ends[2] + 3 * ends[3])
+    added = count(few, image_size=224) - count(plain, image_size=224)
+    assert added == narrow + len(edges)
+
+
+def test_each_edge_of_its_own_adds_a_projection():
+    plain, dense = (
+        zoo.build(config(name=name, stem="imagenet", **fields), 224, 1000)
+        for name, fields in (
+            ("resnet50", {}),
+            ("dresnet50", {"topology": "dense", "projection": "per_edge"}),
+        )
     )
     channels = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3
     # To the channels of the base, which is the output of the block before the reader.
@@ -161,35 +183,39 @@ def test_without_edges_it_is_the_program_of_the_plain_network(train):
 
 
 @pytest.mark.parametrize("form", ["reference", "folded"])
-def test_an_absent_edge_is_absent_from_the_program(form):
-    fields = {"name": "dresnet18", "form": form} | FIVE
+@pytest.mark.parametrize(
+    ("projection", "number"), [("per_edge", 1), ("between_stages", 2)]
+)
+def test_an_absent_edge_is_absent_from_the_program(form, projection, number):
+    fields = {"name": "dresnet18", "form": form, "projection": projection} | FIVE
     one = zoo.build(config(**fields, topology=((5, 2),)), 32, 10)
     plain = zoo.build(config(name="resnet18", **FIVE), 32, 10)
 
     def products(model):
         return program(model, train=False).count("dot_general")
 
-    # The edge's product and its two gradients.
-    assert products(one) - products(plain) == 3
+    # The edge's products and the two gradients of each.
+    assert products(one) - products(plain) == 3 * number
 
 
 @pytest.mark.parametrize(
-    ("form", "train"), products(["reference", "folded"], [True, False], strength=1)
+    ("form", "train", "gate"),
+    [
+        ("reference", True, "identity"),
+        ("folded", False, "tanh"),
+        ("folded", True, "hard_sigmoid"),
+    ],
 )
-def test_gates_of_exactly_0_give_the_plain_networks_numbers(form, train):
+def test_closed_gates_give_the_plain_networks_numbers(form, train, gate):
     size = {"width": 4, "blocks_per_stage": (2, 2)}
     plain = zoo.build(config(name="resnet18", **size), 32, 10)
-    fields = {"name": "dresnet18", "gate": "identity", "form": form} | size
-    dense = zoo.build(config(**fields), 32, 10)
+    fields = {"name": "dresnet18", "gate": gate, "opening": "closed", "form": form}
+    dense = zoo.build(config(**fields, **size), 32, 10)
     images = jnp.asarray(
         np.random.RandomState(0).standard_normal((4, 32, 32, 3)), jnp.float32
     )
     variables = created(plain, images)
-    connections = created(dense, images)["params"]["connections"]
-    closed = {
-        block: parameters | {"gate_weights": jnp.zeros_like(parameters["gate_weights"])}
-        for block, parameters in connections.items()
-    }
+    closed = created(dense, images)["params"]["connections"]
     widened = variables | {"params": variables["params"] | {"connections": closed}}
     (expected, stats), (found, found_stats) = (
         apply(model, given, images, train=train, mutable=["batch_stats"])
@@ -246,14 +272,19 @@ def test_a_stacked_stages_program_does_not_grow_with_its_depth(topology):
     assert convolutions(12) == convolutions(4)
 
 
-def test_auto_is_resolved_and_keeps_the_parameters():
+@pytest.mark.parametrize(
+    ("platform", "topology", "form"),
+    [
+        ("cpu", "dense", "folded"),
+        ("tpu", "dense", "stacked"),
+        ("tpu", "powers_of_two", "folded"),
+    ],
+)
+def test_auto_is_resolved(platform, topology, form):
     fields = {"name": "dresnet18", "projection": "none", "blocks_per_stage": (16,)}
-    chosen = {
-        platform: zoo.build(config(**fields, form="auto"), 32, 10, platform=platform)
-        for platform in ("cpu", "tpu")
-    }
-    assert chosen["cpu"].spec.connections.form == "folded"
-    assert chosen["tpu"].spec.connections.form == "stacked"
+    asked = config(**fields, topology=topology, form="auto")
+    chosen = zoo.build(asked, 32, 10, platform=platform)
+    assert chosen.spec.connections.form == form
 
 
 def test_projections_that_only_pool_need_the_channels():

@@ -51,6 +51,7 @@ def config(small_config):
     small_config.data.batch_size = 16
     small_config.model.width = 8
     small_config.model.blocks_per_stage = (3, 1)
+    small_config.model.connections.projection = "per_edge"
     small_config.optimizer.name = "adamw"
     small_config.train.ema_decay = 0.9
     with small_config.ignore_type():

@@ -137,6 +137,7 @@ def config(small_config):
     small_config.data.batch_size = 32
     small_config.model.width = 8
     small_config.model.blocks_per_stage = (3, 1)
+    small_config.model.connections.projection = "per_edge"
     small_config.train.num_steps = 6
     evolved = small_config.evolution
     evolved.population, evolved.evaluations, evolved.widths = 2, 4, (1.0, 2.0)

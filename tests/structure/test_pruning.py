@@ -53,7 +53,7 @@ def test_the_rank_is_that_of_what_is_carried(deep, form):
 
 
 def test_an_edge_that_carries_nothing_goes_first_and_is_not_missed(deep):
-    found = network(deep)
+    found = network(deep, projection="per_edge")
     params = jax.tree.map(lambda x: x, found.state.params)
     for source in ("from_2", "from_4"):
         kernel = params["connections"]["block_6"][source]["kernel"]

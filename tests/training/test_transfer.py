@@ -67,7 +67,7 @@ def test_other_connections_are_listed(other):
     _, _, taken = started(other)
     assert not taken.missing
     assert all(path.startswith("params/connections/") for path in taken.extra)
-    assert len(taken.extra) == 2
+    assert len(taken.extra) == 3
 
 
 def test_frozen_parameters_stay_as_they_were(other, tmp_path):

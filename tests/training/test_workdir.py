@@ -3,8 +3,10 @@
 import pytest
 from etils import epath
 
+from dresnet_jax.connections import topology
+from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import evaluation, workdir
+from dresnet_jax.training import evaluation, experiment, workdir
 
 
 def claim(directory, config, *, overwrite):
@@ -130,6 +132,18 @@ def test_a_run_of_another_version_is_named(directory, small_config):
         ),
     ):
         evaluation.open_run(directory)
+
+
+def test_a_run_from_before_a_field_is_what_it_was(directory, small_config):
+    """Its connections had no rank, and named what is now the model's own."""
+    published = {"topology": "dense", "projection": "per_edge", "opening": 0.5}
+    small_config.unlock().model.connections.update(published)
+    del small_config.model.connections["projection_rank"]
+    with workdir.claim(directory, small_config, overwrite=False):
+        spec = experiment.build(workdir.read_config(directory)).model.spec
+    assert spec.connections == ConnectionSpec(
+        topology.dense((0, 1, 2, 3)), opening=0.5, projection_bias=False
+    )
 
 
 def test_a_file_that_cannot_be_written_leaves_no_part_of_it(directory, monkeypatch):
