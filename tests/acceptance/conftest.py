@@ -12,6 +12,9 @@ SETTINGS = (
     "--config.model.stem=pooled",
     "--config.model.width=8",
     "--config.train.num_epochs=6",
+    "--config.model.connections.topology=dense",
+    "--config.model.connections.projection=per_edge",
+    "--config.model.connections.opening=0.5",
 )
 SEEDS = (0, 1, 2)
 
