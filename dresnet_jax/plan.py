@@ -71,10 +71,7 @@ def _here() -> dict[str, Any]:
         program = cost.of(parts.compile_train_step(), parts.step_flops)
         print(reports.cost_table(program))
         report |= reports.counts(program)
-    parts.print_connections_cost()
-    more_params, more_flops = parts.connections_cost
-    added = {"params": more_params, "flops": more_flops}
-    return report | {"connections_add": added}
+    return report | _added(parts)
 
 
 def _on_target() -> dict[str, Any]:
@@ -94,8 +91,8 @@ def _on_target() -> dict[str, Any]:
         print(reports.sweep_table(sweep))
     report = _describe(plan.part)
     print(reports.pod_table(plan))
-    plan.part.print_connections_cost()
-    return report | reports.counts(plan.cost) | plan.report() | more
+    added = _added(plan.part)
+    return report | reports.counts(plan.cost) | plan.report() | added | more
 
 
 def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
@@ -117,6 +114,13 @@ def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
         "num_steps": parts.num_steps,
         "batch_size": parts.recipe.batch_size,
     }
+
+
+def _added(parts: "experiment.Experiment") -> dict[str, Any]:
+    """Prints what connections add to the plain network."""
+    parts.print_connections_cost()
+    more_params, more_flops = parts.connections_cost
+    return {"connections_add": {"params": more_params, "flops": more_flops}}
 
 
 def _batches() -> list[int] | None:
