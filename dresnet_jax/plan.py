@@ -97,16 +97,13 @@ def _on_target() -> dict[str, Any]:
 
 def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
-    import jax
-
     from dresnet_jax.analysis import reports
+    from dresnet_jax.training import experiment
 
     params = parts.create_state(abstract=True).params
     print(reports.parameter_table(params))
     print(f"connections: {parts.connections_description}")
-    # optax counts arrays only, and these are shapes.
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    name = parts.config.model.name
+    name, size = parts.config.model.name, experiment.num_parameters(params)
     print(f"{name}: {size:,} parameters")
     return {
         "model": name,

@@ -58,7 +58,7 @@ def in_jaxpr(jaxpr: Any, scope: str = "") -> int:
 
 
 def _is_within(equation: Any, scope: str) -> bool:
-    return scope in str(equation.source_info.name_stack).split("/")
+    return not scope or scope in str(equation.source_info.name_stack).split("/")
 
 
 def _products(equation: Any) -> int:

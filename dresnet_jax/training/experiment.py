@@ -286,8 +286,8 @@ class Experiment:
         also computes the blocks twice.
         """
         params = self.create_state(abstract=True).params
-        own = _size(params.get("connections", {}))
-        more_params = own / (_size(params) - own)
+        own = num_parameters(params.get("connections", {}))
+        more_params = own / (num_parameters(params) - own)
         if self.model.spec.connections.form == "stacked":
             return more_params, None
         in_all = self.step_flops
@@ -305,7 +305,8 @@ class Experiment:
 _MUCH_ADDED = 0.1
 
 
-def _size(params: Any) -> int:
+def num_parameters(params: Any) -> int:
+    """How many numbers a tree of arrays has, or of shapes, which optax leaves out."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
