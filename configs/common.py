@@ -178,7 +178,7 @@ def get_config() -> ml_collections.ConfigDict:
     # the reader's channels. None for the model's own: between_stages, or per_edge of
     # the published dresnet18_seed and dcnn18.
     connections.projection = config_dict.placeholder(str)
-    connections.projection_rank = 16
+    connections.projection_rank = 8
     # Whether sources are divided by the root mean square of their channels.
     connections.normalise_sources = False
     # gauss: k of exp(-k w^2) at the start, above 0, and who shares one:

@@ -15,7 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
     base = config.base
     base.data.train_examples = 30_000
     base.data.validation_examples = 5_000
-    base.model.stem = "cifar"
     base.model.width = 16
     config.question = "Do projections between stages learn as much as one per edge?"
     config.seeds = 5

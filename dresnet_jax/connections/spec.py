@@ -64,7 +64,7 @@ class ConnectionSpec:
     opening: float | str = "bounded"
     weights: str = "per_edge"
     projection: str = "per_edge"
-    projection_rank: int = 16
+    projection_rank: int = 8
     normalise_sources: bool = False
     sharpness: float = 1.0
     sharpness_granularity: str = "global"

@@ -177,7 +177,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     """
     connections = config.get("model", {}).get("connections", {})
     if isinstance(connections, dict) and connections:
-        connections.setdefault("projection_rank", 16)
+        connections.setdefault("projection_rank", 8)
     return config
 
 

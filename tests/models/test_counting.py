@@ -28,13 +28,13 @@ def forward(blocks, side, *, bottleneck=False, connected=""):
                 total += side**2 * sum(own for _, own in sources) * channels
             ends = {own: of_side for of_side, own in sources if own != channels}
             if connected == "between_stages":
-                # The last of each earlier stage: its 16 channels to all of the base's.
-                total += side**2 * 16 * len(ends) * channels
+                # The last of each earlier stage: its 8 channels to all of the base's.
+                total += side**2 * 8 * len(ends) * channels
                 for own, of_side in ends.items():
                     # Made narrow once, at the next resolution.
                     if own not in narrowed and side < of_side:
                         narrowed.add(own)
-                        total += side**2 * own * 16
+                        total += side**2 * own * 8
             before, side = side, side // (2 if stage and not block else 1)
             if bottleneck:
                 total += before**2 * channels * width

@@ -87,7 +87,7 @@ def test_dresnet50_adds_what_its_connections_have():
     edges += [(i, 3) for i in range(5, 17)] + [(i, 7) for i in range(9, 17)]
     edges += [(i, 13) for i in (15, 16)]
     assert few.spec.connections.topology.edges == tuple(sorted(edges))
-    rank, ends = 16, (256, 512, 1024, 2048)
+    rank, ends = 8, (256, 512, 1024, 2048)
     narrow = rank * (sum(ends[:3]) + 1 * ends[1] + 2 * ends[2] + 3 * ends[3])
     added = count(few, image_size=224) - count(plain, image_size=224)
     assert added == narrow + len(edges)
