@@ -149,8 +149,8 @@ def get_config() -> ml_collections.ConfigDict:
     mixture.balance = 0.01
 
     connections = config.model.connections = ml_collections.ConfigDict()
-    # Who reads whom: stage_ends (all of its own stage, or, where that has more than 8
-    # blocks, those 2, 4, 8, ... before; of earlier stages the last block), dense, none,
+    # Who reads whom: stage_ends (all of its own stage, of earlier ones the last block;
+    # in stages of more than 6 blocks only some read, and are read), dense, none,
     # within_stage, powers_of_two, dilated:<d>, last:<m>, a free graph (triangular,
     # watts_strogatz:<k>:<p>:<seed>, erdos_renyi:<p>:<seed> or
     # barabasi_albert:<m>:<seed>), or a list of (reader, source) such as
@@ -169,7 +169,7 @@ def get_config() -> ml_collections.ConfigDict:
     # F(w) of every connection at the start, in (0, 1), or bounded (0.5, or less where
     # sources are not projected and many), 1/n^2 (of n blocks), closed (0; of identity,
     # tanh and hard_sigmoid) or published; None for bounded. softmax starts a block's
-    # sources equal.
+    # sources equal; bounded lets it choose none.
     connections.opening = config_dict.placeholder(object)
     # What has a projection of its own: per_edge, per_stage (each pair of a source's and
     # a reader's stage), between_stages (each pair of different stages, through

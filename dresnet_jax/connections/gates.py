@@ -19,11 +19,12 @@ class Gate:
         [sources, channels] for a weight per channel, float32; sharpness is of a shape
         that broadcasts. `weights` are all weights of one block, so a gate may also
         compare a block's sources.
-      inverse: (opening, sharpness) -> the starting weight that gives the opening.
+      inverse: (opening, sharpness) -> the starting weight that gives the opening, of a
+        gate that compares sources the one at which a single source has it by `or_none`.
       formula: F(w), as people write it.
       has_sharpness: whether the function reads the sharpness k.
-      compares_sources: whether F depends on a block's other weights; they all start
-        equal then, and no opening can be asked for.
+      or_none: of a gate that compares sources, as `function`, but beside them stands
+        no source at all, with weight 0, so that openings may add up to less than 1.
       closed: a weight with F(w) = 0 from which it can learn, or None where F has none.
       dies: whether a gate that has closed stays so, since its gradient is gone.
     """
@@ -32,9 +33,29 @@ class Gate:
     inverse: Callable[[float, float], float]
     formula: str
     has_sharpness: bool = False
-    compares_sources: bool = False
+    or_none: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     closed: float | None = None
     dies: bool = False
+
+    @property
+    def compares_sources(self) -> bool:
+        """Whether F depends on a block's other weights.
+
+        By `function`, they then all start equal, and no opening can be asked for.
+        """
+        return self.or_none is not None
+
+
+def _logit(opening: float, sharpness: float) -> float:
+    del sharpness
+    return math.log(opening / (1 - opening))
+
+
+def _softmax_or_none(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
+    """exp(w_k) / (1 + sum_j exp(w_j)); of a single source the sigmoid."""
+    del sharpness
+    none = jnp.zeros_like(weights[:1])
+    return jax.nn.softmax(jnp.concatenate([none, weights]), axis=0)[1:]
 
 
 def _hard_sigmoid(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
@@ -56,7 +77,7 @@ GATES = {
     ),
     "sigmoid": Gate(
         function=lambda weights, sharpness: jax.nn.sigmoid(weights),
-        inverse=lambda opening, sharpness: math.log(opening / (1 - opening)),
+        inverse=_logit,
         formula="1 / (1 + exp(-w))",
     ),
     "gauss": Gate(
@@ -80,9 +101,9 @@ GATES = {
     ),
     "softmax": Gate(
         function=lambda weights, sharpness: jax.nn.softmax(weights, axis=0),
-        inverse=lambda opening, sharpness: 0.0,
+        inverse=_logit,
         formula="exp(w_k) / sum_j exp(w_j)",
-        compares_sources=True,
+        or_none=_softmax_or_none,
     ),
 }
 

@@ -147,20 +147,20 @@ class Connections(nn.Module):
         return {i: self._openings(i) for i in self.spec.topology.readers}
 
     def _openings(self, block: int) -> jax.Array:
-        return gates.GATES[self.spec.gate].function(*self._raw_gates(block))
+        return self.spec.gate_function(*self._raw_gates(block))
 
     def _openings_of(self, blocks: Sequence[int]) -> jax.Array:
         """F(w) of several readers in one array, [edges] or [edges, channels]."""
         raw = [self._raw_gates(i) for i in blocks]
-        gate = gates.GATES[self.spec.gate]
-        if gate.compares_sources:
-            return jnp.concatenate([gate.function(*of_block) for of_block in raw])
+        function = self.spec.gate_function
+        if gates.GATES[self.spec.gate].compares_sources:
+            return jnp.concatenate([function(*of_block) for of_block in raw])
         # One operation for all, so that the program does not grow with the blocks.
         weights = jnp.concatenate([weights for weights, _ in raw])
         sharpness = raw[0][1]
         if self._has_sharpness("per_block", "per_edge"):
             sharpness = jnp.concatenate([jnp.broadcast_to(k, w.shape) for w, k in raw])
-        return gate.function(weights, sharpness)
+        return function(weights, sharpness)
 
     def _raw_gates(self, block: int) -> tuple[jax.Array, jax.Array]:
         """The weights of a reader, and the sharpness in a shape that broadcasts."""

@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import jax
 
 from dresnet_jax.connections import gates, weighted_sum
 from dresnet_jax.connections.topology import Topology
@@ -46,7 +48,8 @@ class ConnectionSpec:
       topology: which earlier blocks each block reads.
       gate: name of the gate function, a key of `gates.GATES`.
       opening: F(w) at the start, in (0, 1), or one of `NAMED_OPENINGS`. A gate that
-        compares sources starts them equal, whatever is asked.
+        compares sources starts them equal, whatever is asked, but if "bounded": then it
+        may choose no source at all, where there is a base.
       weights: what has a weight of its own, one of `WEIGHTS`.
       projection: what has a projection of its own, one of `PROJECTIONS`.
       projection_rank: channels in the middle of a projection "between_stages", which
@@ -131,6 +134,17 @@ class ConnectionSpec:
         return ()
 
     @property
+    def gate_function(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """(weights, sharpness) -> F(w) of one block's sources, as a `Gate`'s."""
+        gate = gates.GATES[self.gate]
+        return (gate.or_none if self._may_choose_none else None) or gate.function
+
+    @property
+    def _may_choose_none(self) -> bool:
+        """Whether a gate that compares sources may choose none of them."""
+        return self.opening == "bounded" and not self.topology.is_free
+
+    @property
     def has_kernels(self) -> bool:
         """Whether any projection is more than pooling."""
         return self.projection != "none"
@@ -164,7 +178,7 @@ class ConnectionSpec:
         if opening == "closed":
             assert gate.closed is not None
             return gate.closed
-        if gate.compares_sources:
+        if gate.compares_sources and not self._may_choose_none:
             opening = 0.5
         if isinstance(opening, str):
             shared = self.weights == "by_distance"
@@ -212,18 +226,23 @@ class ConnectionSpec:
         return self._growth(opening)
 
     def _growth(self, opening: float) -> float:
-        """The same for an opening of all, which does not matter to gates that compare.
-
-        The openings of a block then add up to 1.
-        """
-        compares = gates.GATES[self.gate].compares_sources
+        """The same for one opening of all."""
         bare = collections.Counter(
             i for i, k in self.topology.edges if not self._is_projected(i, k)
         )
         stages: dict[int, float] = collections.defaultdict(lambda: 1.0)
         for i, count in bare.items():
-            stages[self.topology.input_stage(i)] *= 1 + (compares or count * opening)
+            stages[self.topology.input_stage(i)] *= 1 + self._sum(count, opening)
         return max(stages.values(), default=1.0)
+
+    def _sum(self, count: int, opening: float) -> float:
+        """What the openings of so many sources of a block add up to."""
+        if not gates.GATES[self.gate].compares_sources:
+            return count * opening
+        if not self._may_choose_none:
+            return 1.0
+        odds = count * opening / (1 - opening)
+        return odds / (1 + odds)
 
     @property
     def distances(self) -> tuple[int, ...]:

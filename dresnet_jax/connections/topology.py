@@ -9,8 +9,8 @@ from dresnet_jax.errors import UserError, pick, unknown
 # The stage, from 0, of each block.
 Stages = Sequence[int]
 
-# So many blocks of a stage may all read one another by `stage_ends`.
-DEEP = 8
+# About so many blocks of a stage read others by `stage_ends`, however deep it is.
+READERS_PER_STAGE = 6
 
 # What becomes of the edge from each block to the one before it: it is there with weight
 # 1, or it is an edge like any other, which has a learned weight and may be absent.
@@ -169,18 +169,21 @@ def within_stage(stages: Stages) -> Topology:
 
 
 def stage_ends(stages: Stages) -> Topology:
-    """The last block of each earlier stage, and all of x_i's own, as `within_stage`.
+    """The last block of each earlier stage, and of x_i's own those of `within_stage`.
 
-    Of a stage of more than `DEEP` blocks, those of `powers_of_two`: all would be its
-    square.
+    In a stage of more than `READERS_PER_STAGE` blocks only each s-th block reads, and
+    of that stage only each s-th is read: DenseFormer's period and dilation (Pagliardini
+    et al. 2024). So a stage has no more edges for being deep.
     """
     ends = {k for k in range(1, len(stages)) if stages[k] != stages[k - 1]}
 
     def reads(i: int, k: int) -> bool:
-        stage = stages[k - 1]
-        if stage != stages[i - 2]:
-            return k in ends
-        return stages.count(stage) <= DEEP or (i - k).bit_count() == 1
+        own = stages[i - 2]
+        first = stages.index(own) + 1
+        step = -(-stages.count(own) // READERS_PER_STAGE)
+        if (i - first) % step:
+            return False
+        return (k - first) % step == 0 if stages[k - 1] == own else k in ends
 
     return from_rule(stages, reads)
 

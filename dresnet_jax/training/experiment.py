@@ -266,8 +266,7 @@ class Experiment:
         if growth > 2 * MAX_GROWTH:
             logging.warning(
                 "At the start images may grow by a factor of up to %.3g in a stage: "
-                "model.connections.opening=bounded, with a gate other than softmax, "
-                "keeps that at %g.",
+                "model.connections.opening=bounded keeps that at %g.",
                 growth,
                 MAX_GROWTH,
             )

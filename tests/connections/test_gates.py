@@ -68,6 +68,17 @@ def test_softmax_openings_of_a_block_sum_to_1():
     np.testing.assert_allclose(values.sum(axis=0), 1.0, rtol=1e-6)
 
 
+def test_softmax_may_leave_all_closed_and_has_the_openings_of_a_sigmoid_for_one():
+    choose = gates.GATES["softmax"].or_none
+    some = choose(jnp.asarray([[0.0, -90.0], [1.0, -90.0]]), jnp.ones(()))
+    expected = np.asarray([[1.0, 0.0], [np.e, 0.0]]) / np.asarray([2 + np.e, 1.0])
+    np.testing.assert_allclose(some, expected, rtol=1e-6, atol=1e-20)
+    weights = jnp.linspace(-5, 5, 11)[None]
+    np.testing.assert_allclose(
+        choose(weights, jnp.ones(())), jax.nn.sigmoid(weights), rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize(("weight", "value"), [(-4.0, 0.0), (4.0, 1.0), (1.5, 0.75)])
 def test_a_hard_sigmoid_closes_wholly_and_can_open_again(weight, value):
     gate = gates.GATES["hard_sigmoid"].function

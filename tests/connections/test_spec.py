@@ -41,15 +41,16 @@ def test_wrong_fields_are_refused(field, value, message):
         ConnectionSpec(topology.dense(STAGES), **{field: value})
 
 
-@pytest.mark.parametrize("gate", sorted(GATES.keys() - {"softmax"}))
+@pytest.mark.parametrize("gate", sorted(GATES))
 @pytest.mark.parametrize("blocks", [3, 9, 40])
 def test_many_sources_without_a_projection_start_as_open_as_is_bounded(gate, blocks):
     spec = ConnectionSpec(topology.dense((0,) * blocks), gate, projection="none")
     weights = {spec.starting_weight(i, k) for i, k in spec.topology.edges}
     (weight,) = weights
-    opening = float(GATES[gate].function(jnp.asarray([weight]), jnp.ones(()))[0])
+    opening = float(spec.gate_function(jnp.asarray([weight]), jnp.ones(()))[0])
     growth = math.prod(
-        1 + len(spec.topology.sources(i)) * opening for i in spec.topology.readers
+        1 + float(spec.gate_function(jnp.full(n, weight), jnp.ones(())).sum())
+        for n in map(len, map(spec.topology.sources, spec.topology.readers))
     )
     assert growth == pytest.approx(spec.start_growth, rel=1e-3)
     if blocks == 3:
@@ -59,10 +60,19 @@ def test_many_sources_without_a_projection_start_as_open_as_is_bounded(gate, blo
         assert growth == pytest.approx(MAX_GROWTH, rel=1e-3)
 
 
-def test_softmax_may_double_images_at_each_reader():
-    spec = ConnectionSpec(topology.dense((0,) * 9), "softmax", projection="none")
+@pytest.mark.parametrize("opening", [0.5, "1/n^2", "published"])
+def test_softmax_that_must_choose_may_double_images_at_each_reader(opening):
+    dense = topology.dense((0,) * 9)
+    spec = ConnectionSpec(dense, "softmax", opening, projection="none")
     assert spec.start_growth == 2**7
-    assert spec.starting_weight(9, 3) == spec.starting_weight(3, 1)
+    assert spec.gate_function is GATES["softmax"].function
+
+
+def test_softmax_without_a_base_must_choose():
+    free = topology.from_edges((0, 0), [(1, 0), (2, 0), (2, 1), (3, 2)], "learned")
+    spec = ConnectionSpec(free, "softmax", "bounded")
+    assert spec.gate_function is GATES["softmax"].function
+    assert spec.starting_weight(2, 1) == 0
 
 
 def test_what_is_projected_starts_half_open():

@@ -100,10 +100,21 @@ def test_patterns_that_are_dense_at_their_ends():
     assert topology.within_stage([0] * 8) == topology.dense([0] * 8)
 
 
-def test_a_deep_stage_is_read_at_powers_of_two():
-    deep, shallow = (topology.stage_ends([0] * n) for n in (9, 8))
-    assert deep == topology.powers_of_two([0] * 9)
-    assert shallow == topology.dense([0] * 8)
+def test_a_deep_stage_has_no_more_edges_for_its_depth():
+    assert topology.stage_ends([0] * 6) == topology.dense([0] * 6)
+    assert topology.stage_ends([0] * 8).edges == (
+        *((3, 1), (5, 1), (5, 3)),
+        *((7, 1), (7, 3), (7, 5)),
+    )
+    # The last block of the deep stage, 25, is read behind it; within it each sixth.
+    deep = topology.stage_ends([0] * 2 + [1] * 36 + [2] * 2)
+    assert {i: deep.sources(i) for i in deep.readers} == {
+        3: (1,),
+        9: (2, 3),
+        **{15: (2, 3, 9), 21: (2, 3, 9, 15), 27: (2, 3, 9, 15, 21)},
+        **{33: (2, 3, 9, 15, 21, 27), 39: (2, 3, 9, 15, 21, 27, 33)},
+        40: (2, 38),
+    }
 
 
 @pytest.mark.parametrize("pattern", ["last", "last:", "last:0", "dilated:-1", "last:x"])
