@@ -1,5 +1,6 @@
 """The connection engine: what learned connections cost, and that gates learn."""
 
+import collections
 import importlib.util
 import itertools
 import statistics
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core as jax_core
 from scipy import stats
 
 from configs import common
@@ -164,6 +166,52 @@ def test_images_grow_little_at_the_start(name, gate):
     ratios = largest[name] / largest[name.removeprefix("d")]
     print(f"\n{name}, {gate}: outputs up to {ratios.max():.2f} times the plain ones")
     assert ratios.max() < 4
+
+
+DEFAULT = [
+    name
+    for name, model in zoo.MODELS.items()
+    if model.connected and model.topology == "stage_ends"
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEFAULT)
+def test_one_product_of_a_buffer_sums_what_earlier_stages_carry(name):
+    """In the program of every network, for every reader."""
+    config = common.get_config().model
+    config.name = name
+    model = zoo.build(config, 64, 10)
+    spec = model.spec.connections
+    assert {zoo.chosen_form(model.spec, on)[0] for on in ("gpu", "tpu")} == {"folded"}
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(
+        lambda key, x: model.init(key, x, train=False), key, images
+    )
+    program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))
+    found = collections.Counter(summed_by(program(variables, images).jaxpr))
+    kernels = variables["params"]["connections"]
+    ends = {
+        i: sum(spec.topology.crosses_stages(i, k) for k in spec.topology.sources(i))
+        for i in spec.topology.readers
+    }
+    expected = collections.Counter(8 * of_one for of_one in ends.values() if of_one)
+    expected.update(
+        kernels[name]["kernel"].shape[0] for name in kernels if "narrowed" in name
+    )
+    assert found == expected
+
+
+def summed_by(jaxpr):
+    """Over how many channels each matrix product of the connections sums."""
+    for equation in jaxpr.eqns:
+        for inner in jax_core.jaxprs_in_params(equation.params):
+            yield from summed_by(inner)
+        in_scope = "connections" in str(equation.source_info.name_stack).split("/")
+        if equation.primitive.name == "dot_general" and in_scope:
+            ((axes, _), _) = equation.params["dimension_numbers"]
+            yield equation.invars[0].aval.shape[axes[0]]
 
 
 needs_compiler = pytest.mark.skipif(
