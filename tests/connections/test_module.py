@@ -93,10 +93,14 @@ def test_every_gate_starts_at_the_wanted_opening(gate, weights):
         np.testing.assert_allclose(list(row.values()), 0.2, rtol=1e-5)
 
 
-def test_softmax_starts_a_blocks_sources_equal():
-    spec, _, variables = initialised(gate="softmax")
+@pytest.mark.parametrize(
+    ("opening", "first", "second"), [("bounded", 1 / 2, 1 / 3), (0.9, 1.0, 1 / 2)]
+)
+def test_softmax_starts_a_blocks_sources_equal(opening, first, second):
+    spec, _, variables = initialised(gate="softmax", opening=opening)
     found = module.openings(spec, CHANNELS, variables["params"])
-    assert found == {3: {1: 1.0}, 4: {1: 0.5, 2: 0.5}}
+    assert found[3] == pytest.approx({1: first})
+    assert found[4] == pytest.approx({1: second, 2: second})
 
 
 def test_a_start_of_1_over_n_squared():
