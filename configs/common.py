@@ -291,6 +291,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Regular expression of the paths, as head/linear/kernel, of parameters that are not
     # trained; "" for none.
     config.optimizer.freeze = ""
+    # Whether batch norms whose scale and bias are not trained use their running
+    # statistics, and keep them; else they go on with those of each batch.
+    config.optimizer.freeze_statistics = True
     # Parts of the run, at its start and at its end, in which gates are frozen.
     config.optimizer.gate_freeze_first = 0.0
     config.optimizer.gate_freeze_last = 0.0

@@ -174,12 +174,14 @@ class BackboneSpec:
     def unstackable(self) -> str:
         """What is here that no loop over blocks can express; empty if nothing.
 
-        Such loops have no random numbers and no penalties.
+        Such loops have no random numbers and no penalties, and each turn does the same.
         """
         if self.conditional is not None:
             return "conditional paths"
         if self.mixed:
             return "mixed blocks"
+        if self.layers.frozen:
+            return "frozen norms (optimizer.freeze_statistics)"
         return ""
 
     @property

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,9 @@ class Layers:
       activation: a key of `ACTIVATIONS`.
       conv_bias: whether convolutions that a norm follows have a bias.
       norm_shards: consecutive parts of a batch that batch norms take by themselves.
+      frozen: regular expression of the paths of parameters that are not trained; batch
+        norms whose scale and bias are among them use, and keep, their running
+        statistics. Empty for none.
       folded: whether what norms behind convolutions do stands in the kernels and biases
         of these, for inference.
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
@@ -34,6 +38,7 @@ class Layers:
     activation: str = "relu"
     conv_bias: bool = False
     norm_shards: int = 1
+    frozen: str = ""
     folded: bool = False
     dtype: str = "float32"
 
@@ -175,11 +180,23 @@ def _batch_norm(layers: Layers, start: Any, name: str) -> Norm:
     }
 
     def norm(x: jax.Array, train: bool) -> jax.Array:
-        if train and layers.norm_shards > 1:
-            return _PerShardNorm(shards=layers.norm_shards, **settings)(x)
-        return nn.BatchNorm(use_running_average=not train, **settings)(x)
+        if not train:
+            return nn.BatchNorm(use_running_average=True, **settings)(x)
+        found = (
+            _PerShardNorm(shards=layers.norm_shards, **settings)
+            if layers.norm_shards > 1
+            else nn.BatchNorm(**settings)
+        )
+        return found(x, use_running_average=_is_frozen(layers, found.path))
 
     return norm
+
+
+def _is_frozen(layers: Layers, path: Sequence[str]) -> bool:
+    """Whether neither the scale nor the bias of a norm is trained."""
+    return bool(layers.frozen) and all(
+        re.search(layers.frozen, "/".join([*path, name])) for name in ("scale", "bias")
+    )
 
 
 def _group_norm(layers: Layers, start: Any, name: str) -> Norm:
@@ -242,17 +259,23 @@ class _PerShardNorm(nn.Module):
     scale_init: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, use_running_average: bool) -> jax.Array:
         """[batch, height, width, channels], normalised part by part."""
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         parts = x.astype(jnp.float32).reshape(self.shards, -1, *x.shape[1:])
-        mean, var = parts.mean(axis=(1, 2, 3)), parts.var(axis=(1, 2, 3))
-        for name, start, found in (("mean", jnp.zeros, mean), ("var", jnp.ones, var)):
-            running = self.variable("batch_stats", name, start, channels)
-            new = (1 - self.momentum) * found.mean(axis=0)
-            running.value = self.momentum * running.value + new
+        running = [
+            self.variable("batch_stats", name, start, channels)
+            for name, start in (("mean", jnp.zeros), ("var", jnp.ones))
+        ]
+        if use_running_average:
+            mean, var = (average.value[None] for average in running)
+        else:
+            mean, var = parts.mean(axis=(1, 2, 3)), parts.var(axis=(1, 2, 3))
+            for average, found in zip(running, (mean, var), strict=True):
+                new = (1 - self.momentum) * found.mean(axis=0)
+                average.value = self.momentum * average.value + new
 
         def spread(array: jax.Array) -> jax.Array:
             return array.reshape(-1, 1, 1, 1, *channels)

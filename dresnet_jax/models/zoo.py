@@ -136,6 +136,7 @@ def build(
     norm_shards: int = 1,
     platform: str = "cpu",
     num_devices: int = 1,
+    frozen: str = "",
 ) -> Backbone:
     """The network that `config.model` names.
 
@@ -147,6 +148,8 @@ def build(
       norm_shards: parts of a batch whose statistics norms take by themselves.
       platform: "cpu", "gpu" or "tpu", for which `auto` chooses a form.
       num_devices: over which a batch is split.
+      frozen: regular expression of the parameters whose batch norms keep their running
+        statistics in training; empty for none.
 
     Raises:
       UserError: a name is unknown, a value is out of range, or the images are too
@@ -197,6 +200,7 @@ def build(
             activation=chosen("activation", ACTIVATIONS),
             conv_bias=model.conv_bias,
             norm_shards=norm_shards,
+            frozen=frozen,
             dtype=config.dtype,
         ),
     )

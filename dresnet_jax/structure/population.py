@@ -305,10 +305,9 @@ class _Shape:
             batch = parts.road.batch(data, *at)
             batch = jax.lax.with_sharding_constraint(batch, over_devices)
 
-            def gathered(params: Any) -> Any:
-                return _masked(mask, sharding.gathered(parts.mesh, params))
-
-            state, result = parts.step(state, batch, gathered=gathered)
+            state, result = parts.step(
+                state, batch, read=lambda params: _masked(mask, parts.read(params))
+            )
             return state, result.loss
 
         if len(states) == 1:

@@ -154,7 +154,7 @@ def step(
     label_smoothing: float,
     gate_penalty: float,
     skip_non_finite: bool = False,
-    gathered: Callable[[Any], Any] = lambda params: params,
+    read: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, steps.StepResult]:
     """A step of the architecture, then one of the network.
 
@@ -169,7 +169,7 @@ def step(
       gate_penalty: this times the sum of |F(w)| is added to the loss.
       skip_non_finite: whether an architecture whose step or whose network's is not
         finite stays as it was.
-      gathered: makes parameters that are split over devices whole.
+      read: makes parameters what the loss reads, which are whole on every device.
 
     Returns:
       The state after the step, and what the host is told of the network's.
@@ -178,7 +178,7 @@ def step(
 
     def loss(params: Any, examples: Batch) -> jax.Array:
         value, _ = steps.training_loss(
-            *(state.model, gathered(params), state.batch_stats, examples, key),
+            *(state.model, read(params), state.batch_stats, examples, key),
             label_smoothing=label_smoothing,
             gate_penalty=gate_penalty,
         )

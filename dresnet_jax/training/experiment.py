@@ -109,6 +109,11 @@ class Experiment:
         create, shapes = self.programs["create_state"]
         return shapes if abstract else create(jax.random.key(self.config.seed))
 
+    def read(self, params: Any) -> Any:
+        """Parameters as the loss reads them: whole, without gradients where frozen."""
+        whole = sharding.gathered(self.mesh, params)
+        return optimizer.without_gradients(self.config.optimizer, whole)
+
     @property
     def step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
         """`steps.train_step` with this run's settings: (state, batch)."""
@@ -117,7 +122,7 @@ class Experiment:
             steps.train_step,
             accumulate_steps=train.accumulate_steps,
             skip_non_finite=train.on_non_finite == "skip",
-            gathered=functools.partial(sharding.gathered, self.mesh),
+            read=self.read,
             label_smoothing=train.label_smoothing,
             gate_penalty=train.gate_penalty,
             ema_decay=train.ema_decay,
@@ -141,7 +146,7 @@ class Experiment:
             label_smoothing=train.label_smoothing,
             gate_penalty=train.gate_penalty,
             skip_non_finite=train.on_non_finite == "skip",
-            gathered=functools.partial(sharding.gathered, self.mesh),
+            read=self.read,
         )
 
     def compile_train_step(self, num_steps: int = 1) -> jax.stages.Compiled:
@@ -422,6 +427,7 @@ def _build(
         shards,
         sharding.platform(mesh),
         mesh.size,
+        config.optimizer.freeze if config.optimizer.freeze_statistics else "",
     )
     alternating.check(config, model.spec)
     road = roads.choose(

@@ -124,6 +124,17 @@ def frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
     )
 
 
+def without_gradients(config: ml_collections.ConfigDict, params: Any) -> Any:
+    """Stops the gradients of the leaves that are not trained."""
+    if not config.freeze:
+        return params
+    return jax.tree.map(
+        lambda leaf, is_frozen: jax.lax.stop_gradient(leaf) if is_frozen else leaf,
+        params,
+        frozen(config, params),
+    )
+
+
 def _named(params: Any, names: tuple[str, ...]) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in names, params

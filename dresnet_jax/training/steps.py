@@ -44,7 +44,7 @@ def train_step(
     log_every_steps: int,
     accumulate_steps: int = 1,
     skip_non_finite: bool = False,
-    gathered: Callable[[Any], Any] = lambda params: params,
+    read: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, StepResult]:
     """One step of the optimiser.
 
@@ -59,7 +59,7 @@ def train_step(
         and then averaged; norms see one part at a time.
       skip_non_finite: whether a batch whose loss or gradient is not finite leaves all
         but the step as it was.
-      gathered: makes parameters that are split over devices whole.
+      read: makes parameters what the loss reads, which are whole on every device.
 
     Returns:
       The state after the step, and what the host is told.
@@ -68,7 +68,7 @@ def train_step(
     def loss_function(
         params: optax.Params, batch_stats: Any, part: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        given = gathered(params), batch_stats
+        given = read(params), batch_stats
         return training_loss(
             *(state.model, *given, part, key),
             label_smoothing=label_smoothing,

@@ -178,6 +178,9 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     connections = config.get("model", {}).get("connections", {})
     if isinstance(connections, dict) and connections:
         connections.setdefault("projection_rank", 8)
+    optimizer = config.get("optimizer", {})
+    if isinstance(optimizer, dict) and optimizer:
+        optimizer.setdefault("freeze_statistics", not optimizer.get("freeze"))
     return config
 
 

@@ -1,5 +1,6 @@
 """A step learns, averages, counts, and smooths as it says."""
 
+import dataclasses
 import functools
 
 import jax
@@ -156,3 +157,59 @@ def test_a_batch_that_is_not_finite_is_skipped_if_asked(parts):
     assert not np.array_equal(
         third.params["stem"]["conv"]["kernel"], after.params["stem"]["conv"]["kernel"]
     )
+
+
+def step_of_frozen(config, freeze, shards=1):
+    """The state before and after a step, its result, and what was trained on."""
+    config.optimizer.freeze = freeze
+    parts = experiment.build(config)
+    layers = dataclasses.replace(parts.model.spec.layers, norm_shards=shards)
+    spec = dataclasses.replace(parts.model.spec, layers=layers)
+    before = parts.create_state().replace(model=parts.model.clone(spec=spec))
+    batch = first_batch(parts)
+    after, result = jax.jit(parts.step)(before, batch)
+    return before, after, result, batch
+
+
+def test_what_is_frozen_has_no_gradient(tiny_images_config):
+    before, _, result, batch = step_of_frozen(tiny_images_config, "^(?!head)")
+
+    def loss(params):
+        given = before.model, params, before.batch_stats, batch, before.key
+        return steps.training_loss(*given, label_smoothing=0.0, gate_penalty=0.0)[0]
+
+    gradients = jax.jit(jax.grad(loss))(before.params)
+    assert float(result.grad_norm) == pytest.approx(
+        float(optax.tree.norm(gradients["head"])), rel=1e-4
+    )
+    assert float(result.grad_norm) < 0.9 * float(optax.tree.norm(gradients))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize(
+    ("freeze", "statistics", "kept"),
+    [
+        ("^stem/|^block_1/", True, {"stem", "block_1"}),
+        ("^stem/|^block_1/", False, set()),
+        ("norm.*/(scale|bias)$", True, {"stem", "block_1", "block_2", "block_3"}),
+        # These norms are still trained in part.
+        ("scale$|kernel$", True, set()),
+    ],
+)
+def test_norms_that_are_frozen_keep_their_statistics(
+    tiny_images_config, freeze, statistics, kept, shards
+):
+    tiny_images_config.optimizer.freeze_statistics = statistics
+    before, after, _, _ = step_of_frozen(tiny_images_config, freeze, shards)
+    same = jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats)
+    of_part = {name: set(jax.tree.leaves(same[name])) for name in same}
+    assert of_part == {name: {name in kept} for name in same}
+
+
+def test_norms_that_are_frozen_compute_as_evaluated(tiny_images_config):
+    before, _, _, batch = step_of_frozen(tiny_images_config, "^(?!head)")
+    trained, _ = steps.forward(
+        before.model, before.params, before.batch_stats, batch.images, before.key
+    )
+    _, evaluated = steps.eval_step(before, batch)
+    np.testing.assert_allclose(trained, evaluated, atol=1e-5)
