@@ -207,18 +207,24 @@ def restore(
     Raises:
       UserError: there are checkpoints, but none is whole, or the state is of another
         kind than what is wanted.
+      RunFailedError: one is there, but cannot be read now.
     """
-    candidates = steps(workdir) if only is None else [only]
-    found = processes.first_alone(lambda: _newest_whole(workdir, candidates))
+    found = processes.first_alone(lambda: _newest_whole(workdir, only))
     step, damaged = found or (None, ())
     # Process 0 alone reads every byte to check it.
     step = processes.agreed(-1 if step is None else step)
     if step < 0:
         return None
+    checkpoint = _directory(workdir) / str(step)
     try:
-        state = ocp.load(_directory(workdir) / str(step), abstract_state)
+        state = ocp.load(checkpoint, abstract_state)
     # The files are those that were written, so it is not what was asked for.
     except Exception as error:
+        if not checkpoint.exists():
+            raise RunFailedError(
+                f"Checkpoint {step} was deleted while it was read, by the process that "
+                "trains: try again."
+            ) from error
         raise UserError(
             f"Checkpoint {step} in {_directory(workdir)} is whole, but holds another "
             f"state than this run's: {_first_line(error)}"
@@ -232,25 +238,42 @@ def _first_line(error: Exception) -> str:
 
 
 def _newest_whole(
-    workdir: epath.Path, candidates: Sequence[int]
+    workdir: epath.Path, only: int | None = None
 ) -> tuple[int | None, tuple[int, ...]]:
-    """The first checkpoint that is as it was written, and those before that are not."""
+    """The newest checkpoint that is as it was written, and newer ones that are not.
+
+    Args:
+      workdir: the run directory.
+      only: the step of the one that is wanted, and no other.
+    """
+    candidates = steps(workdir) if only is None else [only]
     damaged: list[int] = []
     for step in candidates:
+        checkpoint = _directory(workdir) / str(step)
         try:
-            digests.verify(_directory(workdir) / str(step))
-        except (ValueError, OSError) as error:
-            logging.warning("Checkpoint %d cannot be read: %s", step, error)
-            damaged.append(step)
+            digests.verify(checkpoint)
+        except ValueError as error:
+            # It may have been deleted meanwhile, by the process that trains.
+            if checkpoint.exists():
+                logging.warning("Checkpoint %d is damaged: %s", step, error)
+                damaged.append(step)
             continue
+        except OSError as error:
+            raise RunFailedError(
+                f"Checkpoint {checkpoint} cannot be read now: "
+                f"{error.strerror or error}. It was left as it is."
+            ) from error
         if damaged:
             logging.warning("Going back to checkpoint %d.", step)
         return step, tuple(damaged)
     if damaged:
         raise UserError(
-            f"No checkpoint in {_directory(workdir)} can be read: train anew with "
-            "--overwrite, or in another workdir."
+            f"No checkpoint in {_directory(workdir)} is whole. They were left as they "
+            "are: bring their files back from a copy, or train in another workdir."
         )
+    if only is None and candidates and steps(workdir):
+        # All that were there at first were deleted meanwhile.
+        return _newest_whole(workdir)
     return None, ()
 
 
@@ -260,7 +283,7 @@ def newest(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
     Raises:
       UserError: there are checkpoints, but none is whole.
     """
-    found = processes.first_alone(lambda: _newest_whole(workdir, steps(workdir))[0])
+    found = processes.first_alone(lambda: _newest_whole(workdir)[0])
     step = processes.agreed(-1 if found is None else found)
     return None if step < 0 else (step, about(workdir, step))
 
@@ -286,7 +309,7 @@ def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
     Raises:
       UserError: no checkpoint is whole.
     """
-    found = processes.first_alone(lambda: _newest_whole(workdir, steps(workdir))[0])
+    found = processes.first_alone(lambda: _newest_whole(workdir)[0])
     step = processes.agreed(found or 0)
     tree = ocp.metadata(_directory(workdir) / str(step)).metadata
     return {

@@ -1,7 +1,9 @@
 """Whether a checkpoint's files are those that were written."""
 
+import fnmatch
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 
 from etils import epath
@@ -10,6 +12,12 @@ from etils import epath
 # its every other file. Orbax itself notices some damage, but not a flipped byte, and
 # reports it through many threads.
 NAME = "sha256.json"
+
+# What file managers and network file systems leave in any directory.
+_STRANGE = (".DS_Store", "._*", ".nfs*", "Thumbs.db", "desktop.ini")
+# Seconds before a file is read once more that could not be read; network file systems
+# lose sight of one for a moment.
+_PAUSES = (0.1, 0.4, 1.0)
 
 
 def write(checkpoint: epath.Path, step: int) -> None:
@@ -20,31 +28,39 @@ def write(checkpoint: epath.Path, step: int) -> None:
 
 
 def verify(checkpoint: epath.Path) -> None:
-    """Reads every byte of a checkpoint.
+    """Reads every byte that was written of a checkpoint; files beside it do not count.
 
     Raises:
       ValueError: names the first file that is not as it was written.
+      OSError: a file is there and could not be read, several times.
     """
-    path = checkpoint / NAME
-    if not path.is_file():
-        raise ValueError(f"it is not finished, there is no {NAME}")
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(_read(checkpoint / NAME))
         step, expected = record["step"], dict(record["files"])
+    except FileNotFoundError:
+        raise ValueError(f"it is not finished, there is no {NAME}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{NAME} is damaged") from error
     if str(step) != checkpoint.name:
         raise ValueError(f"it is that of step {step}")
-    found = _digests(checkpoint)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise ValueError(f"{name} is missing")
-        if name not in expected:
-            raise ValueError(f"{name} was not written by the run")
-        if found[name] != expected[name]:
-            raise ValueError(f"{name} has changed since it was written")
     if not expected:
         raise ValueError(f"{NAME} names no file")
+    for name, digest in sorted(expected.items()):
+        try:
+            found = hashlib.sha256(_read(checkpoint / name)).hexdigest()
+        except FileNotFoundError:
+            raise ValueError(f"{name} is missing") from None
+        if found != digest:
+            raise ValueError(f"{name} has changed since it was written")
+
+
+def _read(path: epath.Path) -> bytes:
+    for pause in _PAUSES:
+        try:
+            return path.read_bytes()
+        except OSError:
+            time.sleep(pause)
+    return path.read_bytes()
 
 
 def _digests(checkpoint: epath.Path) -> dict[str, str]:
@@ -61,5 +77,5 @@ def files(directory: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             yield from files(path)
-        else:
+        elif not any(fnmatch.fnmatch(path.name, pattern) for pattern in _STRANGE):
             yield path

@@ -116,9 +116,96 @@ def test_damaged_digests_are_never_trusted(saved, text):
     assert checkpointing.restore(saved, abstract()).step == 20
 
 
-def test_a_file_too_many_is_damage(saved):
-    (saved / "checkpoints" / "30" / "state" / "more").write_text("")
-    assert checkpointing.restore(saved, abstract()).step == 20
+STRANGE = (".DS_Store", "._x", "Thumbs.db", ".nfs0001", "notes.txt", "@eaDir/thumb")
+
+
+@pytest.mark.parametrize("place", ["", "30", "30/state"])
+def test_files_of_others_are_no_damage(saved, place, caplog):
+    for name in STRANGE:
+        path = saved / "checkpoints" / place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert checkpointing.restore(saved, abstract()).step == 30
+    with open_checkpoints(saved) as checkpoints:
+        checkpoints.save_last(40, state(40.0))
+    assert checkpointing.restore(saved, abstract()).step == 40
+    assert not caplog.text
+
+
+def test_files_of_others_may_come_and_go_while_a_checkpoint_is_written(
+    saved, monkeypatch
+):
+    real = digests._digests
+
+    def beside_a_file_manager(checkpoint):
+        (checkpoint / ".DS_Store").write_text("x")
+        found = real(checkpoint)
+        (checkpoint / ".DS_Store").unlink()
+        return found
+
+    monkeypatch.setattr(digests, "_digests", beside_a_file_manager)
+    with open_checkpoints(saved) as checkpoints:
+        checkpoints.save_last(40, state(40.0))
+    assert checkpointing.restore(saved, abstract()).step == 40
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "message"),
+    [
+        (FileNotFoundError(2, "No such file"), 2, ""),
+        (OSError(116, "Stale file handle"), 3, ""),
+        (OSError(116, "Stale file handle"), 4, "cannot be read now: Stale file handle"),
+        (PermissionError(13, "Permission denied"), 4, "Permission denied.* as it is"),
+    ],
+)
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_again(
+    saved, monkeypatch, error, times, message
+):
+    path = saved / "checkpoints" / "30" / "sha256.json"
+    read, failures = type(path).read_bytes, iter(range(times))
+
+    def read_bytes(self):
+        if self == path and next(failures, None) is not None:
+            raise error
+        return read(self)
+
+    monkeypatch.setattr(digests, "_PAUSES", (0, 0, 0))
+    monkeypatch.setattr(type(path), "read_bytes", read_bytes)
+    if message:
+        with pytest.raises(RunFailedError, match=message):
+            checkpointing.restore(saved, abstract())
+    assert checkpointing.restore(saved, abstract()).step == 30
+    assert checkpointing.steps(saved) == [30, 20]
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_not_damaged(saved, monkeypatch):
+    read = digests._read
+
+    def deleted(path):
+        (saved / "checkpoints" / "30").rmtree(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(digests, "_read", deleted)
+    restored = checkpointing.restore(saved, abstract())
+    assert (restored.step, restored.damaged) == (20, ())
+
+
+def test_all_checkpoints_may_be_replaced_meanwhile(saved, monkeypatch):
+    listed, real = iter([[10, 9]]), checkpointing.steps
+    monkeypatch.setattr(
+        checkpointing, "steps", lambda workdir: next(listed, None) or real(workdir)
+    )
+    assert checkpointing.restore(saved, abstract()).step == 30
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_named(saved, monkeypatch):
+    def load(path, _):
+        path.rmtree()
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(checkpointing.ocp, "load", load)
+    with pytest.raises(RunFailedError, match="Checkpoint 30 was deleted while it was"):
+        checkpointing.restore(saved, abstract())
 
 
 def test_a_full_disk_does_not_end_the_run_and_loses_nothing(saved, monkeypatch, caplog):
@@ -200,7 +287,7 @@ def test_an_unfinished_checkpoint_is_not_seen(saved):
 def test_if_all_are_damaged_it_is_an_error(saved):
     for step in (20, 30):
         damage_truncate(files(saved, step)[0])
-    with pytest.raises(UserError, match=r"No checkpoint in .* can be read"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* is whole"):
         checkpointing.restore(saved, abstract())
 
 
