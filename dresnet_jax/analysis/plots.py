@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from absl import logging
 from etils import epath
 
 matplotlib.use("Agg")  # Before pyplot: pictures are only ever written to files.
@@ -24,7 +25,8 @@ def run_pictures(directory: epath.Path) -> list[epath.Path]:
 
     Returns:
       The paths of curves.png, of gates.png where there are gates, of
-      gate_functions.png, and of growth.png where the network has grown.
+      gate_functions.png, and of growth.png where the network has grown; without those
+      that could not be written, which are reported.
     """
     lines = metrics.read(directory)
     pictures = {"curves.png": curves(lines)}
@@ -37,7 +39,12 @@ def run_pictures(directory: epath.Path) -> list[epath.Path]:
     paths = []
     for name, figure in pictures.items():
         path = directory / name
-        save(figure, path)
+        try:
+            save(figure, path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            logging.warning("%s cannot be written: %s.", path, error.strerror or error)
+            continue
         paths.append(path)
     return paths
 

@@ -13,7 +13,8 @@ from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import RunFailedError
 from dresnet_jax.training import compilation, optimizer, watching
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.metrics import Log, Metrics
+from dresnet_jax.training.metrics import Metrics
+from dresnet_jax.training.run_log import Log
 from dresnet_jax.training.steps import StepResult
 
 # Batches in a row whose loss is not finite, after which a run that skips them stops.

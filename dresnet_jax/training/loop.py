@@ -26,8 +26,8 @@ from dresnet_jax.training import (
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.late_report import LateReport
-from dresnet_jax.training.metrics import Log
 from dresnet_jax.training.roads import Placed, Splits
+from dresnet_jax.training.run_log import Log
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
 

@@ -90,6 +90,24 @@ def test_a_run_is_drawn_from_its_metrics(tmp_path, gates):
         assert matplotlib.image.imread(path).std() > 0.01
 
 
+def test_a_picture_that_cannot_be_written_is_left_out(tmp_path, monkeypatch, caplog):
+    lines = [{"step": 5, "train_loss": 0.5}, {"step": 5, "gates": OPENINGS}]
+    (tmp_path / "metrics.jsonl").write_text(json_lines(lines))
+    save = plots.save
+
+    def full(figure, path):
+        path.write_bytes(b"half")
+        if path.name == "gates.png":
+            raise OSError(28, "No space left on device")
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save", full)
+    names = [path.name for path in plots.run_pictures(epath.Path(tmp_path))]
+    assert names == ["curves.png", "gate_functions.png"]
+    assert not (tmp_path / "gates.png").exists()
+    assert "gates.png cannot be written: No space left on device" in caplog.text
+
+
 def test_the_gate_map_has_a_value_per_edge_and_the_identitys_whole_range():
     figure = plots.gate_maps({"3": {"1": 0.5}}, {"3": {"1": -4.0}})
     start, end = (axis.images[0] for axis in figure.axes[:2])

@@ -18,7 +18,6 @@ from dresnet_jax.training import (
     metrics,
     workdir,
 )
-from tests.conftest import json_lines
 
 
 @pytest.fixture
@@ -213,33 +212,6 @@ def test_a_run_reports_on_its_best_step(tiny_images_config, directory):
     assert list(found) == [4, 8, 12, 16, 20]
     assert found[best] == report["val_accuracy"] == max(found.values())
     assert checkpointing.steps(directory) == sorted({best, 16, 20}, reverse=True)
-
-
-def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(tmp_path):
-    directory = epath.Path(tmp_path)
-    lines = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
-    (directory / "metrics.jsonl").write_text(json_lines(lines) + '{"step": 4, "lo')
-    with metrics.Log(directory, 2, num_steps=9, writes=True) as log:
-        log.write(3, {"loss": 0.5})
-    assert metrics.read(directory) == [*lines[:2], {"step": 3, "loss": 0.5}]
-
-
-def test_a_run_that_begins_anew_drops_every_line(tmp_path):
-    directory = epath.Path(tmp_path)
-    for _ in range(2):
-        with metrics.Log(directory, 0, num_steps=9, writes=True) as log:
-            log.write_gates(0, {3: {1: 0.5}})
-            log.write(1, {"loss": 0.5})
-    lines = [{"step": 0, "gates": {"3": {"1": 0.5}}}, {"step": 1, "loss": 0.5}]
-    assert metrics.read(directory) == lines
-
-
-@pytest.mark.parametrize("line", [b"garbage", b"[]", b"{}", b'{"step": ""}', b"\xff"])
-def test_a_damaged_line_is_named(tmp_path, line):
-    directory = epath.Path(tmp_path)
-    (directory / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged"):
-        metrics.read(directory)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
