@@ -1,6 +1,5 @@
 """Whether a checkpoint's files are those that were written."""
 
-import fnmatch
 import hashlib
 import json
 import time
@@ -8,13 +7,13 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from dresnet_jax.training import own_files
+
 # Written last, so that a checkpoint with it is finished: its step, and the SHA-256 of
 # its every other file. Orbax itself notices some damage, but not a flipped byte, and
 # reports it through many threads.
 NAME = "sha256.json"
 
-# What file managers and network file systems leave in any directory.
-_STRANGE = (".DS_Store", "._*", ".nfs*", "Thumbs.db", "desktop.ini")
 # Seconds before a file is read once more that could not be read; network file systems
 # lose sight of one for a moment.
 _PAUSES = (0.1, 0.4, 1.0)
@@ -77,5 +76,5 @@ def files(directory: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             yield from files(path)
-        elif not any(fnmatch.fnmatch(path.name, pattern) for pattern in _STRANGE):
+        elif not own_files.is_stray(path):
             yield path

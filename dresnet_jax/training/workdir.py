@@ -12,6 +12,7 @@ import ml_collections
 from etils import epath
 
 from dresnet_jax.errors import UserError
+from dresnet_jax.training import own_files
 
 _CONFIG = "config.json"
 _HISTORY = "history.jsonl"
@@ -37,6 +38,8 @@ def claim(
 ) -> Iterator[None]:
     """Makes a directory ready for a run of a config, and keeps other processes out.
 
+    What no run writes is never deleted.
+
     Args:
       workdir: the directory; made if it does not exist.
       config: of the run, new or to be continued.
@@ -57,8 +60,7 @@ def claim(
                 pass
             _check(workdir, config, overwrite)
             if overwrite:
-                for path in workdir.iterdir():
-                    path.rmtree() if path.is_dir() else path.unlink()
+                own_files.remove(workdir)
             write_json(workdir / _CONFIG, plain(config))
         except OSError as error:
             raise UserError(
@@ -70,13 +72,21 @@ def claim(
 def _check(
     workdir: epath.Path, config: ml_collections.ConfigDict, overwrite: bool
 ) -> None:
-    if not (workdir / _CONFIG).exists():
-        if any(workdir.iterdir()):
+    strangers = list(own_files.strangers(workdir))
+    if not (workdir / _CONFIG).exists() or not _is_run(workdir):
+        if any(not own_files.is_stray(path) for path in workdir.iterdir()):
             raise UserError(
                 f"workdir {workdir} is not empty and holds no run: choose another one."
             )
         return
     if overwrite:
+        if strangers:
+            names = ", ".join(map(repr, strangers[:5]))
+            more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+            raise UserError(
+                f"workdir {workdir} holds what no run writes, and --overwrite does not "
+                f"delete: {names}{more}. Move it away, or choose another workdir."
+            )
         return
     differences = _differences(_read_config(workdir), plain(config))
     if differences:
@@ -85,6 +95,16 @@ def _check(
             f"{'; '.join(differences)}. Choose another workdir, or start anew with "
             "--overwrite."
         )
+
+
+def _is_run(workdir: epath.Path) -> bool:
+    """Whether a config is one of ours, or was before it was damaged."""
+    try:
+        config = _read_config(workdir)
+    except UserError:
+        return True
+    of_run = config.get("base", config)
+    return isinstance(of_run, dict) and {"data", "model", "train"} <= of_run.keys()
 
 
 @contextlib.contextmanager

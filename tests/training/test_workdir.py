@@ -1,12 +1,14 @@
 """A run directory is claimed by one config and never lost by mistake."""
 
+from pathlib import Path
+
 import pytest
 from etils import epath
 
 from dresnet_jax.connections import topology
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import evaluation, experiment, workdir
+from dresnet_jax.training import evaluation, experiment, own_files, workdir
 
 
 def claim(directory, config, *, overwrite):
@@ -60,11 +62,77 @@ def test_a_run_goes_on_with_other_axes_and_is_read_on_any(directory, small_confi
 
 def test_overwrite_deletes_the_old_run(directory, small_config):
     claim(directory, small_config, overwrite=False)
-    (directory / "old").write_text("old")
+    old = [
+        *(
+            "metrics.jsonl",
+            "checkpoints/12/state/d/1a",
+            "tensorboard/events.out.tfevents",
+        ),
+        *("damaged/8/x", "runs/resnet_wide/0/report.json", "members/3/curves.png"),
+        *(
+            "profiles/plugins/profile/1/x",
+            "evaluation_test.json",
+            "report.json.partial",
+        ),
+    ]
+    for name in old:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text("old")
+    (directory / ".DS_Store").write_text("x")
     small_config.model.width = 77
     claim(directory, small_config, overwrite=True)
-    assert not (directory / "old").exists()
+    names = {path.name for path in directory.iterdir()}
+    assert names == {"config.json", ".DS_Store"}
     assert workdir.read_config(directory).model.width == 77
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("thesis.tex", "photos/a.png", "checkpoints/notes.txt", "curves.png/a"),
+        *("runs/notes.txt", "runs/resnet/notes/a", "runs/resnet/0/thesis.tex"),
+        *("tensorboard/plan.txt", "report.json/b", "config.json.old", "tensorboard2/a"),
+    ],
+)
+def test_overwrite_deletes_no_file_of_others(directory, small_config, name):
+    claim(directory, small_config, overwrite=False)
+    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_text("years of work")
+    before = sorted(Path(directory).rglob("*"))
+    with pytest.raises(UserError, match="does not delete: '") as error:
+        claim(directory, small_config, overwrite=True)
+    assert name.split("/")[0] in str(error.value)
+    assert sorted(Path(directory).rglob("*")) == before
+    # It is in nobody's way.
+    claim(directory, small_config, overwrite=False)
+
+
+def test_a_run_writes_nothing_that_overwrite_would_refuse(small_run):
+    assert not list(own_files.strangers(small_run))
+
+
+def test_overwrite_removes_links_and_not_where_they_lead(
+    directory, small_config, tmp_path
+):
+    claim(directory, small_config, overwrite=False)
+    (tmp_path / "bulk").mkdir()
+    (tmp_path / "bulk" / "12").write_text("a checkpoint")
+    for name in ("checkpoints", "metrics.jsonl"):
+        (Path(directory) / name).symlink_to(tmp_path / "bulk")
+    (Path(directory) / "runs").symlink_to(tmp_path / "nowhere")
+    claim(directory, small_config, overwrite=True)
+    assert [path.name for path in directory.iterdir()] == ["config.json"]
+    assert (tmp_path / "bulk" / "12").read_text() == "a checkpoint"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("text", ["{}", '{"architectures": ["ResNet"]}', '{"base": 3}'])
+def test_a_config_of_others_is_left_alone(directory, small_config, overwrite, text):
+    directory.mkdir()
+    (directory / "config.json").write_text(text)
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        claim(directory, small_config, overwrite=overwrite)
+    assert (directory / "config.json").read_text() == text
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
