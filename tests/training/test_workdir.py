@@ -66,7 +66,7 @@ def test_overwrite_deletes_the_old_run(directory, small_config):
         *(
             "metrics.jsonl",
             "checkpoints/12/state/d/1a",
-            "tensorboard/events.out.tfevents",
+            "tensorboard/events.out.tfevents.1.a",
         ),
         *("damaged/8/x", "runs/resnet_wide/0/report.json", "members/3/curves.png"),
         *(
