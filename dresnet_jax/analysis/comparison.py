@@ -109,6 +109,7 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
         name: _changed(config.base, changes, f"variants.{name}")
         for name, changes in config.variants.items()
     }
+    _check_directories(config)
     for field in ("reference", "main"):
         pick(f"variant, as {field},", config[field], variants)
     if config.reference == config.main:
@@ -121,6 +122,22 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
     if found.exists():
         return _read_plan(variants, json.loads(found.read_text()))
     return _new_plan(config, variants)
+
+
+def _check_directories(config: ml_collections.ConfigDict) -> None:
+    """Checks that no two variants would be trained in one directory."""
+    matched = [f"{config.reference}, equal {budget}" for budget in config.budgets]
+    names: dict[str, str] = {}
+    for name in (*config.variants, *matched):
+        slug = _slug(name)
+        if not slug:
+            raise UserError(f"Variant {name!r} needs a letter or a digit in its name.")
+        if slug in names:
+            raise UserError(
+                f"Variants {names[slug]!r} and {name!r} would both be trained in "
+                f"runs/{slug}: give one of them another name."
+            )
+        names[slug] = name
 
 
 def _new_plan(
@@ -197,14 +214,18 @@ def _read_plan(
 def runs(
     config: ml_collections.ConfigDict, plan: Plan, directory: epath.Path
 ) -> list[Run]:
-    """All runs, every variant of one seed before the next seed."""
+    """All runs, every variant of one seed before the next seed.
+
+    Raises:
+      UserError: the directory of one holds a run of another config.
+    """
     compared = {config.main, *plan.references.values()}
     others = config.seeds if config.other_seeds is None else config.other_seeds
     seeds = {
         name: config.seeds if name in compared else others for name in plan.variants
     }
     parts = {name: experiment.build(config) for name, config in plan.variants.items()}
-    return [
+    found = [
         Run(
             name,
             config.first_seed + i,
@@ -215,6 +236,10 @@ def runs(
         for name in plan.variants
         if i < seeds[name]
     ]
+    for run in found:
+        if run.is_done:
+            workdir.require_config(run.directory, run.experiment.config)
+    return found
 
 
 def read(found: list[Run]) -> tuple[list[Finished], dict[str, str]]:

@@ -163,7 +163,9 @@ def _trained(
     """The report of a run, which is trained to its end if it is not done."""
     path = directory / "report.json"
     is_done = path.exists()
-    if not is_done:
+    if is_done:
+        workdir.require_config(directory, config)
+    else:
         watch = functools.partial(watching.Watch, directory)
         with (
             workdir.claim(directory, config, overwrite=False),

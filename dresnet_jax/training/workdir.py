@@ -88,6 +88,15 @@ def _check(
                 f"delete: {names}{more}. Move it away, or choose another workdir."
             )
         return
+    require_config(workdir, config)
+
+
+def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Checks that the run in a directory is that of a config.
+
+    Raises:
+      UserError: there is none, its config is damaged, or another one.
+    """
     differences = _differences(_read_config(workdir), plain(config))
     if differences:
         raise UserError(
@@ -133,8 +142,6 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: there is no run, or its config is damaged.
     """
-    if not (workdir / _CONFIG).exists():
-        raise UserError(f"{workdir} holds no run: there is no {_CONFIG} in it.")
     config = _read_config(workdir)
     if not isinstance(config.get("sharding"), dict):
         raise UserError(f"{workdir / _CONFIG} is damaged: it holds no config.")
@@ -206,6 +213,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read_config(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / _CONFIG
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no {_CONFIG} in it.")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:

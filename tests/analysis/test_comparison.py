@@ -67,6 +67,15 @@ def in_advance(monkeypatch, **fields):
         ({"variants": {"x": {"modle": {}, "model": {"wdth": 3}}}}, "Did you mean 'wid"),
         ({"variants": {"x": {"model": {"width": "wide"}}}}, "variants.x.model.width ="),
         ({"variants": {"x": {"model": {"name": "resnt18"}}}}, "Did you mean 'resnet18"),
+        (
+            {"variants": {"lr 1": {}, "LR-1": {}}},
+            "'LR-1' and 'lr 1' would both be .*lr_1",
+        ),
+        (
+            {"variants": {"resnet: equal time": {}}},
+            "and 'resnet, equal time' would both",
+        ),
+        ({"variants": {"+": {}}}, r"Variant '\+' needs a letter or a digit"),
     ],
 )
 def test_a_wrong_comparison_is_refused(monkeypatch, fields, message):
@@ -263,6 +272,11 @@ def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):
     found, failed = comparison.read([run])
     assert found == []
     assert "the loss is nan" in failed[str(run.directory)]
+    # Who asks for other runs does not get these.
+    fields["variants"]["resnet"]["optimizer"]["learning_rate"] = 0.1
+    others = in_advance(monkeypatch, **fields)
+    with pytest.raises(UserError, match=r"learning_rate is 1e\+30 there and 0.1 here"):
+        comparison.runs(study(**fields), others, epath.Path(tmp_path))
 
 
 def test_progress_names_each_run_and_estimates_what_is_left(
