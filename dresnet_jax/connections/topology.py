@@ -10,7 +10,7 @@ from dresnet_jax.errors import UserError, pick, unknown
 Stages = Sequence[int]
 
 # About so many blocks of a stage read others by `stage_ends`, however deep it is.
-READERS_PER_STAGE = 6
+READERS_PER_STAGE = 4
 
 # What becomes of the edge from each block to the one before it: it is there with weight
 # 1, or it is an edge like any other, which has a learned weight and may be absent.
