@@ -150,7 +150,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     connections = config.model.connections = ml_collections.ConfigDict()
     # Who reads whom: stage_ends (all of its own stage, of earlier ones the last block;
-    # in stages of more than 6 blocks only some read, and are read), dense, none,
+    # in stages of more than 4 blocks only some read, and are read), dense, none,
     # within_stage, powers_of_two, dilated:<d>, last:<m>, a free graph (triangular,
     # watts_strogatz:<k>:<p>:<seed>, erdos_renyi:<p>:<seed> or
     # barabasi_albert:<m>:<seed>), or a list of (reader, source) such as

@@ -101,18 +101,16 @@ def test_patterns_that_are_dense_at_their_ends():
 
 
 def test_a_deep_stage_has_no_more_edges_for_its_depth():
-    assert topology.stage_ends([0] * 6) == topology.dense([0] * 6)
+    assert topology.stage_ends([0] * 4) == topology.dense([0] * 4)
     assert topology.stage_ends([0] * 8).edges == (
         *((3, 1), (5, 1), (5, 3)),
         *((7, 1), (7, 3), (7, 5)),
     )
-    # The last block of the deep stage, 25, is read behind it; within it each sixth.
+    # The last block of the deep stage, 38, is read behind it; within it each ninth.
     deep = topology.stage_ends([0] * 2 + [1] * 36 + [2] * 2)
     assert {i: deep.sources(i) for i in deep.readers} == {
         3: (1,),
-        9: (2, 3),
-        **{15: (2, 3, 9), 21: (2, 3, 9, 15), 27: (2, 3, 9, 15, 21)},
-        **{33: (2, 3, 9, 15, 21, 27), 39: (2, 3, 9, 15, 21, 27, 33)},
+        **{12: (2, 3), 21: (2, 3, 12), 30: (2, 3, 12, 21), 39: (2, 3, 12, 21, 30)},
         40: (2, 38),
     }
 

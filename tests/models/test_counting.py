@@ -27,7 +27,10 @@ def forward(blocks, side, *, bottleneck=False, connected=""):
                 # Each source but the base, pooled, through a 1x1 convolution.
                 total += side**2 * sum(own for _, own in sources) * channels
             ends = {own: of_side for of_side, own in sources if own != channels}
-            if connected == "between_stages":
+            # Of the stage of y_{i-1} about 4 blocks read others.
+            place, own_count = (block, count) if block else (blocks[stage - 1],) * 2
+            reads = place % -(-own_count // 4) == 0
+            if connected == "between_stages" and reads:
                 # The last of each earlier stage: its 8 channels to all of the base's.
                 total += side**2 * 8 * len(ends) * channels
                 for own, of_side in ends.items():
