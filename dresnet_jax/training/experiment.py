@@ -109,6 +109,12 @@ class Experiment:
         create, shapes = self.programs["create_state"]
         return shapes if abstract else create(jax.random.key(self.config.seed))
 
+    def is_finite(self, state: TrainState) -> bool:
+        """Whether a state is worth keeping: it holds no number that is not finite."""
+        if "is_finite" not in self.programs:
+            self.programs["is_finite"] = train_state.check(self.mesh)
+        return bool(self.programs["is_finite"](state))
+
     def read(self, params: Any) -> Any:
         """Parameters as the loss reads them: whole, without gradients where frozen."""
         whole = sharding.gathered(self.mesh, params)

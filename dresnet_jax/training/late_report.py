@@ -22,7 +22,7 @@ _MOST_SKIPPED = 10
 
 
 class NonFiniteLossError(RunFailedError):
-    """The loss or its gradient is infinite or not a number."""
+    """The loss, its gradient or the state is infinite or not a number."""
 
 
 class LateReport:
@@ -67,10 +67,10 @@ class LateReport:
         if self._pending is None:
             return
         (call, result), self._pending = self._pending, None
-        losses, grad_norms = jax.device_get((result.loss, result.grad_norm))
-        for i, (loss, grad_norm) in enumerate(zip(losses, grad_norms, strict=True)):
+        told = jax.device_get((result.loss, result.grad_norm, result.is_finite))
+        for i, (loss, grad_norm, is_finite) in enumerate(zip(*told, strict=True)):
             step = call.start + i + 1
-            if math.isfinite(loss) and math.isfinite(grad_norm):
+            if is_finite:
                 self._in_a_row = 0
             else:
                 self._non_finite(step, loss, grad_norm)
@@ -83,13 +83,15 @@ class LateReport:
     def _non_finite(self, step: int, loss: float, grad_norm: float) -> None:
         self._in_a_row += 1
         self._skipped_batches += 1
-        found = f"At step {step} the loss is {loss} and the norm of its gradient "
+        found = f"At step {step} the loss is {loss} and its gradient's norm {grad_norm}"
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            found += ", but what they lead to is not finite"
         if self._skips and self._in_a_row < _MOST_SKIPPED:
-            logging.warning("%s%s: the batch is skipped.", found, grad_norm)
+            logging.warning("%s: the batch is skipped.", found)
             return
         often = f", in {self._in_a_row} batches in a row" if self._skips else ""
         raise NonFiniteLossError(
-            f"{found}{grad_norm}{often}. Training stopped; earlier checkpoints are "
+            f"{found}{often}. Training stopped; earlier checkpoints are "
             "kept. A lower optimizer.learning_rate or optimizer.clip_norm may help."
         )
 

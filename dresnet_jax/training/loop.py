@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +26,7 @@ from dresnet_jax.training import (
 )
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.late_report import LateReport
+from dresnet_jax.training.late_report import LateReport, NonFiniteLossError
 from dresnet_jax.training.roads import Placed, Splits
 from dresnet_jax.training.run_log import Log
 from dresnet_jax.training.state import TrainState
@@ -270,14 +271,15 @@ class _Trainer:
                 # Every process has to ask after every call.
                 stops = stop.now(number) and not is_last
                 accuracy: dict[str, float] = {}
-                if is_last or step % experiment.eval_every_steps == 0:
+                validates = is_last or step % experiment.eval_every_steps == 0
+                is_due = step % config.checkpoint_every_steps == 0
+                if validates or stops or is_due:
                     late.flush()
+                    self._require_finite(state, step)
+                if validates:
                     accuracy = self._validate(state, step)
                 is_candidate = config.keep_best and accuracy
-                is_due = step % config.checkpoint_every_steps == 0
                 if is_last or stops or is_due or is_candidate:
-                    # Only a state whose steps were found finite is worth keeping.
-                    late.flush()
                     waits = is_last or stops
                     save = (
                         self.checkpoints.save_last if waits else self.checkpoints.save
@@ -293,6 +295,15 @@ class _Trainer:
                         raise KeyboardInterrupt(words)
                     raise processes.PreemptedError(f"told to stop {words}")
         return state
+
+    def _require_finite(self, state: TrainState, step: int) -> None:
+        """Checks that a step, whose loss was finite, led to what is worth keeping."""
+        if not self.experiment.is_finite(state):
+            raise NonFiniteLossError(
+                f"After step {step} parameters, averages or the optimiser's memory are "
+                "not finite. Training stopped; earlier checkpoints are kept. A lower "
+                "optimizer.learning_rate or optimizer.clip_norm may help."
+            )
 
     def _validate(self, state: TrainState, step: int) -> dict[str, float]:
         """Evaluates and logs; returns what checkpoints are compared by."""
@@ -355,13 +366,31 @@ def restore_or_create(
     abstract = experiment.create_state(abstract=True)
     transfer.check_frozen(config.optimizer.freeze, abstract.params)
     processes.first_alone(lambda: checkpointing.set_aside_unfinished_start(directory))
-    restored = checkpointing.restore(directory, abstract)
+    restored = _restored(experiment, directory)
     if restored is None:
         state = experiment.create_state()
         if config.init.workdir:
             state, taken = transfer.start_from(config.init, state)
             processes.say(taken.description)
         return state, 0
-    processes.first_alone(lambda: checkpointing.set_aside(directory, restored.damaged))
     processes.say(f"Going on from the checkpoint of step {restored.step}.")
     return restored.state, restored.step
+
+
+def _restored(
+    experiment: Experiment, directory: epath.Path
+) -> checkpointing.Restored[TrainState] | None:
+    """The newest checkpoint that is whole and finite; newer ones are set aside."""
+    abstract = experiment.create_state(abstract=True)
+    while found := checkpointing.restore(directory, abstract):
+        unwanted = list(found.damaged)
+        is_finite = experiment.is_finite(found.state)
+        if not is_finite:
+            logging.warning("Checkpoint %d holds numbers not finite.", found.step)
+            unwanted.append(found.step)
+        processes.first_alone(
+            functools.partial(checkpointing.set_aside, directory, unwanted)
+        )
+        if is_finite:
+            return found
+    return None

@@ -15,8 +15,8 @@ from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training import compilation, sharding
 from dresnet_jax.training.metrics import Metrics
 
-# A program of many random arrays that runs once: to optimise it takes much longer than
-# to run it.
+# Programs of many small operations that run seldom: to optimise them takes much longer
+# than to run them.
 _QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -56,6 +56,27 @@ class TrainState(flax.struct.PyTreeNode):
     def eval_params(self) -> Any:
         """The parameters that are evaluated: the averaged ones where there are."""
         return self.params if self.ema_params is None else self.ema_params
+
+
+def is_finite(*trees: Any) -> jax.Array:
+    """Whether no number of some trees is infinite or NaN, bool scalar."""
+    leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def check(mesh: Mesh) -> Callable[[TrainState], jax.Array]:
+    """What finds whether a state `is_finite`, but for its metrics; compiled once."""
+
+    def found(state: TrainState) -> jax.Array:
+        return is_finite(
+            state.params, state.batch_stats, state.opt_state, state.ema_params
+        )
+
+    return jax.jit(found, compiler_options=_quick(mesh))
+
+
+def _quick(mesh: Mesh) -> dict[str, Any] | None:
+    return _QUICK if sharding.platform(mesh) == "cpu" else None
 
 
 def creation(
@@ -98,9 +119,5 @@ def creation(
     # Only its shapes need the key's; JAX keeps the trace for the program below.
     shapes = sharding.place_state(mesh, jax.jit(init).eval_shape(jax.random.key(0)))
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    program = jax.jit(
-        init,
-        out_shardings=shardings,
-        compiler_options=_QUICK if sharding.platform(mesh) == "cpu" else None,
-    )
+    program = jax.jit(init, out_shardings=shardings, compiler_options=_quick(mesh))
     return compilation.announce("the initialisation", program), shapes

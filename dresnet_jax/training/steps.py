@@ -13,6 +13,7 @@ from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.exits import EXITS, ExitSpec
 from dresnet_jax.models.layers import PENALTIES
+from dresnet_jax.training import state as train_state
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
 
@@ -23,11 +24,14 @@ class StepResult(flax.struct.PyTreeNode):
     Attributes:
       loss: of this step's batch, float32 scalar.
       grad_norm: global norm of the gradient before clipping, float32 scalar.
+      is_finite: whether both are and, where batches may be skipped, what the step
+        leads to, bool scalar.
       running: metrics since the last log line, this step included.
     """
 
     loss: jax.Array
     grad_norm: jax.Array
+    is_finite: jax.Array
     running: Metrics
 
 
@@ -57,8 +61,8 @@ def train_step(
       log_every_steps: the running metrics start anew after so many steps.
       accumulate_steps: parts of the batch whose gradients are made one after the other,
         and then averaged; norms see one part at a time.
-      skip_non_finite: whether a batch whose loss or gradient is not finite leaves all
-        but the step as it was.
+      skip_non_finite: whether a batch whose loss, gradient or step is not finite leaves
+        all but the step as it was.
       read: makes parameters what the loss reads, which are whole on every device.
 
     Returns:
@@ -120,9 +124,10 @@ def train_step(
         ema_params = optax.incremental_update(params, ema_params, 1 - decay)
 
     grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if skip_non_finite:
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         found = params, batch_stats, opt_state, ema_params, metrics
+        is_finite &= train_state.is_finite(*found[:-1])
         before = (
             *(state.params, state.batch_stats, state.opt_state, state.ema_params),
             Metrics.empty(),
@@ -144,7 +149,7 @@ def train_step(
         ema_params=ema_params,
         running=running,
     )
-    return new_state, StepResult(loss=loss, grad_norm=grad_norm, running=running)
+    return new_state, StepResult(loss, grad_norm, is_finite, running)
 
 
 def training_loss(

@@ -201,6 +201,50 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(small_config, directory):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_steps": 1},
+        {"num_steps": 3, "checkpoint_every_steps": 1},
+    ],
+)
+def test_a_step_to_what_is_not_finite_is_not_saved(small_config, directory, fields):
+    """The loss before it was finite; with one step no other follows that is not."""
+    small_config.optimizer.update(learning_rate=1e39, warmup_fraction=0.0)
+    small_config.train.update(fields)
+    with pytest.raises(late_report.NonFiniteLossError, match=r"After step 1 param"):
+        train(small_config, directory)
+    assert checkpointing.steps(directory) == []
+    assert not (directory / "report.json").exists()
+
+
+def test_steps_to_what_is_not_finite_are_counted_as_skipped(
+    small_config, directory, caplog
+):
+    small_config.optimizer.update(learning_rate=1e39, warmup_fraction=0.0)
+    small_config.train.update(num_steps=30, on_non_finite="skip")
+    with pytest.raises(late_report.NonFiniteLossError, match=r"in 10 batches in a row"):
+        train(small_config, directory)
+    assert "but what they lead to is not finite: the batch is skipped" in caplog.text
+
+
+def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(small_config, directory):
+    """As one that an earlier version wrote."""
+    small_config.train.update(num_steps=4, checkpoint_every_steps=2)
+    whole = train(small_config, directory)
+    parts = experiment.build(small_config)
+    state = checkpointing.restore(directory, parts.create_state(abstract=True), 2).state
+    poisoned = state.replace(
+        step=state.step + 1,
+        batch_stats=jax.tree.map(lambda x: x * np.nan, state.batch_stats),
+    )
+    (directory / "checkpoints" / "4").rmtree()
+    with checkpointing.Checkpoints(directory, checkpointing.Keep(3), {}) as checkpoints:
+        checkpoints.save_last(3, poisoned)
+    assert train(small_config, directory)["test_loss"] == whole["test_loss"]
+    assert (directory / "damaged" / "3").exists()
+
+
 def test_a_run_reports_on_its_best_step(tiny_images_config, directory):
     config = tiny_images_config
     config.train.num_steps = 20

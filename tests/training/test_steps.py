@@ -159,6 +159,16 @@ def test_a_batch_that_is_not_finite_is_skipped_if_asked(parts):
     )
 
 
+def test_a_step_to_what_is_not_finite_is_skipped_if_asked(tiny_images_config):
+    tiny_images_config.optimizer.update(learning_rate=1e39, warmup_fraction=0.0)
+    parts = experiment.build(tiny_images_config)
+    before, step = parts.create_state(), compiled_step(skip_non_finite=True)
+    after, result = step(before, first_batch(parts))
+    assert np.isfinite(result.loss)
+    assert not result.is_finite
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+
+
 def step_of_frozen(config, freeze, shards=1):
     """The state before and after a step, its result, and what was trained on."""
     config.optimizer.freeze = freeze
