@@ -11,7 +11,7 @@ import runpy
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +176,13 @@ class Command:
         ):
             argv.insert(1, f"--config={self._default_config}")
         self._argv[:] = argv
-        if "config" in self.flags:
-            _check_config(argv)
+        tree = _check_config(argv) if "config" in self.flags else None
         try:
             given = self.flags(argv)[1:]
         except flags.UnrecognizedFlagError as error:
-            raise unknown("flag", error.flagname, list(self.flags)) from None
+            name = error.flagname
+            meant = [f"config.{path}" for path in _elsewhere(tree, name)]
+            raise unknown("flag", name, list(self.flags), meant) from None
         words = [*self._words, self._rest] if self._rest else self._words
         if len(given) > len(words) and not self._rest:
             raise UserError(
@@ -256,8 +257,11 @@ def _failed(message: str, code: int) -> int:
     return code
 
 
-def _check_config(argv: list[str]) -> None:
+def _check_config(argv: list[str]) -> ml_collections.ConfigDict | None:
     """Finds mistakes in --config flags whose own messages would be a traceback.
+
+    Returns:
+      The config of the file, if one is given.
 
     Raises:
       UserError: the file is missing, or a field does not exist.
@@ -270,7 +274,7 @@ def _check_config(argv: list[str]) -> None:
     if path is None:
         if fields:
             raise UserError(f"--config.{fields[0]} needs --config: {_config_files()}.")
-        return
+        return None
     if not Path(path).is_file():
         files = _config_files(Path(path).parent)
         raise UserError(f"Config file '{path}' does not exist: {files}.")
@@ -282,6 +286,7 @@ def _check_config(argv: list[str]) -> None:
     tree = _load(file)
     for field in fields:
         _check_field(tree, field)
+    return tree
 
 
 def _load(file: Path) -> ml_collections.ConfigDict:
@@ -312,10 +317,29 @@ def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
         if not isinstance(node, ml_collections.ConfigDict):
             raise UserError(f"{inside} has no fields, so no '{part}'.")
         if part not in node:
-            raise unknown(f"field of {inside}", part, list(node))
+            # Of a group that is misspelt the nearest group is meant.
+            is_last = depth == len(parts) - 1
+            meant = _elsewhere(tree, part if is_last else field)
+            raise unknown(f"field of {inside}", part, list(node), meant)
         node = node[part]
     if isinstance(node, ml_collections.ConfigDict):
         raise UserError(f"config.{field} is a group: set one of {', '.join(node)}.")
+
+
+def _elsewhere(tree: ml_collections.ConfigDict | None, field: str) -> list[str]:
+    """The paths of fields of a config, wherever they are, that end like this one."""
+    return [path for path in _paths(tree or {}) if f".{path}".endswith(f".{field}")][:3]
+
+
+def _paths(tree: Any, before: str = "") -> Iterator[str]:
+    """The path of every field of a config that is no group."""
+    for name in tree:
+        # Not items(), which would resolve what a field refers to.
+        node = tree[name]
+        if isinstance(node, ml_collections.ConfigDict):
+            yield from _paths(node, f"{before}{name}.")
+        else:
+            yield before + name
 
 
 def _config_files(near: Path = Path("configs")) -> str:

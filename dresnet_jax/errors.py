@@ -25,11 +25,20 @@ class RunFailedError(RuntimeError):
     exit_code = 1
 
 
-def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among the choices: nearest match, then all."""
+def unknown(
+    kind: str, name: object, choices: Iterable[str], meant: Iterable[str] = ()
+) -> UserError:
+    """The error for a name that is not among the choices: nearest match, then all.
+
+    Args:
+      kind: what it should be the name of.
+      name: what was given.
+      choices: what could be.
+      meant: what is more likely meant than the nearest of the choices.
+    """
     choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = list(meant) or difflib.get_close_matches(str(name), choices, 1, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return UserError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(choices)}.")
 
 
