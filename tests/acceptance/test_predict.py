@@ -10,7 +10,13 @@ import pytest
 from etils import epath
 
 from dresnet_jax.data import catalog, sources
-from dresnet_jax.training import checkpointing, evaluation, experiment, workdir
+from dresnet_jax.training import (
+    checkpointing,
+    evaluation,
+    experiment,
+    own_files,
+    workdir,
+)
 from tests.acceptance.small_run import last_json, progress_and_rest
 from tests.conftest import ROOT, run_command
 
@@ -28,6 +34,10 @@ def run(small_run, tmp_path_factory):
         path = directory / "images" / f"{number:03d}.png"
         assert cv2.imwrite(str(path), examples.images[number])
     return directory
+
+
+def test_a_run_writes_nothing_that_overwrite_would_refuse(small_run):
+    assert not list(own_files.strangers(epath.Path(small_run)))
 
 
 def test_raw_images_are_classified_as_evaluation_does(run):

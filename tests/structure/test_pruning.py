@@ -23,6 +23,7 @@ def network(config, **connections):
 @pytest.fixture
 def deep(small_config):
     small_config.model.blocks_per_stage = (5, 1)
+    small_config.model.connections.topology = "dense"
     return small_config
 
 

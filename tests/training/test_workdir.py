@@ -8,7 +8,7 @@ from etils import epath
 from dresnet_jax.connections import topology
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import evaluation, experiment, own_files, workdir
+from dresnet_jax.training import evaluation, experiment, workdir
 
 
 def claim(directory, config, *, overwrite):
@@ -105,10 +105,6 @@ def test_overwrite_deletes_no_file_of_others(directory, small_config, name):
     assert sorted(Path(directory).rglob("*")) == before
     # It is in nobody's way.
     claim(directory, small_config, overwrite=False)
-
-
-def test_a_run_writes_nothing_that_overwrite_would_refuse(small_run):
-    assert not list(own_files.strangers(small_run))
 
 
 def test_overwrite_removes_links_and_not_where_they_lead(
