@@ -113,7 +113,8 @@ class Experiment:
         """Whether a state is worth keeping: it holds no number that is not finite."""
         if "is_finite" not in self.programs:
             self.programs["is_finite"] = train_state.check(self.mesh)
-        return bool(self.programs["is_finite"](state))
+        found: bool = self.programs["is_finite"](state)
+        return found
 
     def read(self, params: Any) -> Any:
         """Parameters as the loss reads them: whole, without gradients where frozen."""

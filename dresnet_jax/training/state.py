@@ -7,6 +7,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -15,8 +16,8 @@ from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training import compilation, sharding
 from dresnet_jax.training.metrics import Metrics
 
-# Programs of many small operations that run seldom: to optimise them takes much longer
-# than to run them.
+# A program of many random arrays that runs once: to optimise it takes much longer than
+# to run it.
 _QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -58,25 +59,28 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params if self.ema_params is None else self.ema_params
 
 
-def is_finite(*trees: Any) -> jax.Array:
-    """Whether no number of some trees is infinite or NaN, bool scalar."""
+def is_finite(*trees: Any, xp: Any = jnp) -> jax.Array:
+    """Whether no number of some trees is infinite or NaN, bool scalar.
+
+    Args:
+      *trees: of arrays.
+      xp: numpy, for arrays that are the host's own, or its like of JAX.
+    """
     leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    return xp.stack([xp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def check(mesh: Mesh) -> Callable[[TrainState], jax.Array]:
-    """What finds whether a state `is_finite`, but for its metrics; compiled once."""
+def check(mesh: Mesh) -> Callable[[TrainState], bool]:
+    """What finds whether a state `is_finite`, but for its metrics."""
 
-    def found(state: TrainState) -> jax.Array:
-        return is_finite(
-            state.params, state.batch_stats, state.opt_state, state.ema_params
-        )
+    def kept(state: TrainState) -> tuple[Any, ...]:
+        return state.params, state.batch_stats, state.opt_state, state.ema_params
 
-    return jax.jit(found, compiler_options=_quick(mesh))
-
-
-def _quick(mesh: Mesh) -> dict[str, Any] | None:
-    return _QUICK if sharding.platform(mesh) == "cpu" else None
+    if sharding.platform(mesh) == "cpu" and jax.process_count() == 1:
+        # Nothing is copied, and nothing has to be compiled.
+        return lambda state: bool(is_finite(kept(state), xp=np))
+    program = jax.jit(is_finite)
+    return lambda state: bool(program(kept(state)))
 
 
 def creation(
@@ -119,5 +123,9 @@ def creation(
     # Only its shapes need the key's; JAX keeps the trace for the program below.
     shapes = sharding.place_state(mesh, jax.jit(init).eval_shape(jax.random.key(0)))
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    program = jax.jit(init, out_shardings=shardings, compiler_options=_quick(mesh))
+    program = jax.jit(
+        init,
+        out_shardings=shardings,
+        compiler_options=_QUICK if sharding.platform(mesh) == "cpu" else None,
+    )
     return compilation.announce("the initialisation", program), shapes
