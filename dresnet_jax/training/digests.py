@@ -36,7 +36,7 @@ def verify(checkpoint: epath.Path) -> None:
     try:
         record = json.loads(_read(checkpoint / NAME))
         step, expected = record["step"], dict(record["files"])
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ValueError(f"it is not finished, there is no {NAME}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{NAME} is damaged") from error
@@ -47,7 +47,7 @@ def verify(checkpoint: epath.Path) -> None:
     for name, digest in sorted(expected.items()):
         try:
             found = hashlib.sha256(_read(checkpoint / name)).hexdigest()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ValueError(f"{name} is missing") from None
         if found != digest:
             raise ValueError(f"{name} has changed since it was written")
@@ -57,6 +57,8 @@ def _read(path: epath.Path) -> bytes:
     for pause in _PAUSES:
         try:
             return path.read_bytes()
+        except (IsADirectoryError, NotADirectoryError):
+            raise
         except OSError:
             time.sleep(pause)
     return path.read_bytes()

@@ -325,7 +325,7 @@ def test_damaged_checkpoints_and_none_at_all(small_run, tmp_path):
         path.write_bytes(path.read_bytes()[:-10])
     code, output, errors = run_command("evaluate", f"--workdir={directory}", "--json")
     assert code == 0
-    assert "Checkpoint 40 cannot be read" in errors
+    assert "Checkpoint 40 is damaged" in errors
     assert "Going back to checkpoint 36" in errors
     assert "Traceback" not in errors
     assert last_json(output)["step"] == 36

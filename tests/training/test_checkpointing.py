@@ -85,8 +85,14 @@ def test_without_checkpoints_there_is_nothing(tmp_path):
     assert checkpointing.restore(epath.Path(tmp_path), abstract()) is None
 
 
+def damage_replace(path):
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize(
-    "damage", [damage_truncate, damage_flip, damage_empty, damage_remove]
+    "damage",
+    [damage_truncate, damage_flip, damage_empty, damage_remove, damage_replace],
 )
 def test_damage_to_any_file_leads_back_to_the_checkpoint_before(
     saved, damage, caplog, monkeypatch
@@ -101,6 +107,8 @@ def test_damage_to_any_file_leads_back_to_the_checkpoint_before(
         assert restored.damaged == (30,)
         np.testing.assert_array_equal(restored.state["weights"][0, 0], 20.0)
         assert str(path.name) in caplog.text
+        if path.is_dir():
+            path.rmdir()
         path.write_bytes(content)
     assert checkpointing.restore(saved, abstract()).step == 30
 
