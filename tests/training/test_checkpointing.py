@@ -26,14 +26,26 @@ def open_checkpoints(workdir, **keep):
     return checkpointing.Checkpoints(workdir, keep, about={"seed": 3})
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(digests, "_PAUSES", (0, 0, 0))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """A run directory with the checkpoints of steps 20 and 30, of 10, 20 and 30."""
-    workdir = epath.Path(tmp_path)
+    workdir = epath.Path(tmp_path_factory.mktemp("written"))
     with open_checkpoints(workdir) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, state(float(step)))
     return workdir
+
+
+@pytest.fixture
+def saved(written, tmp_path):
+    """A copy of `written`."""
+    shutil.copytree(written, tmp_path / "saved")
+    return epath.Path(tmp_path / "saved")
 
 
 def abstract():
@@ -94,10 +106,7 @@ def damage_replace(path):
     "damage",
     [damage_truncate, damage_flip, damage_empty, damage_remove, damage_replace],
 )
-def test_damage_to_any_file_leads_back_to_the_checkpoint_before(
-    saved, damage, caplog, monkeypatch
-):
-    monkeypatch.setattr(digests, "_PAUSES", (0,))
+def test_damage_to_any_file_leads_back_to_the_checkpoint_before(saved, damage, caplog):
     contents = {path: path.read_bytes() for path in files(saved, 30)}
     assert len(contents) > 5
     for path, content in contents.items():
@@ -180,7 +189,6 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_read_again(
             raise error
         return read(self)
 
-    monkeypatch.setattr(digests, "_PAUSES", (0, 0, 0))
     monkeypatch.setattr(type(path), "read_bytes", read_bytes)
     if message:
         with pytest.raises(RunFailedError, match=message):
