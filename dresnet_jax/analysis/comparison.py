@@ -126,7 +126,7 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
 
 def _check_directories(config: ml_collections.ConfigDict) -> None:
     """Checks that no two variants would be trained in one directory."""
-    matched = [f"{config.reference}, equal {budget}" for budget in config.budgets]
+    matched = [_matched(config.reference, budget) for budget in config.budgets]
     names: dict[str, str] = {}
     for name in (*config.variants, *matched):
         slug = _slug(name)
@@ -140,6 +140,11 @@ def _check_directories(config: ml_collections.ConfigDict) -> None:
         names[slug] = name
 
 
+def _matched(reference: str, budget: str) -> str:
+    """The name of the reference that has the main variant's budget."""
+    return f"{reference}, equal {budget}"
+
+
 def _new_plan(
     config: ml_collections.ConfigDict, variants: dict[str, ml_collections.ConfigDict]
 ) -> Plan:
@@ -147,7 +152,7 @@ def _new_plan(
     references = {"steps": config.reference}
     for budget in config.budgets:
         pick("budget", budget, dict.fromkeys(BUDGETS))
-        references[budget] = f"{config.reference}, equal {budget}"
+        references[budget] = _matched(config.reference, budget)
     counts = {"parameters": budgets.count_params, "flops": budgets.count_flops}
     matched = {
         references[budget]: budgets.widened(reference, count(main), count)

@@ -29,8 +29,8 @@ class Log:
     """Writes a run's metrics; use as a context manager.
 
     `metrics.jsonl` holds one JSON object a line, each with its `step`. A run that
-    goes on from a checkpoint first drops the lines after it, and one that begins anew
-    drops all, so that no line is lost or stands twice. Of several processes one writes.
+    resumes from a checkpoint first drops the lines after it, and a new run drops all,
+    so that no line is lost or stands twice. Of several processes one writes.
     What cannot be written is said once and left out: training goes on.
     """
 
@@ -48,7 +48,7 @@ class Log:
         self._writes = writes
         if not writes:
             return
-        # At step 0 stand the gates, and they are written anew with the run.
+        # A new run also writes the line of step 0, that of the gates, again.
         first = start_step + 1 if start_step else 0
         self._reported: set[str] = set()
         self._lines = _Lines(directory, first)
@@ -165,7 +165,7 @@ class _Lines:
         self._size = 0
 
     def open(self) -> None:
-        """Drops what a run writes anew, and sets damaged lines aside."""
+        """Drops the lines that the run will write again; sets damaged ones aside."""
         lines, damaged = metrics.read_all(self._directory)
         if damaged:
             aside = self._directory / "damaged" / metrics.LINES

@@ -72,7 +72,6 @@ def claim(
 def _check(
     workdir: epath.Path, config: ml_collections.ConfigDict, overwrite: bool
 ) -> None:
-    strangers = list(own_files.strangers(workdir))
     if not (workdir / _CONFIG).exists() or not _is_run(workdir):
         if any(not own_files.is_stray(path) for path in workdir.iterdir()):
             raise UserError(
@@ -80,7 +79,7 @@ def _check(
             )
         return
     if overwrite:
-        if strangers:
+        if strangers := list(own_files.strangers(workdir)):
             names = ", ".join(map(repr, strangers[:5]))
             more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
             raise UserError(

@@ -63,17 +63,15 @@ def test_a_run_goes_on_with_other_axes_and_is_read_on_any(directory, small_confi
 def test_overwrite_deletes_the_old_run(directory, small_config):
     claim(directory, small_config, overwrite=False)
     old = [
-        *(
-            "metrics.jsonl",
-            "checkpoints/12/state/d/1a",
-            "tensorboard/events.out.tfevents.1.a",
-        ),
-        *("damaged/8/x", "runs/resnet_wide/0/report.json", "members/3/curves.png"),
-        *(
-            "profiles/plugins/profile/1/x",
-            "evaluation_test.json",
-            "report.json.partial",
-        ),
+        "metrics.jsonl",
+        "checkpoints/12/state/d/1a",
+        "tensorboard/events.out.tfevents.1.a",
+        "damaged/8/x",
+        "runs/resnet_wide/0/report.json",
+        "members/3/curves.png",
+        "profiles/plugins/profile/1/x",
+        "evaluation_test.json",
+        "report.json.partial",
     ]
     for name in old:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
