@@ -147,7 +147,14 @@ def test_one_slice_is_a_node_of_the_same_name(cloud):
     assert (code, output) == (0, "digits: does not exist\n")
 
 
-@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED", "PREEMPTED", "SUSPENDING"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "PREEMPTED",
+        "SUSPENDING",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("SUSPENDED", "FAILED")),
+    ],
+)
 def test_what_was_preempted_is_made_anew_and_the_same_command_goes_on(cloud, state):
     assert cloud.train()[0] == 0
     given = cloud.given()

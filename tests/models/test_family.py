@@ -115,13 +115,25 @@ def test_cifars_networks_have_the_published_millions(name):
 PLAIN = [name for name in zoo.MODELS if f"d{name}" in zoo.MODELS]
 
 
-@pytest.mark.parametrize("name", deep_are_slow(PLAIN))
-def test_every_network_takes_connections(name):
-    plain, connected = (zoo.build(config(one), 64, 10) for one in (name, f"d{name}"))
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "is_whole", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_every_network_takes_connections(name, is_whole):
+    connected = zoo.build(config(f"d{name}"), 64, 10)
     edges = connected.spec.connections.topology.edges
     published = name in ("cnn18", "resnet18_seed")
     pattern = "dense" if published else "stage_ends"
     assert edges == topology.build(pattern, connected.spec.stages).edges
+
+    if not is_whole:
+        stages = len(connected.spec.blocks_per_stage)
+        fields = {"blocks_per_stage": (1, 2) + (1,) * (stages - 2)}
+        connected = zoo.build(config(f"d{name}", **fields), 64, 10)
+        edges = connected.spec.connections.topology.edges
+        assert edges
+    fields = {"blocks_per_stage": connected.spec.blocks_per_stage}
+    plain = zoo.build(config(name, **fields), 64, 10)
     without, found = (shapes(model, 64)[0] for model in (plain, connected))
     added = found["params"].pop("connections")
     assert jax.tree.structure(found) == jax.tree.structure(without)

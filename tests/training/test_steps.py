@@ -116,13 +116,13 @@ def test_evaluation_leaves_out_what_fills_the_batch(parts):
 def test_a_batch_in_parts_is_counted_whole_and_learns_alike(parts):
     (_, (whole, *_)), (state, results) = (
         train(parts, 1),
-        train(parts, 20, accumulate_steps=4),
+        train(parts, 10, accumulate_steps=4),
     )
     assert results[0].running.loss.count == parts.recipe.batch_size
     # Norms see four examples at a time, so the losses are near, but not the same.
     assert results[0].loss == pytest.approx(whole.loss, rel=0.2)
-    assert results[-1].loss < 0.2 * results[0].loss
-    assert state.step == 20
+    assert results[-1].loss < 0.5 * results[0].loss
+    assert state.step == 10
 
 
 def test_without_norms_statistics_the_gradient_of_parts_is_that_of_the_whole(parts):

@@ -51,11 +51,17 @@ def numbers(place, seed):
     return [{name: line[name] for name in told if name in line} for line in lines]
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
 @pytest.fixture
-def whole(small_config, tmp_path):
-    """Two seeds trained to their ends, side by side."""
-    assert train(small_config, tmp_path / "whole") == {}
-    return tmp_path / "whole"
+def whole(small_config, shared):
+    """Two seeds trained to their ends, side by side, which no test changes."""
+    if not any(shared.iterdir()):
+        assert train(small_config, shared) == {}
+    return shared
 
 
 @pytest.mark.parametrize(
