@@ -1,8 +1,8 @@
 """A spec refuses what is wrong, and says which form is best."""
 
-import math
-
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dresnet_jax.connections import topology
@@ -47,17 +47,17 @@ def test_many_sources_without_a_projection_start_as_open_as_is_bounded(gate, blo
     spec = ConnectionSpec(topology.dense((0,) * blocks), gate, projection="none")
     weights = {spec.starting_weight(i, k) for i, k in spec.topology.edges}
     (weight,) = weights
-    opening = float(spec.gate_function(jnp.asarray([weight]), jnp.ones(()))[0])
-    compares = GATES[gate].compares_sources
-    growth = math.prod(
-        1
-        + (
-            float(spec.gate_function(jnp.full(n, weight), jnp.ones(())).sum())
-            if compares
-            else n * opening
-        )
-        for n in map(len, map(spec.topology.sources, spec.topology.readers))
-    )
+    counts = [len(spec.topology.sources(i)) for i in spec.topology.readers]
+
+    @jax.jit
+    def of_all():
+        """F(w) of an only source, and what those of each reader add up to."""
+        opened = [spec.gate_function(jnp.full(n, weight), jnp.ones(())) for n in counts]
+        only = spec.gate_function(jnp.asarray([weight]), jnp.ones(()))
+        return only[0], jnp.stack([x.sum() for x in opened])
+
+    opening, sums = of_all()
+    growth = np.prod(1 + np.asarray(sums))
     assert growth == pytest.approx(spec.start_growth, rel=1e-3)
     if blocks == 3:
         assert opening == pytest.approx(0.5)

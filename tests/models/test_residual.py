@@ -1,7 +1,5 @@
 """A learned residual x + a F(x) is an identity at 0, and learns its a."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import Layers
 from dresnet_jax.models.residual import BlockSpec, ResidualScale
 from dresnet_jax.training import optimizer
-from tests.conftest import products
+from tests.conftest import apply, init, products
 
 CHANNELS = 8
 
@@ -37,8 +35,8 @@ def images(seed, batch=4):
 )
 def test_a_scale_of_0_is_an_identity_to_the_bit(kind, each, train):
     x, module = images(0), block(kind, each, 0.0)
-    variables = module.init(jax.random.key(1), x, train=False)
-    y, _ = module.apply(variables, x, train=train, mutable=["batch_stats"])
+    variables = init(module, jax.random.key(1), x, train=False)
+    y, _ = apply(module, variables, x, train=train, mutable=["batch_stats"])
     np.testing.assert_array_equal(y, x)
     size = 1 if each == "scalar" else CHANNELS
     np.testing.assert_array_equal(variables["params"]["scale"], np.zeros(size))
@@ -47,13 +45,15 @@ def test_a_scale_of_0_is_an_identity_to_the_bit(kind, each, train):
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_a_block_at_0_learns(kind):
     x, module = images(0), block(kind, "scalar", 0.0)
-    variables = module.init(jax.random.key(1), x, train=False)
+    variables = init(module, jax.random.key(1), x, train=False)
 
-    def loss(params):
+    @jax.jit
+    @jax.grad
+    def gradient(params):
         found = module.apply({**variables, "params": params}, x, train=False)
         return (found.mean(axis=(0, 1, 2)) @ jnp.arange(8.0)).sum()
 
-    assert jax.grad(loss)(variables["params"])["scale"][0] != 0
+    assert gradient(variables["params"])["scale"][0] != 0
 
 
 def test_a_scale_multiplies_the_residual():
@@ -61,9 +61,9 @@ def test_a_scale_multiplies_the_residual():
     found = []
     for start in (0.0, 0.5, 1.0):
         module = block("preact_basic", "scalar", start)
-        variables = variables or module.init(jax.random.key(1), x, train=False)
+        variables = variables or init(module, jax.random.key(1), x, train=False)
         variables["params"]["scale"] = jnp.full((1,), start)
-        found.append(module.apply(variables, x, train=False))
+        found.append(apply(module, variables, x, train=False))
     np.testing.assert_allclose(found[1], (found[0] + found[2]) / 2, rtol=1e-5)
 
 
@@ -103,8 +103,7 @@ def test_the_config_names_the_scale():
     config = common.get_config().unlock().model
     config.update(residual_scale="channel", residual_start=1e-4, width=4)
     model = zoo.build(config, 32, 5)
-    init = functools.partial(model.init, train=False)
-    params = jax.jit(init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    params = init(model, jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
     scale = params["params"]["block_8"]["scale"]
     np.testing.assert_array_equal(scale, np.full(32, np.float32(1e-4)))
     assert not optimizer.is_kernel(params["params"])["block_8"]["scale"]

@@ -78,8 +78,13 @@ def test_running_metrics_start_anew_after_each_log_line(parts):
 def test_averaged_parameters_follow_and_are_what_is_evaluated(parts):
     state, _ = train(parts, 3)
     assert state.eval_params is state.ema_params
-    distance = optax.tree.norm(optax.tree.sub(state.params, state.ema_params))
-    assert 0 < float(distance) < float(optax.tree.norm(state.params))
+
+    @jax.jit
+    def norms(params, average):
+        return optax.tree.norm(optax.tree.sub(params, average)), optax.tree.norm(params)
+
+    distance, whole = norms(state.params, state.ema_params)
+    assert 0 < distance < whole
 
 
 def test_without_a_decay_no_average_is_kept(tiny_images_config):
@@ -218,8 +223,12 @@ def test_norms_that_are_frozen_keep_their_statistics(
 
 def test_norms_that_are_frozen_compute_as_evaluated(tiny_images_config):
     before, _, _, batch = step_of_frozen(tiny_images_config, "^(?!head)")
-    trained, _ = steps.forward(
-        before.model, before.params, before.batch_stats, batch.images, before.key
-    )
-    _, evaluated = steps.eval_step(before, batch)
+
+    @jax.jit
+    def computed(state, batch):
+        parts = state.model, state.params, state.batch_stats
+        trained, _ = steps.forward(*parts, batch.images, state.key)
+        return trained, steps.eval_step(state, batch)[1]
+
+    trained, evaluated = computed(before, batch)
     np.testing.assert_allclose(trained, evaluated, atol=1e-5)
