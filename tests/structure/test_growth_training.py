@@ -117,7 +117,8 @@ def test_a_run_grows_and_tells_how(unbroken):
 
 
 # Behind an event but before a checkpoint of the change, and in a trial.
-@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 9])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 9])
 def test_a_run_that_was_killed_ends_with_the_same_bits(
     unbroken, config, tmp_path, monkeypatch, step
 ):
@@ -151,6 +152,7 @@ def falling():
     return lambda self, network: {"accuracy": float(next(values)), "loss": 0.0}
 
 
+@pytest.mark.slow
 def test_what_is_taken_back_leaves_the_bits_of_before(config, tmp_path, monkeypatch):
     # Without the programs of the other tests.
     monkeypatch.setattr(experiment, "_recent", collections.deque(maxlen=8))
