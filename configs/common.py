@@ -39,6 +39,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.channels = config_dict.placeholder(int)
     config.data.num_classes = config_dict.placeholder(int)
     config.data.num_examples = config_dict.placeholder(int)
+    # Grey level, 0 to 255, that shows where an image is transparent; and the rule by
+    # which images become pixels, which docs/data.md states: 1 is that of earlier runs.
+    config.data.background = 255
+    config.data.pixel_rule = 2
     # Augmentation: zero pixels added a side before a random crop; random left-right
     # flip.
     config.data.crop_padding = 0

@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.dataset = "digits"
     config.data.batch_size = 64
     config.data.crop_padding = 1
+    config.data.background = 0  # The digits are light on dark.
     config.model.width = 16
     config.train.num_epochs = 30
     return config

@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.data.dataset = "fashion_mnist"
     config.data.crop_padding = 2
+    config.data.background = 0  # The clothes are light on dark.
     config.data.flip = True
     config.model.width = 16
     config.train.num_epochs = 12

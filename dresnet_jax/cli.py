@@ -6,6 +6,7 @@ and a misspelt flag or config field are answered without JAX.
 
 import json
 import logging as stdlib_logging
+import math
 import re
 import runpy
 import shlex
@@ -165,7 +166,7 @@ class Command:
     def finish(self, result: dict[str, Any]) -> None:
         """Prints the result as the last line, if --json was given."""
         if self.flags.json:
-            print(json.dumps(result), flush=True)
+            print(json.dumps(_standard(result), allow_nan=False), flush=True)
 
     def _parse(self, argv: list[str]) -> list[str]:
         for name in [name for name in self.flags if "." in name]:
@@ -201,6 +202,16 @@ class Command:
             text = "" if default in (None, False) else f" Default: {default}."
             lines.append(f"  --{name}: {flag.help}{text}")
         return "\n".join(lines)
+
+
+def _standard(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _standard(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(item) for item in value]
+    is_number = not isinstance(value, float) or math.isfinite(value)
+    return value if is_number else None
 
 
 def destination(name: str | None) -> epath.Path:

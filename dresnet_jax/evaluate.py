@@ -29,6 +29,12 @@ _CONFIDENCES = ("probability", "entropy", "learned")
 _SPLIT = command.flag(
     flags.DEFINE_enum, "split", "test", catalog.SPLITS, "Split to evaluate on."
 )
+_DATA_DIR = command.flag(
+    flags.DEFINE_string,
+    "data_dir",
+    None,
+    "Where the run's data are now; by default where they were.",
+)
 _MAX_LOSS = command.flag(
     flags.DEFINE_float,
     "max_loss",
@@ -85,7 +91,7 @@ def main() -> None:
         per_batch=_PER_BATCH.value,
         min_depth=_MIN_DEPTH.value,
     )
-    parts, restored = evaluation.open_run(directory)
+    parts, restored = evaluation.open_run(directory, _DATA_DIR.value)
     about = {"workdir": str(directory), "split": _SPLIT.value, "step": restored.step}
     if early:
         found = early_exit_report.measure(parts, restored.state, wanted, _SPLIT.value)

@@ -17,6 +17,7 @@ read is named, and the others are still classified; the exit code is then 1.
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -61,17 +62,21 @@ def main(*names: str) -> None:
     """Reads, classifies, prints."""
     import numpy as np
 
-    files = list(_files(names))
-    if not files:
-        raise UserError("No image is named on standard input.")
+    from dresnet_jax.data import images
+
+    unreadable: list[dict[str, str]] = []
+    files = _files(names, unreadable)
     network = _classifier()
     classes = network.class_names
-    unreadable: list[dict[str, str]] = []
     predictions: list[dict[str, Any]] = []
     readable = _readable(files, network.view, unreadable)
     while batch := list(itertools.islice(readable, network.batch_size)):
         paths, pixels = zip(*batch, strict=True)
         for path, (row, depth) in zip(paths, network.answers(pixels), strict=True):
+            path = images.printable(path)
+            if not np.isfinite(row).all():
+                _name(path, "is answered by what is no number", unreadable)
+                continue
             top = [
                 {
                     "class": classes[i],
@@ -92,7 +97,7 @@ def main(*names: str) -> None:
         }
     )
     if unreadable:
-        raise RunFailedError(f"{len(unreadable)} of {len(files)} cannot be read.")
+        raise RunFailedError(f"{len(unreadable)} of {len(files)} are not answered.")
 
 
 def _classifier() -> "ImageClassifier":
@@ -118,31 +123,62 @@ def _classifier() -> "ImageClassifier":
     return image_classifiers.of_run(directory)
 
 
-def _files(names: tuple[str, ...]) -> Iterator[str]:
-    """The files that the words of the command line mean, in their order."""
+def _files(names: tuple[str, ...], unreadable: list[dict[str, str]]) -> list[str]:
+    """The files that the words of the command line mean, in their order.
+
+    Raises:
+      UserError: there is none.
+    """
+    from dresnet_jax.data import images
+
+    files: list[str] = []
     for name in names:
         directory = epath.Path(name).expanduser()
         if name == "-":
-            yield from sys.stdin.read().splitlines()
+            lines = sys.stdin.buffer.read().split(b"\n")
+            files += [os.fsdecode(line.rstrip(b"\r")) for line in lines if line]
         elif directory.is_dir():
-            from dresnet_jax.data import images
-
-            yield from images.files_in(directory)
+            found = images.files_in(directory)
+            for path, why in found.unreadable:
+                _name(images.printable(path), f"cannot be read: {why}", unreadable)
+            if not found.images and not found.unreadable:
+                kinds = ", ".join(images.SUFFIXES)
+                raise UserError(f"Directory {directory} holds no image: {kinds}.")
+            if found.others:
+                print(
+                    f"{images.printable(name)}: files that are no images by their "
+                    f"names, passed over: {found.others}",
+                    file=sys.stderr,
+                )
+            files += found.images
         else:
-            yield name
+            files.append(name)
+    if not files and not unreadable:
+        raise UserError("No image is named on standard input.")
+    return files
 
 
 def _readable(
     files: list[str], view: "View", unreadable: list[dict[str, str]]
 ) -> "Iterator[tuple[str, np.ndarray]]":
     """The pixels of each file; those that cannot be read are named and collected."""
-    for path in files:
+    from dresnet_jax.data import images
+
+    for name in files:
+        path = epath.Path(name).expanduser()
         try:
-            yield path, view.fit(epath.Path(path).expanduser().read_bytes())
-        except OSError as error:
-            why = error.strerror or str(error)
-            print(f"{path} cannot be read: {why}", file=sys.stderr, flush=True)
-            unreadable.append({"image": path, "error": why})
+            if path.exists() and not path.is_file():
+                raise OSError("it is no regular file")
+            yield name, view.fit(path.read_bytes())
+        # A name with a NUL byte is a ValueError.
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            _name(images.printable(name), f"cannot be read: {why}", unreadable)
+
+
+def _name(path: str, why: str, unreadable: list[dict[str, str]]) -> None:
+    print(f"{path} {why}", file=sys.stderr, flush=True)
+    unreadable.append({"image": path, "error": why})
 
 
 if __name__ == "__main__":

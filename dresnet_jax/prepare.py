@@ -12,10 +12,12 @@ else in this package does.
     python -m dresnet_jax.prepare --dataset=folder --from_dir=flowers --data_dir=data
 
 takes a person's own images instead: flowers/<class>/<image>, or flowers/train/<class>
-with validation and test beside train.
+with validation (or val, valid) and test beside train. An image that cannot be read is
+named and ends it, or is left out with --skip_corrupt. docs/data.md says what is taken.
 """
 
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -37,6 +39,12 @@ _FROM_DIR = command.flag(
     "from_dir",
     None,
     "Directory of the original archives, instead of the network.",
+)
+_SKIP_CORRUPT = command.flag(
+    flags.DEFINE_bool,
+    "skip_corrupt",
+    False,
+    "Of a folder: leave out images that cannot be read.",
 )
 _STATISTICS = command.flag(
     flags.DEFINE_bool,
@@ -66,12 +74,20 @@ def main() -> None:
         print(f"{name}: mean {mean}, standard deviation {std}")
         command.finish({"dataset": name, "mean": mean, "std": std})
         return
+    result: dict[str, Any] = {"dataset": name}
     if name == "folder":
-        path = preparation.prepare_folder(data_dir, from_dir)
+        path, found = preparation.prepare_folder(
+            data_dir, from_dir, skip_corrupt=_SKIP_CORRUPT.value
+        )
+        print("\n".join(found.lines()))
+        result |= {
+            "images": {split: len(files) for split, files in found.files.items()},
+            "left_out": dict(+found.left_out),
+        }
     else:
         path = preparation.prepare(catalog.DATASETS[name], data_dir, from_dir)
     print(f"{name} is prepared in {path}")
-    command.finish({"dataset": name, "path": str(path)})
+    command.finish(result | {"path": str(path)})
 
 
 if __name__ == "__main__":

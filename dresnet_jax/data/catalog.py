@@ -2,11 +2,26 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from dresnet_jax.data import tiny_imagenet_classes
 
 SPLITS = ("train", "validation", "test")
+
+
+class Example(NamedTuple):
+    """One example, as it is stored.
+
+    Attributes:
+      image: [height, width, channels] uint8, or the bytes of an encoded image; None
+        where the record cannot be read.
+      label: of its class.
+    """
+
+    image: np.ndarray | bytes | None
+    label: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Dataset:
         that each of `SPLITS` is taken from.
       fixed_size: whether all images are of `image_size`; others are brought to it.
       unused: examples between those for training and those after them.
+      digest: of what is prepared, where that differs from person to person.
     """
 
     name: str
@@ -43,6 +59,7 @@ class Dataset:
     tfds_splits: dict[str, str] = dataclasses.field(default_factory=dict)
     fixed_size: bool = True
     unused: int = 0
+    digest: str = ""
 
     @property
     def num_classes(self) -> int:

@@ -1,55 +1,108 @@
-"""Images to pixels, by OpenCV, which takes every format here."""
+"""Images to pixels, by one rule for every format, command and dataset.
+
+The rule, of which a run keeps the number: an image is turned as its note of orientation
+says; where it is transparent, a background shows; 16-bit values lose their lower half;
+the first picture of an animation is taken; and what is made smaller is averaged, so
+that nothing between two sampled pixels is lost. Rule 1, of earlier versions, took
+images as they are stored, left transparency out, and sampled what it made smaller.
+
+OpenCV decodes what is opaque and has 8 or 16 bits, Pillow the rest.
+"""
 
 import io
 import os
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from etils import epath
-from PIL import Image
-
-from dresnet_jax.errors import UserError
+from PIL import Image, ImageOps, PngImagePlugin
 
 # Top, left, height, width; pixels.
 Box = tuple[int, int, int, int]
+
+# The newest rule, and all that runs were trained by.
+RULE = 2
+RULES = (1, 2)
 
 # The threads that read images are the parallelism.
 cv2.setNumThreads(1)
 # What it warns of is an error here, and names the image.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+# Programs that draw images keep how they did so in texts of megabytes.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
 _MODES = {
     1: cv2.IMREAD_GRAYSCALE,
     3: cv2.IMREAD_COLOR_RGB,
 }
+_DAMAGED = "the image is damaged, or of an unknown format"
+_ORIENTATION = 0x0112
+# A camera of 12 bits gives no larger values; of 16, no photograph is this dark.
+_12_BITS = 2**12
 
 # Of the files of a directory that are taken for images.
-_SUFFIXES = (
+SUFFIXES = (
     *(".bmp", ".jpeg", ".jpg", ".pgm", ".png"),
     *(".ppm", ".tif", ".tiff", ".webp"),
 )
 
 
-def files_in(directory: epath.Path) -> list[str]:
-    """The images in a directory at any depth, in the order of their names.
+class Listing(NamedTuple):
+    """What is in a directory.
 
-    Raises:
-      UserError: there is none.
+    Attributes:
+      images: paths of the images, in order.
+      others: how many files are there that are no images by their names.
+      unreadable: directories that cannot be read, and why.
     """
-    files, directories = [], [directory]
+
+    images: list[str]
+    others: int
+    unreadable: list[tuple[str, str]]
+
+
+def files_in(directory: epath.Path) -> Listing:
+    """The images in a directory at any depth.
+
+    Directories that links lead to are entered too, each but once.
+    """
+    files, others, unreadable = [], 0, []
+    directories, entered = [directory], set()
     while directories:
-        for path in directories.pop().iterdir():
+        inside = directories.pop()
+        real = _real(inside)
+        if real in entered:
+            continue
+        entered.add(real)
+        try:
+            paths = sorted(inside.iterdir())
+        except OSError as error:
+            unreadable.append((os.fspath(inside), error.strerror or str(error)))
+            continue
+        for path in paths:
             if path.is_dir():
                 directories.append(path)
-            elif path.suffix.lower() in _SUFFIXES:
+            elif path.suffix.lower() in SUFFIXES and path.is_file():
                 files.append(os.fspath(path))
-    if not files:
-        kinds = ", ".join(_SUFFIXES)
-        raise UserError(f"Directory {directory} holds no image: {kinds}.")
-    return sorted(files)
+            else:
+                others += 1
+    return Listing(sorted(files), others, unreadable)
 
 
-def shape(image: np.ndarray | bytes) -> tuple[int, int]:
+def printable(name: str) -> str:
+    """A file's name, whatever its bytes, as a terminal may be given it."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _real(path: epath.Path) -> str:
+    """Where a path leads; those of a bucket have no links."""
+    name = os.fspath(path)
+    return name if "://" in name else os.path.realpath(name)
+
+
+def shape(image: np.ndarray | bytes, rule: int = RULE) -> tuple[int, int]:
     """Height and width in pixels; of an encoded image from its header alone.
 
     Raises:
@@ -57,38 +110,126 @@ def shape(image: np.ndarray | bytes) -> tuple[int, int]:
     """
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return opened.height, opened.width
-    except Image.DecompressionBombError as error:
-        raise OSError(str(error)) from error
+    with _opened(image) as opened:
+        width, height = opened.size
+        if rule >= 2 and opened.format != "TIFF" and _orientation(opened) >= 5:
+            height, width = width, height
+        return height, width
 
 
-def decode(image: np.ndarray | bytes, channels: int) -> np.ndarray:
+def decode(
+    image: np.ndarray | bytes, channels: int, rule: int = RULE, background: int = 255
+) -> np.ndarray:
     """The pixels of a whole image: [height, width, channels], uint8.
 
     Args:
       image: the same, which is returned, or an encoded image.
       channels: 1 for grey, 3 for RGB, whatever the encoded image has.
+      rule: in `RULES`.
+      background: grey level, 0 to 255, that shows where the image is transparent.
 
     Raises:
-      OSError: it is no image, or is not whole.
+      OSError: it is no image, is not whole, or its values have no agreed white.
     """
     if isinstance(image, np.ndarray):
         return image
-    # As it is stored: a size must not depend on what a camera noted beside it.
-    flags = _MODES[channels] | cv2.IMREAD_IGNORE_ORIENTATION
+    if rule == 1:
+        pixels = _by_opencv(image, _MODES[channels] | cv2.IMREAD_IGNORE_ORIENTATION)
+    elif image.startswith(b"\xff\xd8"):  # JPEG, which is opaque and has 8 bits.
+        pixels = _by_opencv(image, _MODES[channels])
+    else:
+        pixels = _by_header(image, channels, background)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _by_header(image: bytes, channels: int, background: int) -> np.ndarray:
+    with _opened(image) as opened:
+        if opened.mode == "F" or (opened.mode == "I" and opened.format == "TIFF"):
+            raise OSError("its values of 32 bits have no agreed white")
+        if opened.format == "PPM":
+            # Its header says how large white is; Pillow scales by that.
+            found = np.asarray(_loaded(opened))
+            found = (found >> 8).astype(np.uint8) if opened.mode == "I" else found
+            return _of_channels(found, channels)
+        has_alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+        if has_alpha or "transparency" in opened.info:
+            _check_depth(_by_opencv(image, cv2.IMREAD_UNCHANGED))
+            turned = ImageOps.exif_transpose(_loaded(opened))
+            found = np.asarray(turned.convert("RGBA")).astype(np.uint16)
+            colour, alpha = found[..., :3], found[..., 3:]
+            laid = (colour * alpha + background * (255 - alpha) + 127) // 255
+            return _of_channels(laid.astype(np.uint8), channels)
+    # Not as RGB, which OpenCV 5.0 reads wrongly out of a TIFF of 16 bits.
+    mode = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    pixels = _by_opencv(image, mode | cv2.IMREAD_ANYDEPTH)
+    _check_depth(pixels)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if channels == 3 else pixels
+
+
+def _check_depth(pixels: np.ndarray) -> None:
+    if pixels.dtype == np.uint16 and 0 < pixels.max() < _12_BITS:
+        raise OSError(
+            f"its 16-bit values reach {pixels.max()} of 65,535, as if they had 10 or "
+            "12 bits: multiply them so that white is 65,535"
+        )
+
+
+def _of_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Grey [height, width] or RGB pixels, as grey or as RGB."""
+    if (pixels.ndim == 3) == (channels == 3):
+        return pixels
+    change = cv2.COLOR_RGB2GRAY if channels == 1 else cv2.COLOR_GRAY2RGB
+    return cv2.cvtColor(pixels, change)
+
+
+def _by_opencv(image: bytes, flags: int) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise OSError("the image is damaged, or of an unknown format")
-    return pixels.reshape(*pixels.shape[:2], channels)
+        raise OSError(_DAMAGED)
+    return pixels
+
+
+def _opened(image: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(image))
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from error
+    # Pillow's readers raise whatever the bytes lead them to.
+    except Exception as error:
+        raise OSError(_DAMAGED) from error
+
+
+def _loaded(opened: Image.Image) -> Image.Image:
+    try:
+        opened.load()
+    # As in `_opened`.
+    except Exception as error:
+        raise OSError(_DAMAGED) from error
+    return opened
+
+
+def _orientation(opened: Image.Image) -> int:
+    """As a camera noted it: 1 for upright, 5 to 8 where sides are exchanged."""
+    try:
+        found = opened.getexif().get(_ORIENTATION, 1)
+    # As in `_opened`: a note that cannot be read is none.
+    except Exception:
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def decode_crop(
-    image: np.ndarray | bytes, box: Box, size: tuple[int, int], channels: int
+    image: np.ndarray | bytes,
+    box: Box,
+    size: tuple[int, int],
+    channels: int,
+    rule: int = RULE,
+    background: int = 255,
 ) -> np.ndarray:
     """A part of an image, brought to another size.
 
@@ -97,14 +238,23 @@ def decode_crop(
       box: the part.
       size: height and width of what is returned, pixels.
       channels: 1 for grey, 3 for RGB.
+      rule: in `RULES`.
+      background: as in `decode`.
 
     Returns:
-      [*size, channels], uint8, interpolated bilinearly.
+      [*size, channels], uint8: averaged over what a smaller side leaves out,
+      interpolated bilinearly along a larger one.
 
     Raises:
-      OSError: it is no image, or is not whole.
+      OSError: as in `decode`.
     """
     top, left, height, width = box
-    part = decode(image, channels)[top : top + height, left : left + width]
-    resized = cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(*size, channels)
+    whole = decode(image, channels, rule, background)
+    found = whole[top : top + height, left : left + width]
+    if rule == 1:
+        found = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
+        return found.reshape(*size, channels)
+    smaller = min(size[0], height), min(size[1], width)
+    found = cv2.resize(found, smaller[::-1], interpolation=cv2.INTER_AREA)
+    found = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return found.reshape(*size, channels)

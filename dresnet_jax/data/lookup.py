@@ -1,12 +1,14 @@
 """From a config, or a name, to the dataset that it means."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 import ml_collections
 from etils import epath
 
-from dresnet_jax.data import catalog
+from dresnet_jax.data import catalog, image_folder
 from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.errors import UserError, pick
 
@@ -57,27 +59,61 @@ def _resized(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
 
 def folder_path(data_dir: str) -> epath.Path:
     """Where the `folder` of a data directory is, or would be."""
-    return epath.Path(data_dir).expanduser() / "folder" / "1.0.0"
+    return epath.Path(data_dir).expanduser() / "folder" / "2.0.0"
+
+
+def is_folder(dataset: Dataset, data_dir: str) -> bool:
+    """Whether a dataset is a `folder` that this version prepared in a directory."""
+    return dataset.name == "folder" and folder_path(data_dir).exists()
+
+
+def earlier_folder_path(data_dir: str) -> epath.Path:
+    """Where earlier versions prepared the `folder` of a data directory."""
+    return folder_path(data_dir).with_name("1.0.0")
+
+
+def require_folder(dataset: Dataset, data_dir: str) -> None:
+    """Checks that a `folder` is what is prepared in a directory.
+
+    Raises:
+      UserError: nothing is, or other images.
+    """
+    there = _folder(data_dir)
+    if dataset.digest and there.digest != dataset.digest:
+        raise UserError(
+            f"data.data_dir = {data_dir} holds another folder than this run was "
+            f"trained on, of the classes {', '.join(there.class_names[:5])}"
+            + (" and more" if there.num_classes > 5 else "")
+            + ": prepare that one again, or say where it is now."
+        )
 
 
 def _folder(data_dir: str) -> Dataset:
-    # Imported here, since it takes half a second and few datasets need it.
-    import tensorflow_datasets as tfds
+    earlier = earlier_folder_path(data_dir)
+    if about := image_folder.about(folder_path(data_dir)):
+        class_names, official = about["class_names"], about["splits"]
+        digest = about["digest"]
+    elif (earlier / "dataset_info.json").exists():
+        # Imported here, since it takes half a second.
+        import tensorflow_datasets as tfds
 
-    directory = folder_path(data_dir)
-    if not (directory / "dataset_info.json").exists():
+        info = tfds.builder_from_directory(earlier).info
+        class_names = info.features["label"].names
+        official = {name: split.num_examples for name, split in info.splits.items()}
+        # Of the classes and counts: more cannot be told without reading it all.
+        text = json.dumps([class_names, official])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+    else:
         raise UserError(
             f"folder is not prepared in {data_dir}: run python -m dresnet_jax.prepare "
             f"--dataset=folder --from_dir=<directory of class/image files> "
             f"--data_dir={data_dir}"
         )
-    info = tfds.builder_from_directory(directory).info
-    official = {name: split.num_examples for name, split in info.splits.items()}
     return Dataset(
         name="folder",
         image_size=224,
         channels=3,
-        class_names=tuple(info.features["label"].names),
+        class_names=tuple(class_names),
         **_folder_splits(official),
         mean=catalog.IMAGENET_MEAN,
         std=catalog.IMAGENET_STD,
@@ -85,6 +121,7 @@ def _folder(data_dir: str) -> Dataset:
         licence="Theirs.",
         source="Prepared from a directory of class/image files.",
         fixed_size=False,
+        digest=digest,
     )
 
 
@@ -104,6 +141,11 @@ def _folder_splits(official: dict[str, int]) -> dict[str, Any]:
         for name in ("validation", "test")
     }
     taken = sum(splits[name] for name in splits if names[name] == "train")
+    if taken >= official["train"]:
+        raise UserError(
+            f"folder has {official['train']} training images, and {taken} are held out "
+            "of them for validation and test: it needs more."
+        )
     return {
         "splits": {"train": official["train"] - taken, **splits},
         "tfds_splits": names,

@@ -1,4 +1,4 @@
-"""Preparation of a dataset by TensorFlow Datasets, from the network or from archives.
+"""Preparation of a dataset, by TensorFlow Datasets or of a person's own images.
 
 The only code that needs TensorFlow, and only `prepare` calls it.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from dresnet_jax.data import catalog, lookup, prepared
+from dresnet_jax.data import image_folder, lookup, prepared
 from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.errors import UserError
 
@@ -66,76 +66,43 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
     return builder.data_path
 
 
-def prepare_folder(data_dir: str, from_dir: str | None) -> epath.Path:
+def prepare_folder(
+    data_dir: str, from_dir: str | None, *, skip_corrupt: bool
+) -> tuple[epath.Path, image_folder.Found]:
     """Writes a directory of class/image files as the dataset `folder`.
 
     Args:
       data_dir: where prepared datasets lie; it can hold one folder.
-      from_dir: has a directory per class, or those of the splits train, validation (or
-        val) and test, which have them.
+      from_dir: has a directory per class, or those of the splits train, validation and
+        test, which have them.
+      skip_corrupt: whether images that cannot be read are left out.
 
     Returns:
-      Where the dataset now lies.
+      Where the dataset now lies, and what is in it.
 
     Raises:
-      UserError: TensorFlow is missing, there are no images, or another folder is
-        prepared there.
+      UserError: there are no images, or not such ones as make a dataset, or another
+        folder is prepared there.
+      UnreadableImageError: an image cannot be read.
     """
-    path = lookup.folder_path(data_dir)
-    if path.exists():
+    if "://" in data_dir:
         raise UserError(
-            f"{path} exists: delete it, or give another --data_dir, which is "
-            "config.data.data_dir in training."
+            f"--data_dir={data_dir}: prepare a folder in a local directory, and copy "
+            "that."
         )
+    path = lookup.folder_path(data_dir)
+    for there in (path, lookup.earlier_folder_path(data_dir)):
+        if there.exists():
+            raise UserError(
+                f"{there} exists: choose another --data_dir, which is "
+                "config.data.data_dir in training, or move it away."
+            )
     if from_dir is None:
         raise UserError("folder needs --from_dir: the directory of class/image files.")
-    _require_tensorflow()
-    import tensorflow_datasets as tfds
-
-    with tempfile.TemporaryDirectory() as root:
-        for name, images in _split_directories(Path(from_dir).expanduser()).items():
-            (Path(root) / name).symlink_to(images.resolve())
-        folder = tfds.ImageFolder(root)
-        _check_classes(from_dir, folder.info)
-        builder = tfds.dataset_builders.store_as_tfds_dataset(
-            name=path.parent.name,
-            version=path.name,
-            features=folder.info.features,
-            split_datasets={
-                # The files as they are.
-                name: folder.as_dataset(
-                    split=name, decoders={"image": tfds.decode.SkipDecoding()}
-                )
-                for name in folder.info.splits
-            },
-            data_dir=path.parent.parent,
-            file_format="array_record",
-        )
-    return builder.data_path
-
-
-def _split_directories(root: Path) -> dict[str, Path]:
-    """The directory of each split; all of it for training where none is named so."""
-    if not root.is_dir():
-        raise UserError(f"--from_dir={root} is not a directory.")
-    names = {name: name for name in catalog.SPLITS} | {"val": "validation"}
-    found: dict[str, Path] = {}
-    for path in root.iterdir():
-        if path.name not in names:
-            continue
-        if names[path.name] in found:
-            raise UserError(f"{root} has both val and validation: keep one of them.")
-        found[names[path.name]] = path
-    return found if "train" in found else {"train": root}
-
-
-def _check_classes(from_dir: str, info: Any) -> None:
-    count = {name: split.num_examples for name, split in info.splits.items()}
-    if min(count.get("train", 0), info.features["label"].num_classes) < 2:
-        raise UserError(
-            f"{from_dir} holds no directories of images, one for each class: there are "
-            f"{info.features['label'].num_classes} classes, {count or 'no images'}."
-        )
+    root = Path(from_dir).expanduser()
+    found = image_folder.find(root)
+    image_folder.write(root, found, path, skip_corrupt=skip_corrupt)
+    return path, found
 
 
 def _require_tensorflow() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from dresnet_jax.data import lookup
 from dresnet_jax.data.catalog import SPLITS, Dataset
 from dresnet_jax.errors import UserError
 
@@ -36,13 +37,13 @@ def find(name: str, data_dir: str) -> tuple[Any, bool]:
 
 
 def require(dataset: Dataset, data_dir: str) -> Any:
-    """The builder of a prepared dataset; None for one that needs no preparation.
+    """The TFDS builder of a prepared dataset; None for one that has none.
 
     Raises:
       UserError: it is not prepared there, another version is, or what is prepared is
         not what the catalogue says.
     """
-    if not dataset.tfds_splits:
+    if not dataset.tfds_splits or lookup.is_folder(dataset, data_dir):
         return None
     builder, is_prepared = find(dataset.name, data_dir)
     if not is_prepared:

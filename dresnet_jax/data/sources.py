@@ -9,12 +9,12 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from dresnet_jax.data import prepared
-from dresnet_jax.data.catalog import SPLITS, Dataset
+from dresnet_jax.data import image_folder, lookup, prepared
+from dresnet_jax.data.catalog import SPLITS, Dataset, Example
 from dresnet_jax.errors import RunFailedError, UserError
 
 # Records read at once: one by one, the reading costs more than the record.
@@ -23,19 +23,6 @@ _CHUNK = 1000
 
 class CorruptRecordError(RunFailedError):
     """A record of a prepared dataset cannot be read, or is not what it should be."""
-
-
-class Example(NamedTuple):
-    """One example, as it is stored.
-
-    Attributes:
-      image: [height, width, channels] uint8, or the bytes of an encoded image; None
-        where the record cannot be read.
-      label: of its class.
-    """
-
-    image: np.ndarray | bytes | None
-    label: int
 
 
 # From a stored image to its pixels, [height, width, channels], uint8.
@@ -228,12 +215,23 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
         preparation.
 
     Raises:
-      UserError: the dataset is not prepared there, is another version, or is damaged.
+      UserError: the dataset is not prepared there, is another one, or is damaged.
     """
     if not dataset.tfds_splits:
         return {"digits": _digits, "synthetic": _synthetic}[dataset.name](dataset)
-    builder = prepared.require(dataset, data_dir)
-    splits = {name: Records(dataset, builder, name) for name in SPLITS}
+    splits: dict[str, Any]
+    if dataset.name == "folder":
+        lookup.require_folder(dataset, data_dir)
+    if lookup.is_folder(dataset, data_dir):
+        path = str(lookup.folder_path(data_dir))
+        ranges = {name: dataset.tfds_range(name) for name in SPLITS}
+        splits = {
+            name: image_folder.Records(path, official, start, stop - start)
+            for name, (official, start, stop) in ranges.items()
+        }
+    else:
+        builder = prepared.require(dataset, data_dir)
+        splits = {name: Records(dataset, builder, name) for name in SPLITS}
     for records in splits.values():
         records.check_files()
     return dict(splits)

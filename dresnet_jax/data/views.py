@@ -23,6 +23,8 @@ class View:
         (Szegedy et al. 2015); 0 for none.
       rand_augment_layers: operations of RandAugment on each image; 0 for none.
       rand_augment_magnitude: their strength, 0 to 10.
+      rule: by which images are decoded, in `images.RULES`.
+      background: grey level, 0 to 255, that shows where an image is transparent.
     """
 
     size: int
@@ -31,6 +33,8 @@ class View:
     min_crop_area: float = 0.0
     rand_augment_layers: int = 0
     rand_augment_magnitude: float = 0.0
+    rule: int = images.RULE
+    background: int = 255
 
     @property
     def augments(self) -> bool:
@@ -48,7 +52,9 @@ class View:
             return self.evaluate(image)
         random = np.random.default_rng(seed)
         if self.min_crop_area:
-            box = random_box(random, *images.shape(image), self.min_crop_area)
+            box = random_box(
+                random, *images.shape(image, self.rule), self.min_crop_area
+            )
             pixels = self._resized(image, box)
         else:
             pixels = self.evaluate(image)
@@ -64,8 +70,8 @@ class View:
           ValueError: it has not the size that it should have.
         """
         if not self.fixed_size:
-            return self._resized(image, centre_box(*images.shape(image)))
-        pixels = images.decode(image, self.channels)
+            return self._resized(image, centre_box(*images.shape(image, self.rule)))
+        pixels = images.decode(image, self.channels, self.rule, self.background)
         expected = (self.size, self.size, self.channels)
         if pixels.shape != expected:
             raise ValueError(f"the image has shape {pixels.shape}, not {expected}")
@@ -77,7 +83,7 @@ class View:
         Raises:
           OSError: the image is damaged.
         """
-        height, width = images.shape(image)
+        height, width = images.shape(image, self.rule)
         if not self.fixed_size or (height, width) == (self.size, self.size):
             return self.evaluate(image)
         side = min(height, width)
@@ -85,7 +91,8 @@ class View:
         return self._resized(image, middle)
 
     def _resized(self, image: np.ndarray | bytes, box: images.Box) -> np.ndarray:
-        return images.decode_crop(image, box, (self.size, self.size), self.channels)
+        size, how = (self.size, self.size), (self.rule, self.background)
+        return images.decode_crop(image, box, size, self.channels, *how)
 
 
 def random_box(

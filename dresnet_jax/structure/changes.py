@@ -110,7 +110,11 @@ def made(
       kind: of the change.
       what: is changed.
     """
-    parts = experiment.build(config, devices=list(network.parts.mesh.devices.flat))
+    parts = experiment.build(
+        config,
+        devices=list(network.parts.mesh.devices.flat),
+        dataset=network.parts.dataset,
+    )
     state, shapes = network.state, parts.create_state(abstract=True)
 
     def filled(fresh: TrainState, state: TrainState) -> TrainState:

@@ -71,7 +71,7 @@ def discretised(network: Network, chosen: list[Choice]) -> Network:
     config.search.share = 0.0  # Its architecture is decided.
     with config.ignore_type():
         config.model.mixture.operations = tuple(of_blocks)
-    other = experiment.build(config.lock())
+    other = experiment.build(config.lock(), dataset=parts.dataset)
     weights = leaves.by_name(
         {"params": state.eval_params, "batch_stats": state.batch_stats}
     )

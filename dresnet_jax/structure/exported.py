@@ -92,6 +92,8 @@ def write(
         },
         "class_names": list(dataset.class_names),
         "fixed_size": dataset.fixed_size,
+        "pixel_rule": parts.recipe.view.rule,
+        "background": parts.recipe.view.background,
         "platforms": list(_PLATFORMS),
         "edges": model.spec.connections.topology.edges,
         "versions": {"dresnet_jax": dresnet_jax.__version__, "jax": jax.__version__},
@@ -137,7 +139,14 @@ def read(directory: epath.Path) -> Exported:
     _, size, _, channels = signature["input"]["shape"]
     return Exported(
         call=jax.export.deserialize(bytearray(network)).call,
-        view=View(size, channels, signature["fixed_size"]),
+        view=View(
+            size,
+            channels,
+            signature["fixed_size"],
+            # Those of earlier versions do not say.
+            rule=signature.get("pixel_rule", 1),
+            background=signature.get("background", 255),
+        ),
         class_names=tuple(signature["class_names"]),
         signature=signature,
     )

@@ -120,7 +120,7 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     config.search.share = 0.0  # Its architecture is decided.
     with config.ignore_type():
         config.model.connections.topology = connections.topology.edges or "none"
-    other = experiment.build(config.lock())
+    other = experiment.build(config.lock(), dataset=parts.dataset)
     params = {**state.eval_params, "connections": of_connections}
     weights = leaves.by_name({"params": params, "batch_stats": state.batch_stats})
     return measured(Network(other, transfer.exchange(other.create_state(), weights)))

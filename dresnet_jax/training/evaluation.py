@@ -48,9 +48,13 @@ class Evaluation:
 
 
 def open_run(
-    directory: epath.Path,
+    directory: epath.Path, data_dir: str | None = None
 ) -> tuple[Experiment, checkpointing.Restored[TrainState]]:
     """The experiment of a run, and its newest checkpoint.
+
+    Args:
+      directory: of the run.
+      data_dir: where its data are now; None for where they were.
 
     Raises:
       UserError: there is no run, it holds no whole checkpoint, or its config is that of
@@ -58,9 +62,11 @@ def open_run(
     """
     config = workdir.read_config(directory)
     try:
+        if data_dir is not None:
+            config.data.data_dir = data_dir
         if config.growth.events and (newest := checkpointing.newest(directory)):
             config = config_of(config, newest[1])
-        parts = experiment.build(config)
+        parts = experiment.build(config, dataset=workdir.read_dataset(directory))
     except (KeyError, AttributeError) as error:
         field = str(error).splitlines()[0].strip("\"'")
         raise UserError(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from dresnet_jax.connections import module as connections
 from dresnet_jax.connections.spec import MAX_GROWTH
-from dresnet_jax.data import catalog, lookup, pipeline, sources, views
+from dresnet_jax.data import catalog, images, lookup, pipeline, sources, views
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import counting, zoo
@@ -314,6 +314,9 @@ class Experiment:
 
 # Share of a plain network's parameters or FLOPs above which connections are warned of.
 _MUCH_ADDED = 0.1
+# Larger than any image here; and what counts steps is an int32.
+_MOST_PIXELS = 2**15
+_MOST_STEPS = 2**31 - 1
 
 
 def num_parameters(params: Any) -> int:
@@ -325,6 +328,7 @@ def build(
     config: ml_collections.ConfigDict,
     devices: Sequence[jax.Device] | None = None,
     device_bytes: int | None = None,
+    dataset: catalog.Dataset | None = None,
 ) -> Experiment:
     """Makes and checks every part; writes nothing and allocates nothing.
 
@@ -335,13 +339,14 @@ def build(
       config: of the run.
       devices: all that there are, if None.
       device_bytes: memory of each; None to ask the first one here.
+      dataset: what the run was trained on; None for what the config names today.
 
     Raises:
       UserError: a value of the config is wrong.
     """
     if "connections" in config.growth.events:
         config = with_own_projections(config)
-    parts = _build(config, devices, device_bytes)
+    parts = _build(config, devices, device_bytes, dataset)
     key = parts.dataset, parts.road, parts.num_steps, _compiled_fields(config)
     for known, other in _recent:
         if known == key:
@@ -392,11 +397,12 @@ def _build(
     config: ml_collections.ConfigDict,
     devices: Sequence[jax.Device] | None,
     device_bytes: int | None,
+    dataset: catalog.Dataset | None,
 ) -> Experiment:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed = {config.seed} must be between 0 and 2**32 - 1.")
     transfer.check(config)
-    dataset = lookup.from_config(config.data)
+    dataset = dataset or lookup.from_config(config.data)
     recipe = pipeline.Recipe(
         batch_size=config.data.batch_size,
         mean=dataset.mean,
@@ -414,6 +420,8 @@ def _build(
             min_crop_area=config.data.min_crop_area,
             rand_augment_layers=config.data.rand_augment_layers,
             rand_augment_magnitude=config.data.rand_augment_magnitude,
+            rule=config.data.pixel_rule,
+            background=config.data.background,
         ),
         skip_corrupt=config.data.skip_corrupt,
     )
@@ -493,15 +501,17 @@ def _check_data(data: ml_collections.ConfigDict, dataset: catalog.Dataset) -> No
             f"or 3 channels; {dataset.name} has {dataset.channels}."
         )
     limits = {
-        "crop_padding": (0, math.inf),
-        "cut_out": (0, math.inf),
+        "crop_padding": (0, _MOST_PIXELS),
+        "cut_out": (0, _MOST_PIXELS),
+        "background": (0, 255),
+        "pixel_rule": (1, images.RULE),
         "mix_up": (0, math.inf),
         "cut_mix": (0, math.inf),
         "min_crop_area": (0, 1),
-        "rand_augment_layers": (0, math.inf),
+        "rand_augment_layers": (0, 100),
         "rand_augment_magnitude": (0, 10),
-        "num_threads": (1, math.inf),
-        "num_workers": (0, math.inf),
+        "num_threads": (1, 10_000),
+        "num_workers": (0, 10_000),
     }
     for field, (low, high) in limits.items():
         value = data[field]
@@ -522,11 +532,9 @@ def _num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
         "steps_per_call",
         "accumulate_steps",
     ):
-        if train[field] < 1:
-            raise UserError(f"train.{field} = {train[field]} must be above 0.")
+        _check_steps(train, field, 1)
     for field in ("keep_every_steps", "keep_best"):
-        if train[field] < 0:
-            raise UserError(f"train.{field} = {train[field]} must not be below 0.")
+        _check_steps(train, field, 0)
     pick("train.on_non_finite", train.on_non_finite, dict.fromkeys(("stop", "skip")))
     pick("train.report_on", train.report_on, dict.fromkeys(("last", "best")))
     if train.report_on == "best" and not train.keep_best:
@@ -546,12 +554,23 @@ def _num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
     if train.num_steps is not None:
         num_steps = train.num_steps
     elif train.num_epochs is not None:
+        if not 0 < train.num_epochs < _MOST_STEPS:
+            raise UserError(
+                f"train.num_epochs = {train.num_epochs} must be a number above 0."
+            )
         num_steps = math.ceil(train.num_epochs * steps_per_epoch)
     else:
         raise UserError("train.num_steps or train.num_epochs must be set.")
-    if num_steps < 1:
+    if not 1 <= num_steps <= _MOST_STEPS:
         raise UserError(
             f"train.num_steps = {train.num_steps}, train.num_epochs = "
-            f"{train.num_epochs}: the run must have at least one step."
+            f"{train.num_epochs}: the run must have from 1 to {_MOST_STEPS} steps."
         )
     return num_steps
+
+
+def _check_steps(train: ml_collections.ConfigDict, field: str, least: int) -> None:
+    if not least <= train[field] <= _MOST_STEPS:
+        raise UserError(
+            f"train.{field} = {train[field]} must be from {least} to {_MOST_STEPS}."
+        )

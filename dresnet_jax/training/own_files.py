@@ -14,7 +14,7 @@ _STRAY = (".DS_Store", "._*", ".nfs*", "Thumbs.db", "desktop.ini")
 _ANYTHING: Any = "anything"
 _RUN: dict[str, Any] = {
     **dict.fromkeys(("config.json", "metrics.jsonl", "history.jsonl", "log.txt")),
-    **dict.fromkeys(("report.json", "failed.json", "*.partial")),
+    **dict.fromkeys(("report.json", "failed.json", "dataset.json", "*.partial")),
     **dict.fromkeys(("curves.png", "gates.png", "gate_functions.png", "growth.png")),
     **dict.fromkeys(("evaluation_*.json", "early_exit.json", "early_exit.png")),
     "checkpoints": {"[0-9]*": _ANYTHING},

@@ -1,6 +1,7 @@
 """The run directory: whose run it holds, and the records a program can read."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -11,10 +12,13 @@ from typing import Any
 import ml_collections
 from etils import epath
 
+from dresnet_jax.data import lookup
+from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import own_files
 
 _CONFIG = "config.json"
+_DATASET = "dataset.json"
 _HISTORY = "history.jsonl"
 # Axes of the devices, in the place of those that the run had.
 _ANY_DEVICES = {"replica": None, "data": None, "fsdp": 1}
@@ -47,8 +51,8 @@ def claim(
 
     Raises:
       UserError: it is no directory or cannot be written, another process trains in it,
-        it holds a run of another config, or it holds something that is no run. What it
-        holds has not changed then.
+        it holds a run of another config or on other data, or it holds something that is
+        no run. What it holds has not changed then.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is a file, not a directory.")
@@ -58,9 +62,14 @@ def claim(
             stack.enter_context(_locked(workdir))
             with tempfile.TemporaryFile(dir=workdir):
                 pass
+            dataset = lookup.from_config(config.data) if "data" in config else None
             _check(workdir, config, overwrite)
+            if dataset and not overwrite:
+                _require_dataset(workdir, dataset)
             if overwrite:
                 own_files.remove(workdir)
+            if dataset:
+                write_json(workdir / _DATASET, dataclasses.asdict(dataset))
             write_json(workdir / _CONFIG, plain(config))
         except OSError as error:
             raise UserError(
@@ -148,6 +157,38 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(config).lock()
 
 
+def read_dataset(workdir: epath.Path) -> Dataset | None:
+    """What the run in a directory was trained on; None for one of earlier versions.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / _DATASET
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        for name in ("class_names", "mean", "std"):
+            found[name] = tuple(found[name])
+        return Dataset(**found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def _require_dataset(workdir: epath.Path, dataset: Dataset) -> None:
+    """Checks that the run in a directory was trained on a dataset."""
+    there = read_dataset(workdir)
+    if there is None or there == dataset:
+        return
+    names = [field.name for field in dataclasses.fields(Dataset)]
+    different = [x for x in names if getattr(there, x) != getattr(dataset, x)]
+    raise UserError(
+        f"workdir {workdir} holds a run on another {there.name}: "
+        f"{', '.join(different)} differ. Choose another workdir, or say by "
+        "--config.data.data_dir where the data of that run is."
+    )
+
+
 def read_history(workdir: epath.Path) -> list[dict[str, Any]]:
     """The events by which a run's network grew; none where it did not.
 
@@ -201,6 +242,10 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
     Each has the value that changes nothing.
     """
+    data = config.get("data", {})
+    if isinstance(data, dict) and data:
+        data.setdefault("pixel_rule", 1)
+        data.setdefault("background", 255)
     connections = config.get("model", {}).get("connections", {})
     if isinstance(connections, dict) and connections:
         connections.setdefault("projection_rank", 8)

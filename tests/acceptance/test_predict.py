@@ -85,8 +85,9 @@ def test_bad_images_are_named_and_the_others_classified(run, tmp_path):
         "none.png",
     ]
     _, lines = progress_and_rest(errors)
+    assert lines.pop(0).endswith("no images by their names, passed over: 1")
     assert lines[0].startswith(f"{tmp_path / 'cut.png'} cannot be read: ")
-    assert lines[-1] == "error: 2 of 4 cannot be read."
+    assert lines[-1] == "error: 2 of 4 are not answered."
     assert len(lines) == 3
 
 

@@ -80,7 +80,7 @@ def test_overwrite_deletes_the_old_run(directory, small_config):
     small_config.model.width = 77
     claim(directory, small_config, overwrite=True)
     names = {path.name for path in directory.iterdir()}
-    assert names == {"config.json", ".DS_Store"}
+    assert names == {"config.json", "dataset.json", ".DS_Store"}
     assert workdir.read_config(directory).model.width == 77
 
 
@@ -115,7 +115,8 @@ def test_overwrite_removes_links_and_not_where_they_lead(
         (Path(directory) / name).symlink_to(tmp_path / "bulk")
     (Path(directory) / "runs").symlink_to(tmp_path / "nowhere")
     claim(directory, small_config, overwrite=True)
-    assert [path.name for path in directory.iterdir()] == ["config.json"]
+    names = {path.name for path in directory.iterdir()}
+    assert names == {"config.json", "dataset.json"}
     assert (tmp_path / "bulk" / "12").read_text() == "a checkpoint"
 
 

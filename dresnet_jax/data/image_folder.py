@@ -1,0 +1,399 @@
+"""A person's own images as a dataset: found in a directory, checked, written, read.
+
+`folder/2.0.0` of a data directory holds `dataset.json` and one array_record file for
+each split, whose records are a label, the name of the file that the image was, and the
+file's bytes. Earlier versions wrote `folder/1.0.0` through TensorFlow Datasets.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from dresnet_jax.data import images
+from dresnet_jax.data.catalog import Example
+from dresnet_jax.errors import RunFailedError, UserError
+
+_ABOUT = "dataset.json"
+# What a directory may be called that is a split, in any case.
+_SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+# Directories that systems and programs leave behind, beside those that begin with a
+# point.
+_OF_SYSTEMS = {
+    *("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir"),
+    *("lost+found", "__pycache__"),
+}
+# A record begins with its label and the length of its file's name.
+_HEAD = struct.Struct("<IH")
+
+
+class UnreadableImageError(RunFailedError):
+    """An image of the folder that is prepared cannot be read."""
+
+
+@dataclasses.dataclass
+class Found:
+    """The images of a directory.
+
+    Attributes:
+      class_names: in the order of the labels.
+      files: of each split, pairs of a path, relative to the directory, and a label.
+      left_out: how many files were, by the reason.
+    """
+
+    class_names: list[str]
+    files: dict[str, list[tuple[str, int]]]
+    left_out: collections.Counter[str]
+
+    def lines(self) -> list[str]:
+        """What was taken of each split and class, and what was left out, in words."""
+        lines = []
+        for split, files in self.files.items():
+            counts = collections.Counter(label for _, label in files)
+            each = ", ".join(
+                f"{name} {counts[i]}" for i, name in enumerate(self.class_names)
+            )
+            lines.append(f"{split}: {len(files)} images: {each}")
+        lines += [f"left out: {n} {why}" for why, n in sorted((+self.left_out).items())]
+        return lines
+
+
+def find(root: Path) -> Found:
+    """Finds the images of a directory that has one for each class.
+
+    Images lie at any depth below the directory of their class; the directories of
+    classes lie in `root`, or in those of the splits there. Links are followed where
+    they lead to what is in `root` and was not found without them.
+
+    Raises:
+      UserError: there are no classes, they differ between splits, one has no training
+        image, a name is no text, or beside the splits are other directories.
+    """
+    if not root.is_dir():
+        raise UserError(f"--from_dir={root} is not a directory.")
+    root = root.resolve()
+    walk = _Walk(root)
+    splits = _splits(root, walk.left_out)
+    of_classes = {
+        split: dict(_classes(directory, walk)) for split, directory in splits.items()
+    }
+    names = sorted(of_classes["train"])
+    if len(names) < 2:
+        raise UserError(
+            f"{root} holds no directories of images, one for each class: "
+            f"{len(names)} found."
+        )
+    for name in names:
+        if not name.isprintable():
+            raise UserError(
+                f"The directory {name!r} cannot be a class: its name holds what is no "
+                "printable character."
+            )
+    for split, classes in of_classes.items():
+        if different := sorted(classes.keys() ^ set(names)):
+            where = "train" if different[0] in classes else split
+            raise UserError(
+                f"Classes differ: {splits[where]} has no directory {different[0]!r}; "
+                f"{len(different)} are not in both {splits['train'].name} and "
+                f"{splits[split].name}."
+            )
+    places = [(split, name) for split in of_classes for name in names]
+    found = {place: walk.below(of_classes[place[0]][place[1]]) for place in places}
+    # Links last: what can be found without them is.
+    for place in places:
+        found[place] += walk.behind_links(of_classes[place[0]][place[1]])
+    files: dict[str, list[tuple[str, int]]] = {split: [] for split in of_classes}
+    for (split, name), paths in found.items():
+        files[split] += [(path, names.index(name)) for path in paths]
+    counts = collections.Counter(label for _, label in files["train"])
+    if empty := [name for i, name in enumerate(names) if not counts[i]]:
+        more = "; ".join(f"{n} {why}" for why, n in sorted((+walk.left_out).items()))
+        raise UserError(
+            f"{of_classes['train'][empty[0]]} holds no training image"
+            + (f", nor {len(empty) - 1} other classes" if len(empty) > 1 else "")
+            + f": an image ends in {', '.join(images.SUFFIXES)}."
+            + (f" Left out: {more}." if more else "")
+        )
+    # In an order that is nobody's, and the same on every machine: what is carved out
+    # for validation is of all classes.
+    for pairs in files.values():
+        pairs.sort(key=lambda pair: hashlib.sha256(os.fsencode(pair[0])).digest())
+    return Found(names, {k: v for k, v in files.items() if v}, walk.left_out)
+
+
+def _splits(root: Path, left_out: collections.Counter[str]) -> dict[str, Path]:
+    """The directory of each split; all of it for training where none is named so."""
+    inside = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    found: dict[str, Path] = {}
+    others = []
+    for path in inside:
+        split = _SPLITS.get(path.name.lower())
+        if split in found:
+            raise UserError(
+                f"{root} has both {found[split].name} and {path.name}: keep one."
+            )
+        if split:
+            found[split] = path
+        elif not _is_hidden(path):
+            others.append(path.name)
+    if not found:
+        return {"train": root}
+    if "train" not in found or others:
+        have = ", ".join(repr(path.name) for path in found.values())
+        lacks = "has no train" if "train" not in found else f"has also {others[0]!r}"
+        raise UserError(
+            f"{root} has the splits {have} and {lacks}: beside train there may be "
+            "validation (or val, valid) and test, and nothing else."
+        )
+    left_out["files beside the splits"] += sum(p.is_file() for p in root.iterdir())
+    left_out["hidden or system directories"] += len(inside) - len(found)
+    return dict(sorted(found.items(), key=lambda x: list(_SPLITS).index(x[0])))
+
+
+def _classes(split: Path, walk: "_Walk") -> Iterator[tuple[str, Path]]:
+    for path in sorted(split.iterdir()):
+        if not path.is_dir():
+            walk.left_out["files in no class"] += 1
+        elif _is_hidden(path):
+            walk.left_out["hidden or system directories"] += 1
+        else:
+            yield path.name, path
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name in _OF_SYSTEMS
+
+
+class _Walk:
+    """Finds the images below directories of one root, each once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: set[Path] = set()
+        # Those that are met, by the directory that was asked for.
+        self._links: dict[Path, list[Path]] = {}
+        self.left_out: collections.Counter[str] = collections.Counter()
+
+    def below(self, directory: Path) -> list[str]:
+        """The images that no link leads to, relative to the root."""
+        return self._images(directory, [directory])
+
+    def behind_links(self, directory: Path) -> list[str]:
+        """The images that only the links below a directory lead to, likewise."""
+        found: list[str] = []
+        while links := self._links.pop(directory, []):
+            for link in links:
+                if link.resolve().is_relative_to(self._root):
+                    found += self._images(directory, [link], is_link=True)
+                else:
+                    self.left_out["links out of the directory"] += 1
+        return found
+
+    def _images(
+        self, directory: Path, waiting: list[Path], *, is_link: bool = False
+    ) -> list[str]:
+        found = []
+        while waiting:
+            path = waiting.pop()
+            if path.is_symlink() and not is_link:
+                self._links.setdefault(directory, []).append(path)
+                continue
+            is_link = False
+            real = path.resolve()
+            if path != directory and _is_hidden(path):
+                kind = "directories" if real.is_dir() else "files"
+                self.left_out[f"hidden or system {kind}"] += 1
+            elif real in self._seen:
+                self.left_out["links to what was found without them"] += 1
+            elif real.is_dir():
+                self._seen.add(real)
+                waiting += sorted(path.iterdir(), reverse=True)
+            elif not real.is_file():
+                self.left_out["broken links, pipes or devices"] += 1
+            elif path.suffix.lower() not in images.SUFFIXES:
+                self.left_out[f"files that end in {path.suffix or 'nothing'!r}"] += 1
+            else:
+                self._seen.add(real)
+                found.append(os.fspath(path.relative_to(self._root)))
+        return found
+
+
+def write(
+    root: Path, found: Found, directory: epath.Path, *, skip_corrupt: bool
+) -> None:
+    """Writes the images of a directory as a dataset, whole or not at all.
+
+    Each is decoded once, so that one that cannot be read is named here.
+
+    Args:
+      root: the directory.
+      found: what `find` found there; files that are left out are counted there.
+      directory: where the dataset will lie, a local one.
+      skip_corrupt: whether images that cannot be read are left out.
+
+    Raises:
+      UnreadableImageError: an image cannot be read.
+    """
+    from array_record.python import array_record_module
+
+    partial = Path(os.fspath(directory) + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    digest = hashlib.sha256(json.dumps(found.class_names).encode())
+    try:
+        for split, files in found.files.items():
+            writer = array_record_module.ArrayRecordWriter(
+                str(partial / f"{split}.array_record"), "group_size:1"
+            )
+            kept = []
+            for name, label in files:
+                try:
+                    data = (root / name).read_bytes()
+                    images.decode(data, 3)
+                except OSError as error:
+                    why = error.strerror or str(error)
+                    if not skip_corrupt:
+                        raise UnreadableImageError(
+                            f"{images.printable(name)} cannot be read: {why}. Mend or "
+                            "remove it, or leave out such images with --skip_corrupt."
+                        ) from error
+                    found.left_out["images that cannot be read"] += 1
+                    continue
+                text = os.fsencode(name)
+                record = _HEAD.pack(label, len(text)) + text + data
+                digest.update(hashlib.sha256(record).digest())
+                writer.write(record)
+                kept.append((name, label))
+            writer.close()
+            found.files[split] = kept
+            if not kept:
+                raise UnreadableImageError(f"No image of {split} can be read.")
+        about = {
+            "class_names": found.class_names,
+            "splits": {split: len(files) for split, files in found.files.items()},
+            "digest": digest.hexdigest(),
+        }
+        (partial / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        partial.rename(os.fspath(directory))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def about(directory: epath.Path) -> dict[str, Any] | None:
+    """What `write` noted of a dataset; None where it wrote none.
+
+    Raises:
+      UserError: the note is damaged.
+    """
+    path = directory / _ABOUT
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        if set(found) >= {"class_names", "splits", "digest"}:
+            return found
+        raise ValueError("it lacks a field")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Prepare the folder again."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Some records, one behind the other, of one file.
+
+    Attributes:
+      directory: of the dataset.
+      split: the file's.
+      start: the first record.
+      count: how many.
+    """
+
+    directory: str
+    split: str
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        # Open files stay behind when a worker process gets a copy.
+        return {field: self.__dict__[field] for field in self.__dataclass_fields__}
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at some places."""
+        try:
+            found = self._source.__getitems__([self.start + i for i in indices])
+        except RuntimeError:
+            # array_record does not say which; one of them is unreadable.
+            found = [self._read_alone(index) for index in indices]
+        return [_split_record(record)[1] for record in found]
+
+    def where(self, index: int) -> str:
+        """The name of the file that a place was, or the record's where it is lost."""
+        if record := self._read_alone(index):
+            return _split_record(record)[0]
+        return f"record {self.start + index} of {self._path}"
+
+    def check_files(self) -> None:
+        """Opens the file.
+
+        Raises:
+          UserError: it is missing or not whole.
+        """
+        from array_record.python import array_record_module
+
+        try:
+            reader = array_record_module.ArrayRecordReader(self._path)
+            found = reader.num_records() if reader.ok() else 0
+            reader.close()
+        except RuntimeError:
+            found = 0
+        if found < self.start + self.count:
+            raise UserError(
+                f"{self._path} is truncated or missing: it has {found} records, not "
+                f"{self.start + self.count}. Prepare the folder again."
+            )
+
+    def _read_alone(self, index: int) -> bytes:
+        try:
+            return self._source[self.start + index]
+        except RuntimeError:
+            return b""
+
+    @property
+    def _path(self) -> str:
+        return f"{self.directory}/{self.split}.array_record"
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        from array_record.python import array_record_data_source
+
+        return array_record_data_source.ArrayRecordDataSource([self._path])
+
+
+def _split_record(record: bytes) -> tuple[str, Example]:
+    """The name of the file, and what it holds."""
+    if len(record) < _HEAD.size:
+        return "", Example(None, 0)
+    label, length = _HEAD.unpack_from(record)
+    end = _HEAD.size + length
+    name = images.printable(os.fsdecode(record[_HEAD.size : end]))
+    return name, Example(record[end:], label)
