@@ -1,1 +1,1 @@
-"""One small file per dataset, each built from `common.py`."""
+"""One small file per dataset, each built on `dresnet_jax.defaults`."""

@@ -8,12 +8,12 @@ Not trained by us yet: no time and no accuracy can be given here.
 
 import ml_collections
 
-from configs import common
+from dresnet_jax import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe of Zagoruyko and Komodakis (2016), with a cosine instead of steps."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.data.dataset = "cifar10"
     config.data.crop_padding = 4
     config.data.flip = True

@@ -8,12 +8,12 @@ About 40 seconds on 2 CPU cores, a third of it compilation; expect a test accura
 
 import ml_collections
 
-from configs import common
+from dresnet_jax import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """A narrow DResNet-18 that learns in seconds."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.data.dataset = "digits"
     config.data.batch_size = 64
     config.data.crop_padding = 1

@@ -9,12 +9,12 @@ commit d480bf2, with gate_multiplier = 30).
 
 import ml_collections
 
-from configs import common
+from dresnet_jax import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The CIFAR recipe of He et al. (2015): crop after padding, flip, SGD, in brief."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.data.dataset = "fashion_mnist"
     config.data.crop_padding = 2
     config.data.background = 0  # The clothes are light on dark.

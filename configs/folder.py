@@ -9,12 +9,12 @@ Time and accuracy depend on the images.
 
 import ml_collections
 
-from configs import common
+from dresnet_jax import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Crops, flips and learning rate for fewer images than ImageNet's."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.data.dataset = "folder"
     config.data.image_size = 224
     config.data.batch_size = 32

@@ -8,7 +8,7 @@ Not trained by us yet: no time and no accuracy can be given here.
 
 import ml_collections
 
-from configs import common
+from dresnet_jax import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     A cosine, label smoothing and clipping are added.
     """
-    config = common.get_config()
+    config = defaults.get_config()
     config.data.dataset = "imagenet2012"
     config.data.batch_size = 1024
     # Each thread holds a batch of 150 MB: 16 in all.

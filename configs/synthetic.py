@@ -5,12 +5,12 @@ python -m dresnet_jax.plan --config=configs/synthetic.py --config.data.image_siz
 
 import ml_collections
 
-from configs import common
+from dresnet_jax import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The full-width network on colour images."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.data.dataset = "synthetic"
     config.data.batch_size = 32
     config.data.image_size = 32

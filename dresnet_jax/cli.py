@@ -4,13 +4,17 @@ Nothing heavy is imported here, nor by a command before its flags are checked: `
 and a misspelt flag or config field are answered without JAX.
 """
 
+import contextlib
 import json
 import logging as stdlib_logging
 import math
+import os
 import re
 import runpy
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +25,17 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from dresnet_jax.errors import RunFailedError, UserError, unknown
+from dresnet_jax.errors import (
+    PREEMPTED_EXIT_CODE,
+    RunFailedError,
+    UserError,
+    unknown,
+)
 
 _SHARED_HELP = {
     "config": "File of the config, such as configs/digits.py; "
-    "--config.<field>=<value> changes a field of it. configs/common.py explains every "
-    "field.",
+    "--config.<field>=<value> changes a field of it. dresnet_jax/defaults.py explains "
+    "every field.",
     "workdir": "Directory of the run.",
     "overwrite": "Delete what the workdir holds of a run, and start from scratch.",
     "compilation_cache": "Directory where compiled programs are kept, or off. "
@@ -52,6 +61,7 @@ class Command:
         words: Sequence[str] = (),
         rest: str | None = None,
         default_config: str | None = None,
+        goes_on: bool = False,
     ) -> None:
         """Defines the flags that it shares with other commands.
 
@@ -61,12 +71,15 @@ class Command:
           words: names of the words without dashes that it takes, and passes to `main`.
           rest: name of a word after them, which may be given any number of times.
           default_config: the config file where none is given.
+          goes_on: whether the same command goes on with what it had begun, so that
+            SIGTERM ends it with exit code 75 at any time.
         """
         self.flags = flags.FlagValues()
         self._doc = doc or ""
         self._words = words
         self._rest = rest
         self._default_config = default_config
+        self._goes_on = goes_on
         self._main: Callable[..., None] | None = None
         # That of the newest call, where config_flags looks for the overrides.
         self._argv: list[str] = []
@@ -114,7 +127,8 @@ class Command:
         _log_warnings_only()
         assert self._main is not None, "no function was decorated"
         try:
-            self._main(*self._parse(argv))
+            with _ended_by_sigterm() if self._goes_on else contextlib.nullcontext():
+                self._main(*self._parse(argv))
         except UserError as error:
             return _failed(f"error: {error}", 2)
         except flags.Error as error:
@@ -202,6 +216,30 @@ class Command:
             text = "" if default in (None, False) else f" Default: {default}."
             lines.append(f"  --{name}: {flag.help}{text}")
         return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Has SIGTERM end the process with exit code 75 where nothing else obeys it.
+
+    While steps run, `processes.stop_signals` does, and saves. Before and after them all
+    that is kept is on disk, and files are written whole or not at all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python leaves signals to the main thread.
+        return
+
+    def end(*_: object) -> None:
+        # Not by print, which may be under way; nor by an exception, which a callback
+        # of JAX may lose.
+        os.write(2, b"error: told to stop: the same command goes on.\n")
+        os._exit(PREEMPTED_EXIT_CODE)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _standard(value: Any) -> Any:

@@ -6,6 +6,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# Of a command that was told to stop and goes on where it is called again (EX_TEMPFAIL).
+PREEMPTED_EXIT_CODE = 75
+
 
 class UserError(ValueError):
     """A wrong value given by a person; its one-line text is all they need.

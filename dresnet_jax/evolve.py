@@ -16,7 +16,9 @@ import sys
 
 from dresnet_jax import cli
 
-command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
+command = cli.Command(
+    __doc__, "config workdir overwrite compilation_cache json", goes_on=True
+)
 
 
 @command.main

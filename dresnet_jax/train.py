@@ -20,7 +20,9 @@ from absl import flags
 
 from dresnet_jax import cli
 
-command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
+command = cli.Command(
+    __doc__, "config workdir overwrite compilation_cache json", goes_on=True
+)
 
 _COORDINATOR = command.flag(
     flags.DEFINE_string, "coordinator", None, "Host and port of process 0."
@@ -85,6 +87,7 @@ def main() -> None:
     claim = workdir.claim(directory, config, overwrite=command.flags.overwrite)
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(claim))
+        processes.require_seen(directory)
         if config.growth.events:
             report = growth_training.run(config, directory, watch)
         else:

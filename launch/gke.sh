@@ -141,7 +141,7 @@ kind: JobSet
 metadata:
   name: ${OPTION[name]}
 YAML
-  [[ -z ${OPTION[namespace]} ]] || echo "  namespace: ${OPTION[namespace]}"
+  [[ -z ${OPTION[namespace]} ]] || echo "  namespace: $(yaml "${OPTION[namespace]}")"
   if [[ $KIND == tpu ]]; then
     cat <<YAML
   annotations:
@@ -185,7 +185,7 @@ spec:
               terminationGracePeriodSeconds: ${OPTION[grace]}
 YAML
   [[ -z ${OPTION[service_account]} ]] ||
-    echo "              serviceAccountName: ${OPTION[service_account]}"
+    echo "              serviceAccountName: $(yaml "${OPTION[service_account]}")"
   echo "              nodeSelector:"
   if [[ $KIND == tpu ]]; then
     echo "                cloud.google.com/gke-tpu-accelerator: $GKE_NAME"
@@ -375,6 +375,10 @@ no_words
 needs_option name "give the name of the JobSet"
 [[ ${OPTION[name]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   fail "--name=${OPTION[name]} must be of at most 40 lower-case letters, digits and -, from a letter on."
+for name in namespace service_account; do
+  [[ -z ${OPTION[$name]} || ${OPTION[$name]} =~ ^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
+    fail "--$name=${OPTION[$name]@Q} must be of at most 63 lower-case letters, digits and -."
+done
 find_where
 LABEL=jobset.sigs.k8s.io/jobset-name=${OPTION[name]}
 "$ACTION"

@@ -53,11 +53,18 @@ on_all() {
 
 # What gcloud says of a resource's state; nothing where it does not exist.
 state_of() {
-  local kind=$1 name=$2 format=$3 answer
+  local kind=$1 name=$2 format=$3 answer errors
+  # What it warns of, on standard error, is no part of the answer.
+  errors=$(mktemp)
   if answer=$(gcloud compute tpus "$kind" describe "$name" "--format=value($format)" \
-    "${WHERE[@]}" 2>&1); then
-    echo "${answer##*$'\n'}"
-  elif [[ $answer != *NOT_FOUND* && $answer != *"not found"* ]]; then
+    "${WHERE[@]}" 2>"$errors"); then
+    rm -f "$errors"
+    echo "$answer"
+    return
+  fi
+  answer=$(<"$errors")
+  rm -f "$errors"
+  if [[ $answer != *NOT_FOUND* && $answer != *"not found"* ]]; then
     echo "$answer" >&2
     exit 1
   fi

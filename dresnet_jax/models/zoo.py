@@ -53,6 +53,9 @@ class Model:
 
 
 _50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+# A layer of more has more weights than any device has memory for.
+_MOST_CHANNELS = 2**20
+
 _BOTTLENECK: Any = {"block": "bottleneck"}
 # Behind pre-activation blocks, whose 1x1 convolutions read what is normalised.
 _V2: Any = {"block": "preact_basic", "shortcut": "bare"}
@@ -142,7 +145,7 @@ def build(
 
     Args:
       config: the `model` part of a config; its fields are explained in
-        `configs/common.py`.
+        `dresnet_jax/defaults.py`.
       image_size: height and width of the images.
       num_classes: of the dataset.
       norm_shards: parts of a batch whose statistics norms take by themselves.
@@ -278,8 +281,11 @@ def _check(
             f"model.blocks_per_stage = {blocks}: {config.name} has at most "
             f"{len(model.ratios)} stages."
         )
-    if width(config) < 1:
-        raise UserError(f"model.width = {config.width:g} must be above 0.")
+    if not 1 <= width(config) <= _MOST_CHANNELS:
+        raise UserError(
+            f"model.width = {config.width:g} must be above 0, and not above "
+            f"{_MOST_CHANNELS}."
+        )
     for field in ("dropout", "drop_path"):
         if not 0 <= config[field] < 1:
             raise UserError(f"model.{field} = {config[field]} must be in [0, 1).")

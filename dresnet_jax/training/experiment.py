@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from dresnet_jax.connections import module as connections
 from dresnet_jax.connections.spec import MAX_GROWTH
 from dresnet_jax.data import catalog, images, lookup, pipeline, sources, views
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.streaming import Call, SingleSteps
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import counting, zoo
 from dresnet_jax.models.backbone import Backbone
@@ -222,7 +222,7 @@ class Experiment:
         with compilation.announced(what):
             return self._trace_train_steps(num_steps).lower().compile()
 
-    def calls(self, start: int, until: int | None = None) -> list[Call]:
+    def calls(self, start: int, until: int | None = None) -> Sequence[Call]:
         """The steps after `start`, by how many are dispatched together.
 
         No call goes past the end of an epoch, a checkpoint or the end of the run; the
@@ -234,6 +234,8 @@ class Experiment:
         """
         train = self.config.train
         end = self.num_steps if until is None else until
+        if train.steps_per_call == 1:
+            return SingleSteps(start, end)
         calls = []
         while start < end:
             stop = min(
@@ -401,6 +403,7 @@ def _build(
 ) -> Experiment:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed = {config.seed} must be between 0 and 2**32 - 1.")
+    _check_numbers(config, "")
     transfer.check(config)
     dataset = dataset or lookup.from_config(config.data)
     recipe = pipeline.Recipe(
@@ -491,6 +494,23 @@ def event_steps(growth: ml_collections.ConfigDict, steps_per_epoch: int) -> list
 
 def _next_multiple(step: int, every: int) -> int:
     return (step // every + 1) * every
+
+
+def _check_numbers(group: ml_collections.ConfigDict, path: str) -> None:
+    """Checks that every number of a config is one, and not above what arrays count."""
+    for name, value in group.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_numbers(value, f"{path}{name}.")
+            continue
+        several = value if isinstance(value, list | tuple) else (value,)
+        for number in several:
+            is_huge = isinstance(number, int) and not abs(number) < 2**32
+            is_none = isinstance(number, float) and not math.isfinite(number)
+            if is_huge or is_none:
+                raise UserError(
+                    f"{path}{name} = {value} must be finite, and whole numbers below "
+                    "2**32."
+                )
 
 
 def _check_data(data: ml_collections.ConfigDict, dataset: catalog.Dataset) -> None:

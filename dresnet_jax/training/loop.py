@@ -213,6 +213,7 @@ def train(
             is_as_at_first = writes and not segment.history
             gates = metrics.first_gates(directory) if is_as_at_first else {}
             trainer = _Trainer(
+                directory,
                 experiment,
                 data,
                 Evaluator(experiment),
@@ -242,6 +243,7 @@ def _about(
 class _Trainer:
     """What the steps of a run need besides the state."""
 
+    directory: epath.Path
     experiment: Experiment
     data: Opened
     evaluate: Evaluator
@@ -266,6 +268,7 @@ class _Trainer:
                     arrays, skipped = next(data)
                 self.watch.before(call)
                 state, result = yield Wanted(call, state, arrays)
+                workdir.require_held(self.directory)
                 late.add(call, result, skipped)
                 is_last = step == self.until
                 # Every process has to ask after every call.
@@ -284,6 +287,7 @@ class _Trainer:
                     save = (
                         self.checkpoints.save_last if waits else self.checkpoints.save
                     )
+                    workdir.require_held(self.directory)
                     with late.waiting("checkpoint_wait"):
                         save(step, state, accuracy)
                 if stops:

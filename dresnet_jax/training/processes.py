@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
-from dresnet_jax.errors import RunFailedError, UserError
+from dresnet_jax.errors import PREEMPTED_EXIT_CODE, RunFailedError, UserError
 from dresnet_jax.training import sharding
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ _TEXT_SIZE = 1000
 class PreemptedError(RunFailedError):
     """The run was told to stop and is saved: the same command goes on with it."""
 
-    exit_code = 75
+    exit_code = PREEMPTED_EXIT_CODE
 
 
 def join(
@@ -123,6 +124,24 @@ def _open_mpi_5(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     return f"{host}:{port}", int(size), int(environment["OMPI_COMM_WORLD_RANK"])
 
 
+def require_seen(workdir: epath.Path) -> None:
+    """Checks that every process sees what the first one has written.
+
+    Raises:
+      UserError: the run directory is another one on some machine.
+    """
+    if jax.process_count() == 1:
+        return
+    is_there = np.asarray((workdir / "config.json").exists())
+    blind = np.flatnonzero(~multihost_utils.process_allgather(is_there))
+    if len(blind):
+        raise UserError(
+            f"workdir {workdir} is not the same for all: process {blind[0]} does not "
+            "see what process 0 wrote there. Give a bucket, or a directory that all "
+            "machines share."
+        )
+
+
 def description() -> str:
     """What was found, in one line."""
     return (
@@ -213,7 +232,10 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Catches the signals that stop a run; a second Ctrl-C acts at once."""
+    """Catches the signals that stop a run; a second Ctrl-C acts at once.
+
+    A second SIGTERM does not: it would cut the save that the first one asked for.
+    """
     stop = Stop()
     numbers: list[int] = [signal.SIGINT]
     if jax.process_count() == 1:
@@ -221,7 +243,8 @@ def stop_signals() -> Iterator[Stop]:
     before = {number: signal.getsignal(number) for number in numbers}
 
     def handle(number: int, _: object) -> None:
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
         stop.on_signal(number)
 
     for number in numbers:

@@ -45,6 +45,7 @@ def report(
     found: dict[str, Any] = {"workdir": str(directory)}
     found |= _report(experiment, state, evaluate, splits) | {"reported_step": step}
     if processes.is_first():
+        workdir.require_held(directory)
         drift = connections.drift(metrics.first_gates(directory), found["gates"])
         found |= {"gate_drift": drift} if growth is None else growth
         workdir.write_json(directory / "report.json", found)

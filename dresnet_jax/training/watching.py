@@ -33,7 +33,8 @@ class Watch:
         Args:
           directory: of the run; profiles are written to `profiles` in it.
           watchdog: seconds without a finished step after which the process ends; 0 for
-            never. The first step waits for the compiler too.
+            never. The first step waits for the compiler too. Time during which the
+            process was suspended does not count.
           profile: the steps, from 1, that are traced; those of a call are all or none.
           peak_flops: of a device, FLOPs per second; None where it is not known.
         """
@@ -96,8 +97,18 @@ class Watch:
         return {"mfu": self._ideal_seconds / step_seconds}
 
     def _guard(self) -> None:
-        while not self._ended.wait(min(1.0, self._limit / 10)):
-            silent = time.monotonic() - self._last
+        pause, woken = min(1.0, self._limit / 10), time.monotonic()
+        suspended = 0.0
+        known = self._last
+        while not self._ended.wait(pause):
+            now = time.monotonic()
+            if known != self._last:
+                known, suspended = self._last, 0.0
+            # This thread was not woken when it should: the process stood still.
+            if now - woken > 5 * pause:
+                suspended += now - woken - pause
+            woken = now
+            silent = now - known - suspended
             if silent > self._limit:
                 print(
                     f"error: No step ended for {silent:.0f} s, more than --watchdog="

@@ -7,14 +7,16 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 from etils import epath
 
+from dresnet_jax import defaults
 from dresnet_jax.data import lookup
 from dresnet_jax.data.catalog import Dataset
-from dresnet_jax.errors import UserError
+from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.training import own_files
 
 _CONFIG = "config.json"
@@ -124,6 +126,36 @@ def _is_run(workdir: epath.Path) -> bool:
     return isinstance(of_run, dict) and {"data", "model", "train"} <= of_run.keys()
 
 
+class LostWorkdirError(RunFailedError):
+    """The run directory is not the one any more that this process claimed."""
+
+
+# Device and inode of the local directories that this process has claimed.
+_held: dict[str, tuple[int, int]] = {}
+
+
+def require_held(workdir: epath.Path) -> None:
+    """Checks that a directory that this process claimed is still the same one.
+
+    Raises:
+      LostWorkdirError: it was removed, renamed or replaced.
+    """
+    path = os.fspath(workdir)
+    if path not in _held:
+        return
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise LostWorkdirError(
+            f"workdir {workdir} is gone: {error.strerror}. This process stops."
+        ) from error
+    if (found.st_dev, found.st_ino) != _held[path]:
+        raise LostWorkdirError(
+            f"workdir {workdir} was replaced by another directory while this process "
+            "trained in it. This process stops, and writes nothing there."
+        )
+
+
 @contextlib.contextmanager
 def _locked(workdir: epath.Path) -> Iterator[None]:
     """Holds a lock on a local directory, which ends with the process at the latest."""
@@ -139,8 +171,11 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
             raise UserError(
                 f"workdir {workdir} is in use: another process trains in it."
             ) from None
+        own = os.fstat(descriptor)
+        _held[path] = own.st_dev, own.st_ino
         yield
     finally:
+        _held.pop(path, None)
         os.close(descriptor)
 
 
@@ -153,8 +188,47 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     config = _read_config(workdir)
     if not isinstance(config.get("sharding"), dict):
         raise UserError(f"{workdir / _CONFIG} is damaged: it holds no config.")
+    _check_types(workdir / _CONFIG, config, defaults.get_config(), "")
     config["sharding"] |= _ANY_DEVICES
     return ml_collections.ConfigDict(config).lock()
+
+
+# By the type of a field's default: what JSON may have for it.
+_JSON_TYPES: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    tuple: (list,),
+    # Of fields that take a word, a number or a list.
+    object: (str, int, float, list),
+}
+
+
+def _check_types(
+    path: epath.Path,
+    found: dict[str, Any],
+    default: ml_collections.ConfigDict,
+    group: str,
+) -> None:
+    """Checks the fields of a config that a file holds against those of today."""
+    for name in sorted(found.keys() & set(default)):
+        value, field = found[name], f"{group}{name}"
+        if isinstance(default[name], ml_collections.ConfigDict):
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"{path}: {field} = {value!r} must be a group of fields."
+                )
+            _check_types(path, value, default[name], f"{field}.")
+            continue
+        kind = default.get_type(name)
+        if value is None and default[name] is None:
+            continue
+        wanted = _JSON_TYPES[kind]
+        is_truth = isinstance(value, bool) and kind is not bool
+        if is_truth or not isinstance(value, wanted):
+            names = " or ".join(one.__name__ for one in wanted)
+            raise UserError(f"{path}: {field} = {value!r} must be of type {names}.")
 
 
 def read_dataset(workdir: epath.Path) -> Dataset | None:
@@ -240,19 +314,24 @@ def _write_whole(path: epath.Path, text: str) -> None:
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """The config of an earlier version with the fields that it did not have yet.
 
-    Each has the value that changes nothing.
+    Each has the value that changes nothing. What is no group of fields stays.
     """
-    data = config.get("data", {})
-    if isinstance(data, dict) and data:
+    data = _group(config, "data")
+    if data:
         data.setdefault("pixel_rule", 1)
         data.setdefault("background", 255)
-    connections = config.get("model", {}).get("connections", {})
-    if isinstance(connections, dict) and connections:
+    connections = _group(_group(config, "model"), "connections")
+    if connections:
         connections.setdefault("projection_rank", 8)
-    optimizer = config.get("optimizer", {})
-    if isinstance(optimizer, dict) and optimizer:
+    optimizer = _group(config, "optimizer")
+    if optimizer:
         optimizer.setdefault("freeze_statistics", not optimizer.get("freeze"))
     return config
+
+
+def _group(config: dict[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _read_config(workdir: epath.Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from jax.extend import core as jax_core
 from scipy import stats
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.analysis import connection_costs, reports
 from dresnet_jax.connections import gates, topology, weighted_sum
 from dresnet_jax.connections.spec import FORMS, PROJECTIONS, ConnectionSpec
@@ -140,7 +140,7 @@ def test_the_published_connections_cost_little_here():
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("name", ["dresnet50", "dresnet101", "dresnet152"])
 def test_images_grow_little_at_the_start(name, gate):
-    config = common.get_config().model
+    config = defaults.get_config().model
     config.width, config.connections.gate = 8, gate
     images = np.random.RandomState(0).standard_normal((4, 64, 64, 3))
     largest = {}
@@ -179,7 +179,7 @@ DEFAULT = [
 @pytest.mark.parametrize("name", DEFAULT)
 def test_one_product_of_a_buffer_sums_what_earlier_stages_carry(name):
     """In the program of every network, for every reader."""
-    config = common.get_config().model
+    config = defaults.get_config().model
     config.name = name
     model = zoo.build(config, 64, 10)
     spec = model.spec.connections

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common, synthetic
+from configs import synthetic
+from dresnet_jax import defaults
 from dresnet_jax.models import counting, zoo
 from dresnet_jax.training import experiment
 
@@ -64,7 +65,7 @@ def test_every_network_learns(name, connected):
 )
 def test_a_step_has_no_hidden_work(name):
     """As many FLOPs as its convolutions and products forward, and twice backward."""
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name=name, stem=zoo.OWN)
     model = zoo.build(config, 224, 1000)
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)

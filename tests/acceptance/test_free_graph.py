@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.connections import graphs, module
 from dresnet_jax.models import zoo
 
@@ -25,7 +25,7 @@ THRESHOLD = 0.1
 @pytest.fixture(scope="module")
 def network():
     """Five blocks with all 21 edges from the stem to the classifier."""
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name="dcnn18", width=16, blocks_per_stage=(BLOCKS,))
     config.connections.update(
         base="learned", topology="triangular", projection="none", gate="identity"

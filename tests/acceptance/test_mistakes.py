@@ -38,8 +38,8 @@ BAD_VALUES = {
     "model.connections.opening=1.0": "outside (0, 1)",
     "model.connections.opening=0": "outside (0, 1)",
     "model.connections.sharpness=0": "k = 0.0 must be a number above 0",
-    "train.num_steps=0": "must have at least one step",
-    "train.steps_per_call=0": "steps_per_call = 0 must be above 0",
+    "train.num_steps=0": "the run must have from 1 to 2147483647 steps",
+    "train.steps_per_call=0": "steps_per_call = 0 must be from 1 to 2147483647",
     "train.report_on=best": "report_on = best needs a train.keep_best above 0",
     "data.mode=residnet": "Did you mean 'resident'? Choices: auto",
     "data.min_crop_area=2": "must be a number, not below 0 and not above 1",
@@ -228,8 +228,8 @@ BAD_CONFIGS = {
     "import nothing_of_this_name": "line 1: ModuleNotFoundError",
     "x = 1": "KeyError: 'get_config'",
     "def get_config():\n    return 3": "returns no ConfigDict",
-    "from configs import common\n\n\ndef get_config():\n"
-    "    config = common.get_config()\n    config.model.widht = 3": "line 6: ",
+    "from dresnet_jax import defaults\n\n\ndef get_config():\n"
+    "    config = defaults.get_config()\n    config.model.widht = 3": "line 6: ",
 }
 
 

@@ -21,9 +21,10 @@ from tests.acceptance.small_run import (
     finish,
     last_step,
     start_processes,
+    start_processes_of,
     timeless_lines,
 )
-from tests.conftest import SMALL, run_process
+from tests.conftest import ROOT, SMALL, run_process
 
 AXES = {
     "data": (),
@@ -344,3 +345,28 @@ def test_saving_beside_the_steps_costs_little(tmp_path):
         f"parameters of {size / 1e6:.1f} MB"
     )
     assert cost <= 0.03 * 100 * step_seconds
+
+
+def test_a_workdir_that_not_all_see_is_one_clear_line(tmp_path):
+    """Each machine has a directory of that name, and one of them no run in it."""
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+
+    def words(coordinates):
+        coordinator, count, number = coordinates
+        program = (
+            f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); "
+            f"os.chdir({str(places[number])!r}); from dresnet_jax import train; "
+            "sys.exit(train.command.run(['train', *sys.argv[1:]]))"
+        )
+        config = f"--config={ROOT / 'configs' / 'digits.py'}"
+        return (
+            *("-c", program, config, *SMALL[1:], "--workdir=run"),
+            f"--coordinator={coordinator}",
+            f"--num_processes={count}",
+            f"--process_id={number}",
+        )
+
+    for _, errors in finish(start_processes_of(2, words, devices=1), code=2):
+        assert "workdir run is not the same for all: process 1" in errors

@@ -87,10 +87,12 @@ def main():
         known = ["digits"] if count == 1 else [f"digits-{i}" for i in range(count)]
         if words != [*words[:1]] or words[0] not in known:
             not_found("nodes", words[0])
-        print("PREEMPTED" if (CLOUD / "preempted").exists() else "READY")
+        print("PREEMPTED" if (CLOUD / "preempted").exists() else "READY", flush=True)
+        print("WARNING: an update is there.", file=sys.stderr)
     elif verb == "describe":
         assert flags["format"] == "value(state.state)"
-        print(state())
+        print(state(), flush=True)
+        print("WARNING: an update is there.", file=sys.stderr)
     elif verb == "delete":
         if "force" not in flags or "quiet" not in flags:
             fail("it would ask, and delete no TPU")

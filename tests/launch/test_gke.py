@@ -325,3 +325,18 @@ def test_xpk_gets_gpus_by_its_own_names():
 def test_what_xpk_cannot_carry(flags, argument, part):
     result = run_launcher("gke.sh", *flags, "--dry-run", "--", argument)
     assert_one_clear_line(result, part)
+
+
+@pytest.mark.parametrize("option", ["namespace", "service_account"])
+@pytest.mark.parametrize(
+    "value", ["Sa", "a_b", "-a", "a\n  hostPID: true", "a: b", "a" * 64, "{a}"]
+)
+def test_values_that_would_be_more_than_a_name_are_refused(option, value):
+    flags = (*TPU, f"--{option}={value}", "--dry-run", "--", *ARGUMENTS)
+    result = run_launcher("gke.sh", *flags)
+    assert_one_clear_line(result, f"--{option}=")
+
+
+def test_a_name_of_digits_is_a_string():
+    jobset = manifest(*TPU, "--namespace=123", "--service_account=7")
+    assert jobset["metadata"]["namespace"] == "123"

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import conditional, zoo
 from dresnet_jax.models.backbone import uncompacted
@@ -21,7 +21,7 @@ CHANNELS = 8
 
 
 def network(num_devices=1, **fields):
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name="dresnet18", width=4, blocks_per_stage=(2, 1))
     config.conditional.target_rate = 0.5
     config.update(**fields)
@@ -249,7 +249,7 @@ def test_the_costliest_branch_is_counted(started):
     ],
 )
 def test_wrong_gates_are_refused(gates, fields, message):
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(**fields)
     config.conditional.update(gates)
     with pytest.raises(UserError, match=message):
@@ -257,7 +257,7 @@ def test_wrong_gates_are_refused(gates, fields, message):
 
 
 def test_loops_over_blocks_are_refused():
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.conditional.target_rate = 0.5
     config.connections.update(projection="per_stage", form="stacked")
     with pytest.raises(UserError, match="'stacked' cannot express conditional paths"):

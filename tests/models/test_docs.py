@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.models import blocks, zoo
 from tests.conftest import ROOT, apply, init
 
@@ -34,7 +34,7 @@ def example():
 @pytest.mark.usefixtures("example")
 @pytest.mark.parametrize("name", ["resnet18", "dresnet18"])
 def test_a_block_of_ones_own_goes_into_any_model(name):
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name=name, block="large", width=4, blocks_per_stage=(3, 1))
     model = zoo.build(config, 16, 3)
     images = jnp.ones((2, 16, 16, 3))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.connections import topology
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import counting, zoo
@@ -57,7 +57,7 @@ CIFAR_MILLIONS = {
 
 
 def config(name, **fields):
-    found = common.get_config().unlock().model
+    found = defaults.get_config().unlock().model
     found.update(name=name, stem="own", **fields)
     return found
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from configs.compare import graph as study
+from dresnet_jax import defaults
 from dresnet_jax.analysis import gradient_flow
 from dresnet_jax.connections.weighted_sum import average_pool
 from dresnet_jax.errors import UserError
@@ -22,7 +22,7 @@ BLOCKS = (2, 1, 2)
 
 
 def build(name="dresnet18", blocks=BLOCKS, **connections):
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name=name, width=4, blocks_per_stage=blocks)
     with config.connections.ignore_type():
         config.connections.update(connections)

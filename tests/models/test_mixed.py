@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.models.blocks import BasicBlock
@@ -206,7 +206,7 @@ def test_the_price_is_that_of_the_parameters_in_use():
 
 
 def small(**fields):
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name="mixed18", width=4, blocks_per_stage=(2, 1))
     mixture = {n: fields.pop(n) for n in list(fields) if n in config.mixture}
     with config.ignore_type():

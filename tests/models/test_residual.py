@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.models.blocks import BLOCKS
@@ -100,7 +100,7 @@ def test_a_planted_scale_is_found():
 
 
 def test_the_config_names_the_scale():
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(residual_scale="channel", residual_start=1e-4, width=4)
     model = zoo.build(config, 32, 5)
     params = init(model, jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False)
@@ -120,7 +120,7 @@ def test_the_config_names_the_scale():
     ],
 )
 def test_wrong_scales_are_refused(fields, message):
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(**fields)
     with pytest.raises(UserError, match=message):
         zoo.build(config, 32, 5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from tests.conftest import apply, init, products
@@ -62,7 +62,7 @@ def test_resnet18_as_a_table_is_resnet18(tmp_path, form, train):
         path = tmp_path / "resnet18.yaml"
         path.write_text(yaml.safe_dump([list(row) for row in rows]))
         rows = path
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name="resnet18", stem="own", width=WIDTH)
     named = zoo.build(config, SHAPE[0], CLASSES)
     network = zoo.from_table(rows, SHAPE)

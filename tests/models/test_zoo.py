@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import Backbone
@@ -23,7 +23,7 @@ PUBLISHED = {
 
 def config(**fields):
     """The model part of a config, with fields of the model and its connections."""
-    model = common.get_config().model
+    model = defaults.get_config().model
     for name, value in fields.items():
         target = model.connections if name in model.connections else model
         target[name] = value

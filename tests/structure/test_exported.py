@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.data import pipeline
 from dresnet_jax.models import zoo
 from dresnet_jax.structure import exported
@@ -45,7 +45,7 @@ SLOW = ("dmobilenetv2_100", "dcbam_resnet50", "dresnet50d", "dresnetv2_18")
     ],
 )
 def test_a_folded_network_is_the_same_function(name):
-    config = common.get_config().unlock().model
+    config = defaults.get_config().unlock().model
     config.update(name=name, width=4, stem="cifar", blocks_per_stage=(2, 2))
     config.connections.update(opening="published", **GATES[name])
     if GATES[name].get("gate") == "softmax":

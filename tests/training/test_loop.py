@@ -16,6 +16,7 @@ from dresnet_jax.training import (
     late_report,
     loop,
     metrics,
+    watching,
     workdir,
 )
 
@@ -189,6 +190,38 @@ def test_a_finished_run_only_reports_again(small_config, directory):
     second = train(small_config, directory)
     assert first == second
     assert (directory / "metrics.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_stops_where_its_directory_becomes_another(
+    small_config, directory, replaced
+):
+    class Moves(watching.Watch):
+        def after(self, call):
+            super().after(call)
+            if call.start == 2:
+                directory.rename(directory.with_name("moved"))
+                if replaced:
+                    directory.mkdir()
+
+    with (
+        workdir.claim(directory, small_config, overwrite=False),
+        pytest.raises(workdir.LostWorkdirError, match="This process stops"),
+    ):
+        loop.run(experiment.build(small_config), directory, Moves(directory))
+    assert directory.exists() == replaced
+    assert not replaced or not list(directory.iterdir())
+
+
+def test_a_run_of_a_billion_steps_starts_at_once(small_config):
+    small_config.train.num_steps = 10**9
+    calls = experiment.build(small_config).calls(7)
+    assert len(calls) == 10**9 - 7
+    assert calls[0] == calls[:1][0] == (7, 1)
+    assert calls[-1] == (10**9 - 1, 1)
+    small_config.train.num_steps = 2**31
+    with pytest.raises(UserError, match=r"must have from 1 to 2147483647 steps"):
+        experiment.build(small_config)
 
 
 def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(small_config, directory):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from configs import common, digits, synthetic
+from configs import digits, synthetic
+from dresnet_jax import defaults
 from dresnet_jax.data import lookup
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
@@ -73,7 +74,10 @@ def test_an_unknown_mode_is_refused(config):
         ("rand_augment_magnitude", 11.0, "not below 0 and not above 10"),
         ("num_threads", 0, "not below 1"),
         ("num_workers", -1, "not below 0"),
-        ("mix_up", float("nan"), "not below 0"),
+        ("mix_up", -0.5, "not below 0"),
+        ("crop_padding", 2**16, "not below 0 and not above 32768"),
+        ("background", 256, "not below 0 and not above 255"),
+        ("pixel_rule", 3, "not below 1 and not above 2"),
     ],
 )
 def test_numbers_out_of_range_are_refused(config, field, value, limit):
@@ -148,7 +152,8 @@ def test_a_resident_set_in_parts_stays_in_parts():
     """The program moves the batch between devices, and never the set."""
     program = """
 import dataclasses, re
-from configs import common, digits
+from configs import digits
+from dresnet_jax import defaults
 from dresnet_jax.training import experiment
 config = digits.get_config()
 config.model.width = 4
@@ -165,7 +170,7 @@ print(max(int(n) for n in re.findall(r"u8\\[(\\d+),8,8,1\\]", text)))
 
 
 def test_the_rows_of_one_process_are_all_rows():
-    mesh = sharding.make_mesh(common.get_config().sharding, 8)
+    mesh = sharding.make_mesh(defaults.get_config().sharding, 8)
     assert sharding.local_rows(mesh, 8).tolist() == list(range(8))
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import common
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment, sharding
 from tests.conftest import run_python
@@ -21,7 +21,7 @@ from tests.conftest import run_python
     ],
 )
 def test_axes_that_do_not_fit_are_refused(axes, message):
-    config = common.get_config().sharding
+    config = defaults.get_config().sharding
     config.update(axes)
     with pytest.raises(UserError, match=message):
         sharding.make_mesh(config, 8)

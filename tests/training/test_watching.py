@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from etils import epath
 
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.training import watching
-from tests.conftest import run_python
+from tests.conftest import run_python, start_python
 
 HANGS = """
 import time
@@ -48,3 +49,30 @@ def test_utilisation_is_the_share_of_the_peak():
     watch.count(1000.0)
     assert watch.utilisation(4.0)["mfu"] == pytest.approx(0.5)
     assert not watching.Watch(epath.Path(".")).utilisation(4.0)
+
+
+SUSPENDED = """
+import os, time
+from etils import epath
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.training.watching import Watch
+with Watch(epath.Path("."), watchdog=0.6) as watch:
+    print("begun", flush=True)
+    for i in range(20):
+        time.sleep(0.2)
+        watch.after(Call(i, 1))
+        print("step", flush=True)
+"""
+
+
+def test_a_process_that_was_suspended_is_not_called_hung():
+    process = start_python("-c", SUSPENDED)
+    assert process.stdout.readline() == "begun\n"
+    for _ in range(2):
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "step\n"
+    process.kill()
+    process.communicate()

@@ -1,10 +1,14 @@
 """A run directory is claimed by one config and never lost by mistake."""
 
+import copy
+import json
 from pathlib import Path
 
+import ml_collections
 import pytest
 from etils import epath
 
+from dresnet_jax import defaults
 from dresnet_jax.connections import topology
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
@@ -219,3 +223,83 @@ def test_a_file_that_cannot_be_written_leaves_no_part_of_it(directory, monkeypat
     with pytest.raises(OSError, match="No space left"):
         workdir.write_json(directory / "report.json", {})
     assert not list(directory.iterdir())
+
+
+def fields_of(config, group=""):
+    """The path of every field of a config, its type, and whether it may be None."""
+    for name in config:
+        value = config[name]
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from fields_of(value, f"{group}{name}.")
+        else:
+            yield f"{group}{name}", config.get_type(name), value is None
+
+
+def test_a_value_of_another_type_in_a_file_is_one_clear_line(directory, small_config):
+    claim(directory, small_config, overwrite=False)
+    whole = json.loads((directory / "config.json").read_text())
+    wrong = {bool: "yes", int: 1.5, float: "1", str: [], tuple: 5, object: {}}
+    fields = list(fields_of(defaults.get_config()))
+    assert len(fields) > 100
+    for field, kind, may_be_none in fields:
+        for value in [wrong[kind], {"a": 1}] + [None] * (not may_be_none):
+            config = json.loads(json.dumps(whole))
+            *groups, name = field.split(".")
+            node = config
+            for group in groups:
+                node = node[group]
+            node[name] = value
+            (directory / "config.json").write_text(json.dumps(config))
+            with pytest.raises(UserError, match=f": {field} = .* must be") as error:
+                workdir.read_config(directory)
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("group", ["model", "train", "model.connections"])
+def test_a_group_in_a_file_that_is_none_is_one_clear_line(
+    directory, small_config, group
+):
+    claim(directory, small_config, overwrite=False)
+    config = json.loads((directory / "config.json").read_text())
+    *outer, name = group.split(".")
+    (config[outer[0]] if outer else config)[name] = 3
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"{group} = 3 must be a group of fields"):
+        workdir.read_config(directory)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_number_of_a_config_is_none(small_config, value):
+    floats = [f for f, kind, _ in fields_of(small_config) if kind is float]
+    assert len(floats) > 20
+    for field in floats:
+        config = copy.deepcopy(small_config)
+        config.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError, match=rf"^{field} = -?(nan|inf) must be finite"):
+            experiment.build(config)
+
+
+def test_no_whole_number_of_a_config_is_more_than_arrays_count(small_config):
+    fields = [f for f, kind, _ in fields_of(small_config) if kind is int]
+    for field in fields:
+        config = copy.deepcopy(small_config)
+        config.update_from_flattened_dict({field: 2**70})
+        with pytest.raises(UserError, match=rf"{field} = {2**70} must be"):
+            experiment.build(config)
+
+
+def test_a_directory_that_is_gone_or_another_one_is_told(directory, small_config):
+    other = directory.with_name("other")
+    workdir.require_held(directory)
+    with workdir.claim(directory, small_config, overwrite=False):
+        workdir.require_held(directory)
+        directory.rename(other)
+        with pytest.raises(workdir.LostWorkdirError, match="is gone: No such file"):
+            workdir.require_held(directory)
+        directory.mkdir()
+        with pytest.raises(workdir.LostWorkdirError, match="was replaced by another"):
+            workdir.require_held(directory)
+        directory.rmdir()
+        other.rename(directory)
+        workdir.require_held(directory)
+    workdir.require_held(directory)

@@ -1,0 +1,68 @@
+"""SIGTERM ends training with exit code 75 at any time, and the same command goes on."""
+
+import signal
+
+import pytest
+
+from tests.conftest import SMALL, run_command, start_python
+
+SHORT = (*SMALL, "--config.train.num_steps=3")
+
+# Trains, and stands still where it says so, for as long as a person needs.
+PROGRAM = """
+import sys, time
+from dresnet_jax import train
+from dresnet_jax.training import checkpointing, loop, reporting
+
+def held(module, name, seconds=30):
+    function = getattr(module, name)
+    def waits(*args, **options):
+        print("HERE", flush=True)
+        time.sleep(seconds)
+        return function(*args, **options)
+    setattr(module, name, waits)
+
+place = sys.argv.pop(1)
+if place == "before the first step":
+    held(loop, "open_data")
+elif place == "in the report":
+    held(reporting, "report")
+else:
+    held(checkpointing.Checkpoints, "save_last", 2)
+sys.exit(train.command.run(["train", *sys.argv[1:]]))
+"""
+
+
+def stopped(place, directory, count=1):
+    """The exit code of a training that is told to stop at some place, and its words."""
+    arguments = (*SHORT, f"--workdir={directory}")
+    process = start_python("-c", PROGRAM, place, *arguments)
+    for line in process.stdout:
+        if line.startswith("HERE"):
+            break
+    for _ in range(count):
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("place", ["before the first step", "in the report"])
+def test_sigterm_is_obeyed_outside_the_steps_too(tmp_path, place):
+    directory = tmp_path / "run"
+    code, errors = stopped(place, directory)
+    assert code == 75, errors
+    assert errors.endswith("error: told to stop: the same command goes on.\n")
+    assert not (directory / "report.json").exists()
+    code, output, errors = run_command("train", *SHORT, f"--workdir={directory}")
+    assert code == 0, errors
+    goes_on = "Going on from the checkpoint of step 3" in output
+    assert goes_on == (place == "in the report")
+    assert (directory / "report.json").exists()
+
+
+def test_a_second_sigterm_cuts_no_save(tmp_path):
+    """The last step's, which takes long here."""
+    directory = tmp_path / "run"
+    code, errors = stopped("in a save", directory, count=2)
+    assert code in (0, 75), errors
+    assert (directory / "checkpoints" / "3").exists()
