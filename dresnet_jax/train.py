@@ -73,6 +73,8 @@ def main() -> None:
     processes.join(*process, _JOIN_TIMEOUT.value, os.environ)
     if jax.process_count() > 1:
         processes.say(processes.description())
+    if not command.flags.overwrite:
+        config = workdir.as_begun(directory, config)
     parts = experiment.build(config)
     prepared.require(parts.dataset, config.data.data_dir)
     watch = functools.partial(

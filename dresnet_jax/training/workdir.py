@@ -1,6 +1,7 @@
 """The run directory: whose run it holds, and the records a program can read."""
 
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import json
@@ -177,6 +178,26 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
     finally:
         _held.pop(path, None)
         os.close(descriptor)
+
+
+def as_begun(
+    workdir: epath.Path, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """The config with the rule of pixels of the run there, if that is an earlier one's.
+
+    The same command goes on with a run that an earlier version began.
+
+    Raises:
+      UserError: the config there is damaged.
+    """
+    if not (workdir / _CONFIG).exists():
+        return config
+    there = _group(_read_config(workdir), "data")
+    if there.get("pixel_rule") != 1 or config.data.pixel_rule == 1:
+        return config
+    config = copy.deepcopy(config)
+    config.data.update(pixel_rule=1, background=there.get("background", 255))
+    return config
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:

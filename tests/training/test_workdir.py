@@ -303,3 +303,20 @@ def test_a_directory_that_is_gone_or_another_one_is_told(directory, small_config
         other.rename(directory)
         workdir.require_held(directory)
     workdir.require_held(directory)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_rule_of_pixels(directory, small_config):
+    assert workdir.as_begun(directory, small_config) is small_config
+    claim(directory, small_config, overwrite=False)
+    assert workdir.as_begun(directory, small_config) is small_config
+    earlier = json.loads((directory / "config.json").read_text())
+    del earlier["data"]["pixel_rule"], earlier["data"]["background"]
+    (directory / "config.json").write_text(json.dumps(earlier))
+    (directory / "dataset.json").unlink()
+    with pytest.raises(UserError, match="pixel_rule is 1 there and 2 here"):
+        claim(directory, small_config, overwrite=False)
+    for _ in range(2):  # It is then one of this version.
+        config = workdir.as_begun(directory, small_config)
+        assert (config.data.pixel_rule, config.data.background) == (1, 255)
+        claim(directory, config, overwrite=False)
+    assert small_config.data.pixel_rule == 2
