@@ -29,6 +29,7 @@ from dresnet_jax.errors import (
     PREEMPTED_EXIT_CODE,
     RunFailedError,
     UserError,
+    printable,
     unknown,
 )
 
@@ -302,7 +303,7 @@ def _log_warnings_only() -> None:
 
 
 def _failed(message: str, code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
     return code
 
 

@@ -63,6 +63,10 @@ def main() -> None:
     about = {"converted_from": str(source)}
     transfer.write_start(directory, parts.config, state, about)
     print(f"{len(placed.weights)} weights in the names of {placed.scheme}")
+    print(
+        f"pixels are normalised by mean {parts.dataset.mean}, standard deviation "
+        f"{parts.dataset.std}: --config.data.mean and --config.data.std name others"
+    )
     for what, names in (
         ("new here", placed.missing),
         ("has no place here", placed.unplaced),

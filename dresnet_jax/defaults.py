@@ -39,6 +39,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.channels = config_dict.placeholder(int)
     config.data.num_classes = config_dict.placeholder(int)
     config.data.num_examples = config_dict.placeholder(int)
+    # Mean and standard deviation by which pixels, scaled to [0, 1], are normalised, a
+    # value for each channel; None for those of the dataset's training images. Weights
+    # from elsewhere may expect others.
+    config.data.mean = config_dict.placeholder(tuple)
+    config.data.std = config_dict.placeholder(tuple)
     # Grey level, 0 to 255, that shows where an image is transparent; and the rule by
     # which images become pixels, which docs/data.md states: 1 is that of earlier runs.
     config.data.background = 255

@@ -10,12 +10,21 @@ T = TypeVar("T")
 PREEMPTED_EXIT_CODE = 75
 
 
+def printable(text: str) -> str:
+    """A text in one line, without what would control a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
     """A wrong value given by a person; its one-line text is all they need.
 
     The commands print the text and exit with code 2. Any other exception is a
     defect of the program and keeps its traceback.
     """
+
+    def __init__(self, text: str) -> None:
+        """Keeps the text in one line, whatever names and values are in it."""
+        super().__init__(printable(text))
 
 
 class RunFailedError(RuntimeError):
@@ -26,6 +35,10 @@ class RunFailedError(RuntimeError):
     """
 
     exit_code = 1
+
+    def __init__(self, text: str) -> None:
+        """Keeps the text in one line, whatever names and values are in it."""
+        super().__init__(printable(text))
 
 
 def unknown(

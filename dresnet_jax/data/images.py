@@ -11,12 +11,15 @@ OpenCV decodes what is opaque and has 8 or 16 bits, Pillow the rest.
 
 import io
 import os
+import warnings
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from etils import epath
 from PIL import Image, ImageOps, PngImagePlugin
+
+from dresnet_jax import errors
 
 # Top, left, height, width; pixels.
 Box = tuple[int, int, int, int]
@@ -27,8 +30,9 @@ RULES = (1, 2)
 
 # The threads that read images are the parallelism.
 cv2.setNumThreads(1)
-# What it warns of is an error here, and names the image.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+# What they warn of is an error here, and names the image.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Programs that draw images keep how they did so in texts of megabytes.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
@@ -92,8 +96,7 @@ def files_in(directory: epath.Path) -> Listing:
 
 def printable(name: str) -> str:
     """A file's name, whatever its bytes, as a terminal may be given it."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return errors.printable(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def _real(path: epath.Path) -> str:
@@ -148,8 +151,11 @@ def _by_header(image: bytes, channels: int, background: int) -> np.ndarray:
             raise OSError("its values of 32 bits have no agreed white")
         if opened.format == "PPM":
             # Its header says how large white is; Pillow scales by that.
-            found = np.asarray(_loaded(opened))
-            found = (found >> 8).astype(np.uint8) if opened.mode == "I" else found
+            whole = _loaded(opened)
+            if whole.mode == "I":
+                found = (np.asarray(whole) >> 8).astype(np.uint8)
+            else:
+                found = np.asarray(whole.convert("L" if whole.mode == "1" else None))
             return _of_channels(found, channels)
         has_alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa")
         if has_alpha or "transparency" in opened.info:

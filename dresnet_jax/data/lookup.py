@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 import ml_collections
@@ -25,6 +26,7 @@ def from_config(config: ml_collections.ConfigDict) -> Dataset:
         names = dict.fromkeys([*catalog.DATASETS, "folder", "synthetic"])
         pick("dataset", config.dataset, names)
         dataset = _resized(config, named(config.dataset, config.data_dir))
+    dataset = _normalised(config, dataset)
     dataset = _with_validation(dataset, config.validation_examples)
     return _with_training(dataset, config.train_examples)
 
@@ -150,6 +152,23 @@ def _folder_splits(official: dict[str, int]) -> dict[str, Any]:
         "splits": {"train": official["train"] - taken, **splits},
         "tfds_splits": names,
     }
+
+
+def _normalised(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
+    """The dataset with the mean and deviation that are asked for."""
+    found: dict[str, Any] = {}
+    for field, least in (("mean", -math.inf), ("std", 0)):
+        values = config[field]
+        if values is None:
+            continue
+        numbers = all(type(x) in (int, float) and math.isfinite(x) for x in values)
+        if len(values) != dataset.channels or not numbers or min(values) <= least:
+            raise UserError(
+                f"data.{field} = {tuple(values)} must be {dataset.channels} numbers"
+                + (" above 0." if field == "std" else ".")
+            )
+        found[field] = tuple(map(float, values))
+    return dataclasses.replace(dataset, **found)
 
 
 def _with_validation(dataset: Dataset, asked: int | None) -> Dataset:

@@ -133,10 +133,14 @@ class TableNetwork(nn.Module):
                 outputs[row.layer] = operation(
                     self.layers, row.layer, x, train, **dict(row.settings)
                 )
-            except TypeError as error:
+            except UserError:
+                raise
+            # Of Flax and JAX, each of a type of its own.
+            except Exception as error:
+                why = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(
                     f"Layer '{row.layer}': settings {dict(row.settings)} are not those "
-                    f"of '{row.operation}': {error}."
+                    f"of '{row.operation}': {why}."
                 ) from error
         return outputs[self.rows[-1].layer]
 
@@ -182,7 +186,8 @@ def _read(path: Path) -> Sequence[Sequence[Any]]:
         raise UserError(f"Table {path} does not exist.")
     try:
         found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    # Of bytes that are no text, and of a document that nests too deeply, too.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"Table {path}: {' '.join(str(error).split())}.") from error
     if not isinstance(found, list):
         raise UserError(f"Table {path} is no list of layers.")
@@ -195,11 +200,19 @@ def _rows(table: Sequence[Sequence[Any]]) -> dict[str, Row]:
         if not isinstance(given, list | tuple) or len(given) not in (3, 4):
             raise UserError(f"{given!r} is not (layer, reads, operation, settings).")
         layer, reads, operation, settings = (*given, {})[:4]
+        if not isinstance(layer, str) or not layer.isprintable() or not layer:
+            raise UserError(f"{layer!r} is no name of a layer.")
         if layer in rows or layer == IMAGES:
             raise UserError(f"Layer '{layer}' is there twice.")
-        if not reads or not isinstance(settings, Mapping):
+        reads = [reads] if isinstance(reads, str) else reads
+        are_names = isinstance(reads, list | tuple) and all(
+            isinstance(name, str) for name in (*reads, operation)
+        )
+        if not are_names or not reads or not isinstance(settings, Mapping):
             raise UserError(f"{given!r} is not (layer, reads, operation, settings).")
-        reads = (reads,) if isinstance(reads, str) else tuple(reads)
+        reads = tuple(reads)
+        if not all(isinstance(name, str) for name in settings):
+            raise UserError(f"Layer '{layer}' has a setting whose name is no text.")
         pick("operation", operation, OPERATIONS)
         rows[layer] = Row(layer, reads, operation, tuple(sorted(settings.items())))
     for row in rows.values():

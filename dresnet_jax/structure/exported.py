@@ -100,8 +100,13 @@ def write(
         **about,
     }
     network = bytes(program.serialize())
-    signature["sha256"] = {_NETWORK: hashlib.sha256(network).hexdigest()}
-    weights = {k: np.asarray(v) for k, v in leaves.by_name(variables).items()}
+    arrays = {k: np.asarray(v) for k, v in leaves.by_name(variables).items()}
+    weights = safetensors.numpy.save(arrays)
+    signature["sha256"] = {
+        _NETWORK: hashlib.sha256(network).hexdigest(),
+        _WEIGHTS: hashlib.sha256(weights).hexdigest(),
+        _SIGNATURE: _digest(signature),
+    }
     partial = directory.with_name(directory.name + ".partial")
     try:
         if partial.exists():
@@ -109,7 +114,7 @@ def write(
         partial.mkdir(parents=True)
         (partial / _NETWORK).write_bytes(network)
         (partial / _SIGNATURE).write_text(json.dumps(signature, indent=2) + "\n")
-        (partial / _WEIGHTS).write_bytes(safetensors.numpy.save(weights))
+        (partial / _WEIGHTS).write_bytes(weights)
         partial.rename(directory)
     except OSError as error:
         shutil.rmtree(os.fspath(partial), ignore_errors=True)
@@ -134,19 +139,51 @@ def read(directory: epath.Path) -> Exported:
         ) from error
     except ValueError as error:
         raise UserError(f"{directory / _SIGNATURE} is damaged: {error}.") from error
-    if signature.get("sha256") != {_NETWORK: hashlib.sha256(network).hexdigest()}:
-        raise UserError(f"{directory / _NETWORK} is damaged: export it again.")
-    _, size, _, channels = signature["input"]["shape"]
-    return Exported(
-        call=jax.export.deserialize(bytearray(network)).call,
-        view=View(
+    except RecursionError as error:
+        raise UserError(f"{directory / _SIGNATURE} is damaged.") from error
+    _check_digests(directory, signature, network)
+    try:
+        _, size, _, channels = signature["input"]["shape"]
+        view = View(
             size,
             channels,
             signature["fixed_size"],
             # Those of earlier versions do not say.
             rule=signature.get("pixel_rule", 1),
             background=signature.get("background", 255),
-        ),
-        class_names=tuple(signature["class_names"]),
-        signature=signature,
-    )
+        )
+        class_names = tuple(signature["class_names"])
+        if [type(x) for x in (size, channels, view.fixed_size)] != [int, int, bool]:
+            raise TypeError("a value of another type")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / _SIGNATURE} is damaged: {error}.") from error
+    try:
+        call = jax.export.deserialize(bytearray(network)).call
+    # Of flatbuffers, MLIR and JAX, each of a type of its own.
+    except Exception as error:
+        raise UserError(
+            f"{directory / _NETWORK} cannot be read by JAX {jax.__version__}: export "
+            "it again."
+        ) from error
+    return Exported(call, view, class_names, signature)
+
+
+def _digest(signature: dict[str, Any]) -> str:
+    """That of what a signature says, besides the digests."""
+    said = {k: v for k, v in signature.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _check_digests(directory: epath.Path, signature: Any, network: bytes) -> None:
+    digests = signature.get("sha256") if isinstance(signature, dict) else None
+    if not isinstance(digests, dict) or _NETWORK not in digests:
+        raise UserError(f"{directory / _SIGNATURE} is damaged: it holds no digests.")
+    found = {_NETWORK: hashlib.sha256(network).hexdigest()}
+    if len(digests) > 1:  # Earlier versions wrote that one alone.
+        found[_SIGNATURE] = _digest(signature)
+        path = directory / _WEIGHTS
+        weights = path.read_bytes() if path.exists() else b""
+        found[_WEIGHTS] = hashlib.sha256(weights).hexdigest()
+    for name, digest in found.items():
+        if digests.get(name) != digest:
+            raise UserError(f"{directory / name} is damaged: export it again.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -376,7 +377,10 @@ def steps(workdir: epath.Path) -> list[int]:
     """The steps of a run's checkpoints, the newest first."""
     directory = _directory(workdir)
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    # What else lies there is none of ours.
+    return sorted(
+        (int(x) for x in names if re.fullmatch("[0-9]{1,18}", x)), reverse=True
+    )
 
 
 def _directory(workdir: epath.Path) -> epath.Path:

@@ -17,8 +17,10 @@ from dresnet_jax.training.state import TrainState
 
 # Leaves that no PyTorch library has.
 _OURS = "params/connections/"
-# Where files of whole trainings keep the weights, and what parallel ones put before.
-_INSIDE, _PREFIX = ("state_dict", "model", "model_state_dict"), "module."
+# Where files of whole trainings keep the weights, and what parallel training, compiled
+# modules and modules inside others put before their names.
+_INSIDE = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 # Counted by PyTorch's batch norms, and of no use here.
 _COUNTER = "num_batches_tracked"
 # How many names an error shows.
@@ -46,7 +48,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """The weights of a .pth, .pt, .bin or .safetensors file by their names there.
 
     Raises:
-      UserError: there is no such file, or it cannot be read.
+      UserError: there is no such file, it cannot be read, or a weight is not finite.
     """
     if not path.is_file():
         raise UserError(f"--from={path} does not exist.")
@@ -55,13 +57,39 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     weights = {
-        name.removeprefix(_PREFIX): np.asarray(value)
+        name: _array(value)
         for name, value in found.items()
-        if hasattr(value, "shape") and not name.endswith(_COUNTER)
+        if isinstance(name, str)
+        and hasattr(value, "shape")
+        and not name.endswith(_COUNTER)
     }
     if not weights:
         raise UserError(f"--from={path} holds no weights by name.")
+    bad = [name for name, x in weights.items() if not np.isfinite(x).all()]
+    if bad:
+        raise UserError(
+            f"--from={path}: {len(bad)} of {len(weights)} weights hold NaN or "
+            f"infinity, such as {', '.join(map(repr, bad[:_SHOWN]))}."
+        )
+    while prefix := _common_prefix(weights):
+        weights = {name.removeprefix(prefix): x for name, x in weights.items()}
     return weights
+
+
+def _array(value: Any) -> np.ndarray:
+    """A weight as NumPy has it: bfloat16, which it lacks, as float32."""
+    if hasattr(value, "detach"):  # Of torch, and perhaps an nn.Parameter.
+        value = value.detach()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    array = np.asarray(value)
+    is_number = array.dtype.kind in "biuf"
+    return array if is_number else array.astype(np.float32)
+
+
+def _common_prefix(weights: Mapping[str, Any]) -> str:
+    """The one of `_PREFIXES` that all names begin with, or nothing."""
+    found = [x for x in _PREFIXES if all(name.startswith(x) for name in weights)]
+    return found[0] if found else ""
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -119,9 +147,12 @@ def place(
     missing = [path for path in wanted if path not in names]
     lacking = [path for path in missing if not path.startswith(_OURS)]
     if lacking:
+        strange = sorted(weights.keys() - set(names.values()))
         raise UserError(
             f"The weights are not those of this model: {len(lacking)} of its "
-            f"{len(wanted)} leaves have none, such as {', '.join(lacking[:_SHOWN])}."
+            f"{len(wanted)} leaves have none, such as {', '.join(lacking[:_SHOWN])}; "
+            f"{len(strange)} of the file's {len(weights)} weights have no place, such "
+            f"as {', '.join(map(repr, strange[:_SHOWN]))}."
         )
     found = {}
     for path, name in names.items():

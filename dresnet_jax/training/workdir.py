@@ -341,6 +341,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     if data:
         data.setdefault("pixel_rule", 1)
         data.setdefault("background", 255)
+        data.setdefault("mean", None)
+        data.setdefault("std", None)
     connections = _group(_group(config, "model"), "connections")
     if connections:
         connections.setdefault("projection_rank", 8)

@@ -72,3 +72,26 @@ def test_wrong_values_are_refused(make, field, value, message):
     config.data[field] = value
     with pytest.raises(UserError, match=message):
         lookup.from_config(config.data)
+
+
+def test_pixels_may_be_normalised_as_weights_from_elsewhere_expect():
+    config = synthetic.get_config().data
+    config.update(mean=(0.5, 0.5, 0.5), std=(1, 2, 3))
+    dataset = lookup.from_config(config)
+    assert (dataset.mean, dataset.std) == ((0.5,) * 3, (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mean", (0.5,)),
+        ("std", (1.0, 1.0, 0.0)),
+        ("mean", (0.5, "x", 0.5)),
+        ("std", (1.0, 1.0, float("nan"))),
+    ],
+)
+def test_wrong_normalisations_are_refused(field, value):
+    config = synthetic.get_config().data
+    config[field] = value
+    with pytest.raises(UserError, match=rf"data.{field} = .* must be 3 numbers"):
+        lookup.from_config(config)

@@ -1,5 +1,6 @@
 """Weights go to PyTorch's files and come back, and nothing is lost in silence."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -166,3 +167,49 @@ def test_files_without_weights_are_refused(tmp_path, name, content, message):
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         torch_weights.read(path)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."]
+)
+def test_what_programs_put_before_all_names_is_taken_off(tmp_path, prefix):
+    parts, path = parts_of("resnet18"), tmp_path / "model.safetensors"
+    torch_weights.write(parts.model.spec, parts.create_state(), path)
+    whole = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file({prefix + name: x for name, x in whole.items()}, path)
+    found = torch_weights.read(path)
+    assert found.keys() == whole.keys()
+
+
+def test_a_part_of_a_larger_module_is_named(tmp_path):
+    parts, path = parts_of("resnet18"), tmp_path / "model.safetensors"
+    torch_weights.write(parts.model.spec, parts.create_state(), path)
+    whole = safetensors.numpy.load_file(path)
+    renamed = {f"backbone.{name}": x for name, x in whole.items()}
+    safetensors.numpy.save_file(renamed, path)
+    with pytest.raises(UserError, match=r"leaves have none.*'backbone.bn1.bias'"):
+        torch_weights.place(
+            parts.model.spec, parts.create_state(), torch_weights.read(path)
+        )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_name(tmp_path, value):
+    bad = {"bn1.weight": np.full(8, value, np.float32)}
+    with pytest.raises(UserError, match=r"NaN or infinity, such as 'bn1.weight'"):
+        written(tmp_path, parts_of("resnet18"), **bad)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_is_read(tmp_path, dtype):
+    parts, path = parts_of("resnet18"), tmp_path / "model.safetensors"
+    torch_weights.write(parts.model.spec, parts.create_state(), path)
+    whole = safetensors.numpy.load_file(path)
+    half = {name: x.astype(dtype) for name, x in whole.items()}
+    safetensors.numpy.save_file(half, path)
+    state = parts.create_state()
+    placed = torch_weights.place(parts.model.spec, state, torch_weights.read(path))
+    kernel = "params/block_1/conv1/conv/kernel"
+    expected = weights_of(state)[kernel]
+    assert placed.weights[kernel].dtype == np.float32
+    np.testing.assert_allclose(placed.weights[kernel], expected, rtol=1e-2)
