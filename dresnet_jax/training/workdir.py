@@ -211,7 +211,10 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir / _CONFIG} is damaged: it holds no config.")
     _check_types(workdir / _CONFIG, config, defaults.get_config(), "")
     config["sharding"] |= _ANY_DEVICES
-    return ml_collections.ConfigDict(config).lock()
+    try:
+        return ml_collections.ConfigDict(config).lock()
+    except ValueError as error:  # A field's name that none can have.
+        raise UserError(f"{workdir / _CONFIG} is damaged: {error}") from error
 
 
 # By the type of a field's default: what JSON may have for it.
