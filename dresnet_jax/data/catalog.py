@@ -2,26 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from dresnet_jax.data import tiny_imagenet_classes
 
 SPLITS = ("train", "validation", "test")
-
-
-class Example(NamedTuple):
-    """One example, as it is stored.
-
-    Attributes:
-      image: [height, width, channels] uint8, or the bytes of an encoded image; None
-        where the record cannot be read.
-      label: of its class.
-    """
-
-    image: np.ndarray | bytes | None
-    label: int
 
 
 @dataclasses.dataclass(frozen=True)

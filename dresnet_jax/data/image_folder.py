@@ -6,6 +6,7 @@ file's bytes. Earlier versions wrote `folder/1.0.0` through TensorFlow Datasets.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from dresnet_jax.data import images
-from dresnet_jax.data.catalog import Example
+from dresnet_jax.data.images import Example
 from dresnet_jax.errors import RunFailedError, UserError
 
 _ABOUT = "dataset.json"
@@ -40,6 +41,8 @@ _OF_SYSTEMS = {
 }
 # A record begins with its label and the length of its file's name.
 _HEAD = struct.Struct("<IH")
+# Images that are read at once.
+_AHEAD = 256
 
 
 class UnreadableImageError(RunFailedError):
@@ -261,17 +264,16 @@ def write(
                 str(partial / f"{split}.array_record"), "group_size:1"
             )
             kept = []
-            for name, label in files:
-                try:
-                    data = (root / name).read_bytes()
-                    images.decode(data, 3)
-                except OSError as error:
-                    why = error.strerror or str(error)
+            for (name, label), data in zip(
+                files, _read_ahead(root, files), strict=True
+            ):
+                if isinstance(data, OSError):
+                    why = data.strerror or str(data)
                     if not skip_corrupt:
                         raise UnreadableImageError(
                             f"{images.printable(name)} cannot be read: {why}. Mend or "
                             "remove it, or leave out such images with --skip_corrupt."
-                        ) from error
+                        ) from data
                     found.left_out["images that cannot be read"] += 1
                     continue
                 text = os.fsencode(name)
@@ -292,6 +294,25 @@ def write(
         partial.rename(os.fspath(directory))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_ahead(
+    root: Path, files: Sequence[tuple[str, int]]
+) -> Iterator[bytes | OSError]:
+    """The bytes of each file, or why it is no image, read and decoded by threads."""
+
+    def read(name: str) -> bytes | OSError:
+        try:
+            data = (root / name).read_bytes()
+            images.decode(data, 3)
+            return data
+        except OSError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), _AHEAD):
+            names = [name for name, _ in files[start : start + _AHEAD]]
+            yield from pool.map(read, names)
 
 
 def about(directory: epath.Path) -> dict[str, Any] | None:

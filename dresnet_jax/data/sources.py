@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dresnet_jax.data import image_folder, lookup, prepared
-from dresnet_jax.data.catalog import SPLITS, Dataset, Example
+from dresnet_jax.data.catalog import SPLITS, Dataset
+from dresnet_jax.data.images import Example
 from dresnet_jax.errors import RunFailedError, UserError
 
 # Records read at once: one by one, the reading costs more than the record.
