@@ -75,6 +75,8 @@ def open_run(
     restored = checkpointing.restore(directory, parts.create_state(abstract=True))
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint: train it first.")
+    about = checkpointing.about(directory, restored.step)
+    workdir.require_own(directory, parts.config, about)
     return parts, restored
 
 

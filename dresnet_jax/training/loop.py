@@ -377,6 +377,8 @@ def restore_or_create(
             state, taken = transfer.start_from(config.init, state)
             processes.say(taken.description)
         return state, 0
+    about = checkpointing.about(directory, restored.step)
+    workdir.require_own(directory, config, about)
     processes.say(f"Going on from the checkpoint of step {restored.step}.")
     return restored.state, restored.step
 

@@ -117,6 +117,34 @@ def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
         )
 
 
+def require_own(
+    workdir: epath.Path, config: ml_collections.ConfigDict, about: Mapping[str, Any]
+) -> None:
+    """Checks that a checkpoint in a run directory was written by that run.
+
+    Args:
+      workdir: the directory.
+      config: of the run.
+      about: what is written beside the checkpoint's state.
+
+    Raises:
+      UserError: a field of the config there differs.
+    """
+    if "config" not in about or about.get("history"):
+        return  # It was made from elsewhere as step 0, or its network has grown.
+    there, here = _flatten(completed(dict(about["config"]))), _flatten(plain(config))
+    # Versions may differ in what fields there are.
+    shared = sorted((there.keys() & here.keys()) - _FREE_OF_A_RUN)
+    if different := [field for field in shared if there[field] != here[field]]:
+        field = different[0]
+        raise UserError(
+            f"workdir {workdir} holds a checkpoint of another run: {field} is "
+            f"{there[field]!r} there and {here[field]!r} in config.json"
+            + (f", and {len(different) - 1} more" if len(different) > 1 else "")
+            + ". Put back the checkpoints of this run, or choose another workdir."
+        )
+
+
 def _is_run(workdir: epath.Path) -> bool:
     """Whether a config is one of ours, or was before it was damaged."""
     try:

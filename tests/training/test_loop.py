@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import (
     checkpointing,
+    evaluation,
     experiment,
     late_report,
     loop,
@@ -222,6 +223,22 @@ def test_a_run_of_a_billion_steps_starts_at_once(small_config):
     small_config.train.num_steps = 2**31
     with pytest.raises(UserError, match=r"must have from 1 to 2147483647 steps"):
         experiment.build(small_config)
+
+
+def test_a_checkpoint_of_another_run_is_refused(small_config, directory):
+    """Put there by a person, or by another process."""
+    train(small_config, directory)
+    other = directory.with_name("other")
+    (directory / "report.json").unlink()
+    small_config.seed = 1
+    with workdir.claim(other, small_config, overwrite=False):
+        pass
+    (directory / "checkpoints").rename(other / "checkpoints")
+    message = r"checkpoint of another run: seed is 0 there and 1 in config.json\. Put"
+    with pytest.raises(UserError, match=message):
+        train(small_config, other)
+    with pytest.raises(UserError, match=message):
+        evaluation.open_run(other)
 
 
 def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(small_config, directory):
