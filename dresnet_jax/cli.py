@@ -62,7 +62,7 @@ class Command:
         words: Sequence[str] = (),
         rest: str | None = None,
         default_config: str | None = None,
-        goes_on: bool = False,
+        resumes: bool = False,
     ) -> None:
         """Defines the flags that it shares with other commands.
 
@@ -72,7 +72,7 @@ class Command:
           words: names of the words without dashes that it takes, and passes to `main`.
           rest: name of a word after them, which may be given any number of times.
           default_config: the config file where none is given.
-          goes_on: whether the same command goes on with what it had begun, so that
+          resumes: whether the same command resumes what it had begun, so that
             SIGTERM ends it with exit code 75 at any time.
         """
         self.flags = flags.FlagValues()
@@ -80,7 +80,7 @@ class Command:
         self._words = words
         self._rest = rest
         self._default_config = default_config
-        self._goes_on = goes_on
+        self._resumes = resumes
         self._main: Callable[..., None] | None = None
         # That of the newest call, where config_flags looks for the overrides.
         self._argv: list[str] = []
@@ -128,7 +128,7 @@ class Command:
         _log_warnings_only()
         assert self._main is not None, "no function was decorated"
         try:
-            with _ended_by_sigterm() if self._goes_on else contextlib.nullcontext():
+            with _ended_by_sigterm() if self._resumes else contextlib.nullcontext():
                 self._main(*self._parse(argv))
         except UserError as error:
             return _failed(f"error: {error}", 2)

@@ -17,7 +17,7 @@ import sys
 from dresnet_jax import cli
 
 command = cli.Command(
-    __doc__, "config workdir overwrite compilation_cache json", goes_on=True
+    __doc__, "config workdir overwrite compilation_cache json", resumes=True
 )
 
 

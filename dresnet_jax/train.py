@@ -21,7 +21,7 @@ from absl import flags
 from dresnet_jax import cli
 
 command = cli.Command(
-    __doc__, "config workdir overwrite compilation_cache json", goes_on=True
+    __doc__, "config workdir overwrite compilation_cache json", resumes=True
 )
 
 _COORDINATOR = command.flag(

@@ -335,20 +335,43 @@ def about(directory: epath.Path) -> dict[str, Any] | None:
         ) from error
 
 
+def open_splits(directory: epath.Path) -> dict[str, "Records"]:
+    """The examples of a dataset that `write` wrote, by the names of its own splits.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    noted = about(directory)
+    counts = noted["splits"] if noted else {}
+    return {
+        split: Records(os.fspath(directory / f"{split}.array_record"), count)
+        for split, count in counts.items()
+    }
+
+
+def num_records(file: str) -> int:
+    """How many records an array_record file has; 0 for one that cannot be read."""
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(file)
+        found = reader.num_records() if reader.ok() else 0
+        reader.close()
+    except RuntimeError:
+        return 0
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Some records, one behind the other, of one file.
+    """The examples of one file.
 
     Attributes:
-      directory: of the dataset.
-      split: the file's.
-      start: the first record.
-      count: how many.
+      file: its path.
+      count: how many there are.
     """
 
-    directory: str
-    split: str
-    start: int
+    file: str
     count: int
 
     def __len__(self) -> int:
@@ -361,7 +384,7 @@ class Records:
     def read(self, indices: Sequence[int]) -> list[Example]:
         """The examples at some places."""
         try:
-            found = self._source.__getitems__([self.start + i for i in indices])
+            found = self._source.__getitems__(indices)
         except RuntimeError:
             # array_record does not say which; one of them is unreadable.
             found = [self._read_alone(index) for index in indices]
@@ -371,7 +394,7 @@ class Records:
         """The name of the file that a place was, or the record's where it is lost."""
         if record := self._read_alone(index):
             return _split_record(record)[0]
-        return f"record {self.start + index} of {self._path}"
+        return f"record {index} of {self.file}"
 
     def check_files(self) -> None:
         """Opens the file.
@@ -379,35 +402,24 @@ class Records:
         Raises:
           UserError: it is missing or not whole.
         """
-        from array_record.python import array_record_module
-
-        try:
-            reader = array_record_module.ArrayRecordReader(self._path)
-            found = reader.num_records() if reader.ok() else 0
-            reader.close()
-        except RuntimeError:
-            found = 0
-        if found < self.start + self.count:
+        found = num_records(self.file)
+        if found != self.count:
             raise UserError(
-                f"{self._path} is truncated or missing: it has {found} records, not "
-                f"{self.start + self.count}. Prepare the folder again."
+                f"{self.file} is truncated or missing: it has {found} of {self.count} "
+                "records. Prepare the folder again."
             )
 
     def _read_alone(self, index: int) -> bytes:
         try:
-            return self._source[self.start + index]
+            return self._source[index]
         except RuntimeError:
             return b""
-
-    @property
-    def _path(self) -> str:
-        return f"{self.directory}/{self.split}.array_record"
 
     @functools.cached_property
     def _source(self) -> Any:
         from array_record.python import array_record_data_source
 
-        return array_record_data_source.ArrayRecordDataSource([self._path])
+        return array_record_data_source.ArrayRecordDataSource([self.file])
 
 
 def _split_record(record: bytes) -> tuple[str, Example]:

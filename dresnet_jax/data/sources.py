@@ -167,17 +167,10 @@ class Records:
         Raises:
           UserError: a file is missing or not whole; names it.
         """
-        from array_record.python import array_record_module
-
         parts = self.builder.info.splits[self._slice].file_instructions
 
         def check(part: Any) -> None:
-            try:
-                reader = array_record_module.ArrayRecordReader(part.filename)
-                found = reader.num_records() if reader.ok() else 0
-                reader.close()
-            except RuntimeError:
-                found = 0
+            found = image_folder.num_records(part.filename)
             if found != part.examples_in_shard:
                 raise UserError(
                     f"{part.filename} is truncated or missing: it has {found} of "
@@ -220,21 +213,21 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     """
     if not dataset.tfds_splits:
         return {"digits": _digits, "synthetic": _synthetic}[dataset.name](dataset)
-    splits: dict[str, Any]
     if dataset.name == "folder":
         lookup.require_folder(dataset, data_dir)
     if lookup.is_folder(dataset, data_dir):
-        path = str(lookup.folder_path(data_dir))
+        of_folder = image_folder.open_splits(lookup.folder_path(data_dir))
+        for records in of_folder.values():
+            records.check_files()
         ranges = {name: dataset.tfds_range(name) for name in SPLITS}
-        splits = {
-            name: image_folder.Records(path, official, start, stop - start)
+        return {
+            name: Part(of_folder[official], start, stop - start)
             for name, (official, start, stop) in ranges.items()
         }
-    else:
-        builder = prepared.require(dataset, data_dir)
-        splits = {name: Records(dataset, builder, name) for name in SPLITS}
-    for records in splits.values():
-        records.check_files()
+    builder = prepared.require(dataset, data_dir)
+    splits = {name: Records(dataset, builder, name) for name in SPLITS}
+    for split in splits.values():
+        split.check_files()
     return dict(splits)
 
 
