@@ -78,17 +78,11 @@ _STEPS = command.flag(
 )
 
 
-# Of `conditional`, where none is given.
-_CONDITIONAL_BATCH = 256
-
-
 @command.main
 def main(subject: str) -> None:
     """Measures, prints, draws."""
     measure = pick("benchmark", subject, _SUBJECTS)
     config = command.config()
-    if subject == "conditional":
-        config.data.batch_size = _CONDITIONAL_BATCH
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
     picture = _OUT.value and cli.picture_file(_OUT.value)
@@ -134,7 +128,9 @@ def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
 def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:
     if _TARGET.value != _TARGET.default:
         raise UserError(f"--target={_TARGET.value} is for connections only.")
-    rates, batch_size = _rates(), config.data.batch_size
+    if _IMAGE_SIZE.value and command.flags.workdir:
+        raise UserError(f"--image_size={_IMAGE_SIZE.value}: a run has its own.")
+    rates = _rates()
 
     from dresnet_jax.analysis import conditional_costs, reports
     from dresnet_jax.training import evaluation
@@ -143,8 +139,9 @@ def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
     if command.flags.workdir:
         parts, restored = evaluation.open_run(command.workdir())
         config = parts.config
-        network = conditional_costs.trained(parts, restored.state, batch_size)
+        network = conditional_costs.trained(parts, restored.state, _BATCH_SIZE.value)
     else:
+        config.data.batch_size = _BATCH_SIZE.value or conditional_costs.BATCH_SIZE
         network = conditional_costs.fresh(config, rates)
     rows = conditional_costs.measure(network, _RUNS.value)
     size, shape = len(network.batches), network.batches[0].shape

@@ -4,7 +4,6 @@ Nothing heavy is imported here, nor by a command before its flags are checked: `
 and a misspelt flag or config field are answered without JAX.
 """
 
-import contextlib
 import json
 import logging as stdlib_logging
 import math
@@ -14,7 +13,6 @@ import runpy
 import shlex
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from dresnet_jax import signals
 from dresnet_jax.errors import (
     PREEMPTED_EXIT_CODE,
     RunFailedError,
@@ -128,7 +127,8 @@ class Command:
         _log_warnings_only()
         assert self._main is not None, "no function was decorated"
         try:
-            with _ended_by_sigterm() if self._resumes else contextlib.nullcontext():
+            numbers = [signal.SIGTERM] if self._resumes else []
+            with signals.handled(numbers, _end_by_sigterm):
                 self._main(*self._parse(argv))
         except UserError as error:
             return _failed(f"error: {error}", 2)
@@ -219,28 +219,16 @@ class Command:
         return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Has SIGTERM end the process with exit code 75 where nothing else obeys it.
+def _end_by_sigterm(*_: object) -> None:
+    """Handles SIGTERM where nothing else does: ends the process with exit code 75.
 
-    While steps run, `processes.stop_signals` does, and saves. Before and after them all
-    that is kept is on disk, and files are written whole or not at all.
+    While steps run, `processes.stop_signals` handles it, and saves. Before and after
+    them all that is kept is on disk, and files are written whole or not at all.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python leaves signals to the main thread.
-        return
-
-    def end(*_: object) -> None:
-        # Not by print, which may be under way; nor by an exception, which a callback
-        # of JAX may lose.
-        os.write(2, b"error: told to stop: the same command goes on.\n")
-        os._exit(PREEMPTED_EXIT_CODE)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    # Not by print, which may be under way; nor by an exception, which a callback of JAX
+    # may lose.
+    os.write(2, b"error: told to stop: the same command goes on.\n")
+    os._exit(PREEMPTED_EXIT_CODE)
 
 
 def _standard(value: Any) -> Any:

@@ -12,7 +12,9 @@ import sys
 from dresnet_jax import cli
 from dresnet_jax.errors import UserError
 
-command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
+command = cli.Command(
+    __doc__, "config workdir overwrite compilation_cache json", resumes=True
+)
 
 
 @command.main
@@ -54,6 +56,7 @@ def main() -> None:
             print(f"{len(runs) - len(missing)} runs were done before")
         together = plan.together.seeds
         groups = comparison_training.grouped(missing, together)
+        missing = [run for group in groups for run in group]
         cache = command.flags.compilation_cache
         step_seconds = {name: cost.step_seconds for name, cost in plan.costs.items()}
         with (

@@ -10,6 +10,7 @@ from etils import epath
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from dresnet_jax.analysis import plots
 from dresnet_jax.analysis.comparison import Finished
@@ -116,6 +117,7 @@ def accuracy(variants: Mapping[str, Any]) -> Figure:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel("test accuracy")
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.grid(axis="x", alpha=0.3)
     return figure
 
@@ -151,6 +153,7 @@ def _curves(runs: Mapping[str, Sequence[Finished]]) -> Figure:
     axes[0].set_yscale("log")
     axes[0].set_ylabel("training loss (nats)")
     axes[1].set_ylabel("validation accuracy")
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -183,6 +186,7 @@ def _splits(
         axis.set_axis_off()
     axes.flat[0].legend(loc="lower right", fontsize=8)
     figure.supxlabel("step")
+    axes.flat[0].yaxis.set_major_formatter(PercentFormatter(1))
     figure.supylabel("accuracy")
     return figure
 

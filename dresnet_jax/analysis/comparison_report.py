@@ -99,11 +99,17 @@ def _variant(
         **dataclasses.asdict(cost),
         "steps": runs[0].report["steps"],
         "seeds": [run.seed for run in runs],
-        "test_accuracy": _estimate(tested),
-        "val_accuracy": _estimate([run.report["val_accuracy"] for run in runs]),
-        "test_loss": _estimate([run.report["test_loss"] for run in runs]),
-        "train_loss": _estimate([_last(run, "train_loss") for run in runs]),
-        "train_accuracy": _estimate(trained),
+        "test_accuracy": _estimate(tested, statistics.SHARE),
+        "val_accuracy": _estimate(
+            [run.report["val_accuracy"] for run in runs], statistics.SHARE
+        ),
+        "test_loss": _estimate(
+            [run.report["test_loss"] for run in runs], statistics.NOT_NEGATIVE
+        ),
+        "train_loss": _estimate(
+            [_last(run, "train_loss") for run in runs], statistics.NOT_NEGATIVE
+        ),
+        "train_accuracy": _estimate(trained, statistics.SHARE),
         "overfit": _estimate(list(np.subtract(trained, tested))),
         "reported_step": [run.report["reported_step"] for run in runs],
         "reached_target": len(reached),
@@ -126,8 +132,11 @@ def _variant(
     return found
 
 
-def _estimate(values: Sequence[float]) -> dict[str, Any]:
-    return dataclasses.asdict(statistics.estimate(values)) | {"values": list(values)}
+def _estimate(
+    values: Sequence[float], within: tuple[float, float] = statistics.ANY
+) -> dict[str, Any]:
+    found = statistics.estimate(values, within)
+    return dataclasses.asdict(found) | {"values": list(values)}
 
 
 def _step_of(run: Finished, target: float) -> int | None:
@@ -256,23 +265,28 @@ def plan_table(plan: Plan) -> str:
 
 def table(found: Mapping[str, Any]) -> str:
     """Accuracies and comparisons, for a terminal."""
-    lines = [f"{'test accuracy':34s}{'mean':>9s}{'95 % interval':>19s}{'seeds':>7s}"]
+    lines = [f"{'test accuracy, %':34s}{'mean':>8s}{'95 % interval':>18s}{'seeds':>7s}"]
     for name, variant in found["variants"].items():
         estimate = variant["test_accuracy"]
         lines.append(
-            f"{name:34s}{estimate['mean']:9.4f}{_interval(estimate):>19s}"
+            f"{name:34s}{reports.percent(estimate['mean']):>8s}"
+            f"{reports.percent_interval(estimate):>18s}"
             f"{estimate['runs']:7d}"
         )
     lines += [
         "",
-        f"{'paired difference':60s}{'mean':>9s}{'95 % interval':>19s}{'p':>8s}",
+        f"{'paired difference, points':60s}{'mean':>8s}{'95 % interval':>18s}"
+        f"{'p':>8s}{'corrected':>11s}",
     ]
     for row in accuracies(found):
-        p = row["p_corrected"]
+        p, corrected = (
+            "-" if row[name] is None else f"{row[name]:.3f}"
+            for name in ("p", "p_corrected")
+        )
         lines.append(
             f"{row['variant'] + ' - ' + row['reference']:60s}"
-            f"{row['difference']:+9.4f}{_interval(row):>19s}"
-            f"{'-' if p is None else f'{p:.3f}':>8s}"
+            f"{reports.percent(row['difference'], '+'):>8s}"
+            f"{reports.percent_interval(row, '+'):>18s}{p:>8s}{corrected:>11s}"
         )
     return "\n".join(lines)
 
@@ -280,12 +294,6 @@ def table(found: Mapping[str, Any]) -> str:
 def accuracies(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The comparisons of test accuracy."""
     return [row for row in found["comparisons"] if row["metric"] == "test_accuracy"]
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:
-        return "-"
-    return f"{found['low']:.4f}..{found['high']:.4f}"
 
 
 def write(
@@ -303,7 +311,11 @@ def write(
         autoescape=lambda name: str(name).endswith(".html"),
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["p"] = lambda p: "-" if p is None else findings.p_in_words(p)
+    environment.filters |= {
+        "p": lambda p: "-" if p is None else findings.p_in_words(p),
+        "percent": reports.percent,
+        "interval": reports.percent_interval,
+    }
     gates = {}
     for name, variant in found["variants"].items():
         if "gates" in variant:

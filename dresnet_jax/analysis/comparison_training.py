@@ -7,6 +7,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ import ml_collections
 from etils import epath
 
 from dresnet_jax.analysis.comparison import FAILED, Run
-from dresnet_jax.errors import RunFailedError
+from dresnet_jax.errors import PREEMPTED_EXIT_CODE, RunFailedError
 from dresnet_jax.training import (
     compilation_cache,
     experiment,
     late_report,
     loop,
+    processes,
     workdir,
 )
 from dresnet_jax.training.experiment import Experiment
@@ -104,14 +106,21 @@ def trainers(
     if at_once == 1:
         yield functools.partial(_train_here, together)
         return
-    with concurrent.futures.ProcessPoolExecutor(
+    pool = concurrent.futures.ProcessPoolExecutor(
         at_once,
         # A fork of a process with JAX's threads would hang.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(cache,),
-    ) as pool:
-        yield functools.partial(_train_in, pool, at_once, together)
+    )
+    with pool, processes.stop_signals() as stop:
+        try:
+            yield functools.partial(_train_in, pool, stop, at_once, together)
+        except BaseException:
+            # Those that train save and end, however often they are told.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 def _train_here(
@@ -124,6 +133,7 @@ def _train_here(
 
 def _train_in(
     pool: concurrent.futures.Executor,
+    stop: processes.Stop,
     at_once: int,
     together: int,
     groups: Iterable[list[Run]],
@@ -142,8 +152,10 @@ def _train_in(
         if not under_way:
             return
         ended, _ = concurrent.futures.wait(
-            under_way, return_when=concurrent.futures.FIRST_COMPLETED
+            under_way, timeout=1, return_when=concurrent.futures.FIRST_COMPLETED
         )
+        if stop.now(0):
+            raise stop.error("while runs were trained: the same command goes on")
         for task in ended:
             group = under_way.pop(task)
             try:
@@ -157,6 +169,8 @@ def _train_in(
 
 def _start_worker(cache: str | None) -> None:
     """Prepares a process that trains; it ends with the one that started it."""
+    # While no steps run; all that is kept is on disk.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED_EXIT_CODE))
     compilation_cache.use(cache)
     parent = multiprocessing.parent_process()
     assert parent is not None, "this process was started by another"

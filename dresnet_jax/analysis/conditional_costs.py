@@ -21,6 +21,8 @@ from dresnet_jax.training import experiment
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
+# Images of a batch, where no other number is given.
+BATCH_SIZE = 256
 # Of the batches that are timed; another sets the gates of a fresh network.
 _BATCHES = 3
 
@@ -75,21 +77,23 @@ class Network:
     batches: Sequence[jax.Array]
 
 
-def trained(parts: Experiment, state: TrainState, batch_size: int) -> Network:
+def trained(parts: Experiment, state: TrainState, batch_size: int | None) -> Network:
     """The network of a run, on images of the validation split.
 
     Args:
       parts: the run's experiment.
       state: of it.
-      batch_size: of the batches that are measured.
+      batch_size: of the batches that are measured; `BATCH_SIZE` for None, or the whole
+        split where it has fewer images.
 
     Raises:
       UserError: the network has no gates, or the split has too few images.
     """
+    examples = parts.open_splits()["validation"]
+    batch_size = batch_size or min(BATCH_SIZE, len(examples))
     config = copy.deepcopy(parts.config).unlock()
     config.data.batch_size = batch_size
     parts = _gated(config.lock())
-    examples = parts.open_splits()["validation"]
     if len(examples) < batch_size:
         raise UserError(
             f"The validation split has {len(examples)} images: give a --batch_size "

@@ -53,11 +53,15 @@ def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
         f"{100 * row[end]:+.2f}" if in_points else f"{row[end]:+.4f}"
         for end in ("low", "high")
     )
+    over = f"over {row['seeds']} seeds (95 % interval {low} to {high}"
+    if p >= ALPHA > row["p"]:
+        return (
+            f"no clear difference {over} and {p_in_words(row['p'])} of this comparison "
+            f"alone, but {p_in_words(p)} corrected for all comparisons here, one of "
+            "which may well look like that by chance)"
+        )
     kind = "a clear difference" if p < ALPHA else "no clear difference"
-    return (
-        f"{kind} over {row['seeds']} seeds (95 % interval {low} to {high}, "
-        f"{p_in_words(p)} corrected for all comparisons here)"
-    )
+    return f"{kind} {over}, {p_in_words(p)} corrected for all comparisons here)"
 
 
 def p_in_words(p: float) -> str:

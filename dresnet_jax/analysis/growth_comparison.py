@@ -198,7 +198,7 @@ def _report(
         accuracies = each(name, lambda r: r["test_accuracy"])
         variants[name] = {
             "test_accuracy": {
-                **dataclasses.asdict(statistics.estimate(accuracies)),
+                **dataclasses.asdict(statistics.estimate(accuracies, statistics.SHARE)),
                 "values": accuracies,
             },
             "params": each(name, lambda r: r["params"]),
@@ -236,7 +236,8 @@ def table(report: Mapping[str, Any]) -> str:
     for name, one in report["variants"].items():
         accuracy = one["test_accuracy"]
         lines.append(
-            f"| {name} | {_percent(accuracy['mean'])} | {_interval(accuracy)} | "
+            f"| {name} | {reports.percent(accuracy['mean'])} | "
+            f"{reports.percent_interval(accuracy)} | "
             f"{_span(one['params'])} | {_span(one['steps'])} | "
             f"{_span(one['cost'], '.3f')} |"
         )
@@ -248,8 +249,8 @@ def table(report: Mapping[str, Any]) -> str:
     for name, one in report["grown_against"].items():
         ps = ("-" if p is None else f"{p:.3f}" for p in (one["p"], one["corrected_p"]))
         lines.append(
-            f"| {name} | {_percent(one['mean'])} | {_interval(one)} | "
-            f"{' | '.join(ps)} |"
+            f"| {name} | {reports.percent(one['mean'])} | "
+            f"{reports.percent_interval(one)} | {' | '.join(ps)} |"
         )
     return "\n".join(lines)
 
@@ -268,16 +269,6 @@ def _page(report: Mapping[str, Any]) -> str:
         f"{table(report)}\n\n![Test accuracy of each variant](accuracy.png)\n\n"
         f"Events of the grown networks:\n\n{events_of}\n"
     )
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:
-        return "-"
-    return f"{_percent(found['low'])} to {_percent(found['high'])}"
 
 
 def _span(values: Sequence[float], form: str = ",.0f") -> str:

@@ -23,13 +23,37 @@ from dresnet_jax.models import zoo
 
 
 def gate_table(openings: Openings) -> str:
-    """F(w) of every edge: a row per reading block, a column per source."""
-    sources = range(1, max(k for row in openings.values() for k in row) + 1)
-    lines = ["F(w)     " + "".join(f"  from {k:2d}" for k in sources)]
-    for block, row in sorted(openings.items()):
+    """F(w) of every edge: a row per reader, a column per source.
+
+    A free graph alone has the stem, 0, as a source; its last reader is the classifier.
+    """
+    found = {k for row in openings.values() for k in row}
+    is_free, last = 0 in found, max(openings)
+    sources = range(min(1, *found), max(found) + 1)
+    names = ("     stem" if k == 0 else f"  from {k:2d}" for k in sources)
+    lines = ["F(w)     " + "".join(names)]
+    for reader, row in sorted(openings.items()):
+        name = "head     " if is_free and reader == last else f"block {reader:2d} "
         cells = (f"{row[k]:9.3f}" if k in row else " " * 9 for k in sources)
-        lines.append(f"block {block:2d} " + "".join(cells))
+        lines.append(name + "".join(cells))
     return "\n".join(lines)
+
+
+def percent(share: float, sign: str = "-") -> str:
+    """A share, or a difference of shares, as a number of hundredths.
+
+    Args:
+      share: such as an accuracy.
+      sign: "+" to write that of numbers above 0 too.
+    """
+    return f"{100 * share:{sign}.2f}"
+
+
+def percent_interval(found: Mapping[str, Any], sign: str = "-") -> str:
+    """The interval of an estimate, its ends as `percent`; a dash for a single run."""
+    if found["low"] is None:
+        return "-"
+    return f"{percent(found['low'], sign)} to {percent(found['high'], sign)}"
 
 
 def gradient_table(title: str, flows: Mapping[str, np.ndarray]) -> str:

@@ -8,6 +8,8 @@ from scipy import stats
 
 # Of all intervals.
 LEVEL = 0.95
+# Between what a figure may lie, by its kind.
+SHARE, NOT_NEGATIVE, ANY = (0.0, 1.0), (0.0, np.inf), (-np.inf, np.inf)
 # Of figures in float32, with some room, as a part of them.
 _ROUNDING = 1e-6
 
@@ -51,14 +53,22 @@ class Difference:
     effect: float
 
 
-def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
-    """The mean of some runs, with its interval."""
+def estimate(
+    values: Sequence[float] | np.ndarray, within: tuple[float, float] = ANY
+) -> Estimate:
+    """The mean of some runs, with its interval.
+
+    Args:
+      values: one of each run.
+      within: what such a figure can be; the interval is cut there, since the true mean
+        lies within, too.
+    """
     found = np.asarray(values, np.float64)
     mean, low, high = float(found.mean()), np.nan, np.nan
     if len(found) > 1:
         error = float(stats.sem(found))
         reach = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
-        low, high = mean - reach, mean + reach
+        low, high = np.clip((mean - reach, mean + reach), *within).tolist()
     return Estimate(mean, low, high, len(found))
 
 

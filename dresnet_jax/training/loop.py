@@ -291,13 +291,10 @@ class _Trainer:
                     with late.waiting("checkpoint_wait"):
                         save(step, state, accuracy)
                 if stops:
-                    words = (
+                    raise stop.error(
                         f"after step {step}, which is saved: "
                         "the same command goes on from it"
                     )
-                    if stop.by_ctrl_c:
-                        raise KeyboardInterrupt(words)
-                    raise processes.PreemptedError(f"told to stop {words}")
         return state
 
     def _require_finite(self, state: TrainState, step: int) -> None:

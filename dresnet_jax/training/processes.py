@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from dresnet_jax import signals
 from dresnet_jax.errors import PREEMPTED_EXIT_CODE, RunFailedError, UserError
 from dresnet_jax.training import sharding
 
@@ -221,6 +222,16 @@ class Stop:
             return self._asked.is_set()
         return multihost_utils.reached_preemption_sync_point(call)
 
+    def error(self, words: str) -> BaseException:
+        """What ends the run.
+
+        Args:
+          words: where it stopped, and what goes on with it.
+        """
+        if self.by_ctrl_c:
+            return KeyboardInterrupt(words)
+        return PreemptedError(f"told to stop {words}")
+
     def on_signal(self, number: int) -> None:
         """Remembers the signal."""
         self.by_ctrl_c = number == signal.SIGINT
@@ -240,17 +251,11 @@ def stop_signals() -> Iterator[Stop]:
     numbers: list[int] = [signal.SIGINT]
     if jax.process_count() == 1:
         numbers.append(signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
 
     def handle(number: int, _: object) -> None:
         if number == signal.SIGINT:
-            signal.signal(number, before[number])
+            signal.signal(number, signal.default_int_handler)
         stop.on_signal(number)
 
-    for number in numbers:
-        signal.signal(number, handle)
-    try:
+    with signals.handled(numbers, handle):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import subprocess
 import time
 
@@ -22,7 +23,8 @@ SMALL_STUDY = (
     "--config.budgets=('parameters',)",
 )
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-KILLS = 3
+# Signals, and the exit codes of a comparison that gets them.
+CODES = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +53,21 @@ def study(planned):
     return output, directory
 
 
-def test_kills_change_no_number(planned, study):
+def test_signals_change_no_number(planned, study):
     _, whole = study
     directory = planned.parent / "killed"
     shutil.copytree(planned, directory)
     chance = random.Random(0)
     # So long that it falls into any of the runs, and into each start.
-    seconds = [chance.uniform(3, 18) for _ in range(KILLS)]
-    for wait in seconds:
-        process = start_command("compare", *SMALL_STUDY, f"--workdir={directory}")
+    seconds = [chance.uniform(3, 18) for _ in CODES]
+    for wait, (number, code) in zip(seconds, CODES.items(), strict=True):
+        process = start_command(
+            "compare", *SMALL_STUDY, "--config.at_once=2", f"--workdir={directory}"
+        )
         time.sleep(wait)
-        process.kill()
-        process.communicate()
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert process.returncode == code, errors
     code, _, errors = run_command(
         "compare", *SMALL_STUDY, f"--workdir={directory}", "--json"
     )
@@ -72,7 +77,7 @@ def test_kills_change_no_number(planned, study):
     )
     expected.pop("command")
     found.pop("command")
-    print(f"\nkilled after {', '.join(f'{s:.1f}' for s in seconds)} s: the same report")
+    print(f"\nended after {', '.join(f'{s:.1f}' for s in seconds)} s: the same report")
     assert found == expected
     tables = [(place / "runs.csv").read_text() for place in (whole, directory)]
     assert tables[0] == tables[1]

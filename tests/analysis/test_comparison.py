@@ -231,7 +231,12 @@ def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
     assert "Of 1 connections 0 end at 0.75 or above and 0 below 0.25" in answers[-1]
     assert "dresnet from 1 to 1.500" in answers[-2]
     assert "dresnet 0.400 (0.004)" in answers[-3]
-    assert comparison_report.table(found).count("\n") == 5 + 2 + 4
+    table = comparison_report.table(found)
+    assert table.count("\n") == 5 + 2 + 4
+    mean = dresnet["test_accuracy"]["mean"]
+    for shown in (table, page, text):
+        assert f"{100 * mean:.2f}" in shown
+        assert f"{mean:.4f}" not in shown
 
 
 def test_one_seed_tells_nothing_of_chance(monkeypatch, tmp_path):
@@ -250,6 +255,15 @@ def test_seeds_that_differ_by_the_same_are_no_clear_difference():
     row = {"p_corrected": float("nan"), "seeds": 3, "low": None, "high": None}
     assert (
         findings.verdict(row) == "the same in all seeds, which tells nothing of chance"
+    )
+
+
+def test_what_is_clear_only_before_the_correction_is_explained():
+    row = {"seeds": 3, "low": 0.05, "high": 0.19, "p": 0.02, "p_corrected": 0.06}
+    assert findings.verdict(row) == (
+        "no clear difference over 3 seeds (95 % interval +5.00 to +19.00 and p = 0.020 "
+        "of this comparison alone, but p = 0.060 corrected for all comparisons here, "
+        "one of which may well look like that by chance)"
     )
 
 

@@ -62,6 +62,13 @@ def test_a_run_is_measured_on_its_validation_split(gated_config):
     assert "the run" in table
 
 
+def test_a_small_split_is_measured_whole(gated_config):
+    gated_config.data.validation_examples = 8
+    parts = experiment.build(gated_config)
+    network = conditional_costs.trained(parts, parts.create_state(), batch_size=None)
+    assert [images.shape for images in network.batches] == [(8, 16, 16, 3)]
+
+
 def test_what_cannot_be_measured_is_refused(gated_config):
     gated_config.data.validation_examples = 8
     parts = experiment.build(gated_config)

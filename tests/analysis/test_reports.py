@@ -24,6 +24,17 @@ def test_the_gate_table_has_a_cell_per_edge():
     assert rows[1].index("-1.750") > head.index("from  2")
 
 
+def test_the_gate_table_of_a_free_graph_has_its_ends():
+    head, *rows = reports.gate_table({1: {0: 1.0}, 3: {0: 0.5, 1: 0.25}}).splitlines()
+    assert head.split() == ["F(w)", "stem", "from", "1"]
+    assert [row.split() for row in rows] == [
+        ["block", "1", "1.000"],
+        ["head", "0.500", "0.250"],
+    ]
+    assert {len(row) for row in rows} <= {18, 27}
+    assert len(head) == 27
+
+
 def test_accuracy_per_class_and_confusion():
     labels, predictions = np.asarray([0, 0, 1, 1, 1]), np.asarray([0, 1, 1, 1, 0])
     found = reports.per_class(labels, predictions, ("a", "b", "never"))

@@ -26,6 +26,14 @@ def test_the_interval_is_that_of_statsmodels(values):
     )
 
 
+def test_an_interval_ends_where_the_figure_does():
+    found = statistics.estimate((1.0, 0.98, 1.0), statistics.SHARE)
+    assert found.low < 0.98
+    assert found.high == 1
+    assert statistics.estimate((0.1, 2.0), statistics.NOT_NEGATIVE).low == 0
+    assert statistics.estimate((1.0, 0.98, 1.0)).high > 1
+
+
 @given(st.lists(st.tuples(*(st.integers(0, 1000),) * 2), min_size=3, max_size=20))
 def test_the_difference_is_that_of_the_paired_test(pairs):
     values, reference = np.asarray(pairs).T / 1000
