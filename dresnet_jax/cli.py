@@ -138,7 +138,9 @@ class Command:
             return _failed(f"error: {error}", error.exit_code)
         except OSError as error:
             # A full disk, a directory without permission: a traceback would not help.
-            return _failed(f"error: {error}", 1)
+            is_of_file = error.filename is not None and error.strerror
+            words = f"{error.filename}: {error.strerror}" if is_of_file else error
+            return _failed(f"error: {words}.", 1)
         except KeyboardInterrupt as error:
             return _failed(f"interrupted {error}".strip(), 130)
         return 0

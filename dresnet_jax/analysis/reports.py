@@ -19,6 +19,7 @@ from dresnet_jax.analysis.collectives import Group
 from dresnet_jax.analysis.connection_costs import Row
 from dresnet_jax.analysis.cost import Cost
 from dresnet_jax.connections.module import Openings
+from dresnet_jax.data import lookup
 from dresnet_jax.models import zoo
 
 
@@ -215,7 +216,7 @@ def _processor() -> str:
 
 def sizes(config: ml_collections.ConfigDict) -> str:
     """In one line, what a config's network is given, and its width."""
-    side, model = config.data.image_size, config.model
+    side, model = lookup.from_config(config.data).image_size, config.model
     return (
         f"batch {config.data.batch_size}, {side}x{side}, {model.dtype}, stem "
         f"{model.stem}, width {zoo.width(model):g}"
