@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from dresnet_jax import cli
+from dresnet_jax.commands import cli
 from dresnet_jax.errors import RunFailedError, UserError
 
 command = cli.Command(__doc__, "compilation_cache json")
@@ -85,13 +85,13 @@ def main() -> None:
     """Measures what fits into the time."""
     sizes = _sizes()
 
-    from dresnet_jax.analysis import reports
+    from dresnet_jax.costs import cost
 
     command.use_compilation_cache()
     end = time.monotonic() + 60 * _MINUTES.value
     out = epath.Path(_OUT.value).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    machine, rows, left_out = reports.machine(), [], []
+    machine, rows, left_out = cost.machine(), [], []
     (out / "rows.jsonl").write_text("")
     for name, measure in _tasks(sizes):
         row, why = None, "no time left"
@@ -157,7 +157,7 @@ def _ours(network: str, batch_size: int, form: str | None = None) -> Row:
     import jax
 
     from configs import imagenet2012
-    from dresnet_jax.analysis import chips, cost
+    from dresnet_jax.costs import chips, cost
     from dresnet_jax.training import experiment
 
     config = imagenet2012.get_config().unlock()
@@ -171,14 +171,14 @@ def _ours(network: str, batch_size: int, form: str | None = None) -> Row:
         config.model.connections.form = form
     parts = experiment.build(config)
     program, state = parts.compile_train_step(), parts.create_state()
-    placed = parts.road.place(parts.open_splits()["train"])
-    data = parts.road.data(placed, config.seed, parts.calls(0)[:1])
-    arrays = next(data).arrays
+    train = parts.inputs.place(parts.open_splits()["train"])
+    data = parts.inputs.data(train, config.seed, parts.calls(0)[:1])
+    inputs, _ = next(data)
     data.close()
 
     def step() -> None:
         nonlocal state
-        state, result = program(state, *arrays)
+        state, result = program(state, inputs)
         jax.block_until_ready(result)
 
     seconds = _timed(step)

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from benchmarks.arrangements import SCHEMES as ARRANGEMENTS
 from benchmarks.denseformer import DepthWeightedAverage
-from dresnet_jax.analysis.connection_costs import PLAIN
+from dresnet_jax.costs.connection_costs import PLAIN
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 

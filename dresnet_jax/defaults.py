@@ -351,3 +351,66 @@ def get_config() -> ml_collections.ConfigDict:
     # state as it was before that batch and stops after 10 such batches in a row.
     config.train.on_non_finite = "stop"
     return config.lock()
+
+
+# The largest image side and number of steps: steps are counted by an int32.
+_MOST_PIXELS, _MOST_STEPS = 2**15, 2**31 - 1
+
+# Intervals in which fields lie; a round bracket leaves out the end beside it. Fields
+# that are None are not checked; what depends on other fields is checked where it is
+# used.
+RANGES = {
+    "seed": "[0, 4294967295]",
+    "data.crop_padding": f"[0, {_MOST_PIXELS}]",
+    "data.cut_out": f"[0, {_MOST_PIXELS}]",
+    "data.background": "[0, 255]",
+    "data.pixel_rule": "[1, 2]",
+    "data.mix_up": "[0, inf)",
+    "data.cut_mix": "[0, inf)",
+    "data.min_crop_area": "[0, 1]",
+    "data.rand_augment_layers": "[0, 100]",
+    "data.rand_augment_magnitude": "[0, 10]",
+    "data.num_threads": "[1, 10000]",
+    "data.num_workers": "[0, 10000]",
+    "model.drop_path": "[0, 1)",
+    "model.dropout": "[0, 1)",
+    "optimizer.learning_rate": "[0, inf)",
+    "optimizer.warmup_fraction": "[0, 1)",
+    "optimizer.momentum": "[0, 1)",
+    "optimizer.b1": "[0, 1)",
+    "optimizer.b2": "[0, 1)",
+    "optimizer.weight_decay": "[0, inf)",
+    "optimizer.clip_norm": "[0, inf)",
+    "optimizer.gate_multiplier": "[0, inf)",
+    "optimizer.gate_freeze_first": "[0, 1)",
+    "optimizer.gate_freeze_last": "[0, 1)",
+    "sharding.replica": "[1, inf)",
+    "sharding.fsdp": "[1, inf)",
+    "train.num_steps": f"[1, {_MOST_STEPS}]",
+    "train.num_epochs": f"(0, {_MOST_STEPS}]",
+    "train.steps_per_call": f"[1, {_MOST_STEPS}]",
+    "train.accumulate_steps": f"[1, {_MOST_STEPS}]",
+    "train.label_smoothing": "[0, 1)",
+    "train.gate_penalty": "[0, inf)",
+    "train.ema_decay": "[0, 1)",
+    "train.log_every_steps": f"[1, {_MOST_STEPS}]",
+    "train.checkpoint_every_steps": f"[1, {_MOST_STEPS}]",
+    "train.eval_every_epochs": f"[1, {_MOST_STEPS}]",
+    "train.keep_checkpoints": f"[1, {_MOST_STEPS}]",
+    "train.keep_every_steps": f"[0, {_MOST_STEPS}]",
+    "train.keep_best": f"[0, {_MOST_STEPS}]",
+    "growth.connections": "[1, inf)",
+    "growth.candidates": "[1, inf)",
+    "growth.trial_batches": "[1, inf)",
+    "growth.trial_steps": "[1, inf)",
+    "growth.bucket": "[1, inf)",
+    "growth.warmup_steps": "[0, inf)",
+    "growth.quantile": "[0, 1)",
+    "growth.noise": "[0, inf)",
+    "growth.max_loss": "[0, inf)",
+    "search.share": "[0, 1)",
+    "search.learning_rate": "(0, inf)",
+    "evolution.population": "[2, inf)",
+    "evolution.evaluations": "[1, inf)",
+    "evolution.together": "[1, inf)",
+}

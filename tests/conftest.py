@@ -99,7 +99,7 @@ def run_command(name, *arguments):
 
     Programs that this process has compiled are not compiled again.
     """
-    module = importlib.import_module(f"dresnet_jax.{name}")
+    module = importlib.import_module(f"dresnet_jax.commands.{name}")
     output, errors = io.StringIO(), io.StringIO()
     # Paths on the command line are those of a user in the checkout.
     with (
@@ -180,7 +180,7 @@ def fashion_mnist():
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("requirements-prepare.txt is not installed")
     package = ROOT / "dresnet_jax"
-    makers = [package / "prepare.py", *sorted(package.glob("data/*.*"))]
+    makers = [package / "commands/prepare.py", *sorted(package.glob("data/*.*"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in makers)).hexdigest()
     directory = ROOT / ".cache" / "fashion_mnist" / digest[:16]
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from configs import digits
 from dresnet_jax.data import image_folder
 from dresnet_jax.data.views import View
 from dresnet_jax.errors import RunFailedError, UserError
+from dresnet_jax.inference import exported
 from dresnet_jax.models import table
-from dresnet_jax.structure import exported
 from dresnet_jax.training import experiment, torch_weights, workdir
 from tests.training.test_workdir import fields_of
 

@@ -1,6 +1,6 @@
 """Batches: a pure function of (seed, step), augmented inside the jitted program.
 
-Nothing but the seed and the step, not the road that the examples took, not the number
+Nothing but the seed and the step, not the input pipeline, not the number
 of devices or processes and no restart, decides what a batch holds.
 """
 
@@ -10,9 +10,11 @@ import functools
 import flax
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from dresnet_jax.data import augment
+from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.data.views import View
 from dresnet_jax.errors import UserError
 
@@ -63,6 +65,35 @@ class Recipe:
     num_classes: int
     view: View
     skip_corrupt: bool
+
+    @classmethod
+    def from_config(
+        cls, config: ml_collections.ConfigDict, dataset: Dataset
+    ) -> "Recipe":
+        """Makes the recipe of the `data` part of a config, for a dataset."""
+        view = View(
+            size=dataset.image_size,
+            channels=dataset.channels,
+            fixed_size=dataset.fixed_size,
+            min_crop_area=config.min_crop_area,
+            rand_augment_layers=config.rand_augment_layers,
+            rand_augment_magnitude=config.rand_augment_magnitude,
+            rule=config.pixel_rule,
+            background=config.background,
+        )
+        return cls(
+            batch_size=config.batch_size,
+            mean=dataset.mean,
+            std=dataset.std,
+            crop_padding=config.crop_padding,
+            flip=config.flip,
+            cut_out=config.cut_out,
+            mix_up=config.mix_up,
+            cut_mix=config.cut_mix,
+            num_classes=dataset.num_classes,
+            view=view,
+            skip_corrupt=config.skip_corrupt,
+        )
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Full batches in an epoch; the examples left over come in another one.

@@ -1,7 +1,7 @@
-"""The streaming road: batches read from files while the devices compute, by Grain.
+"""Batches that Grain reads from files while the devices compute.
 
-Order and augmentation are pure functions of (seed, step), the same as on the resident
-road; each process reads only its own rows of a batch.
+Order and augmentation are pure functions of (seed, step), the same as of the resident
+pipeline; each process reads only its own rows of a batch.
 """
 
 import dataclasses
@@ -211,7 +211,7 @@ def read_ahead(
     Returns:
       Grain's iterator, which can be closed.
     """
-    # Imported here, since it takes half a second and only this road needs it.
+    # Imported here, since it takes half a second and only this pipeline needs it.
     import grain
 
     data = grain.MapDataset.source(batches).to_iter_dataset(

@@ -286,9 +286,6 @@ def _check(
             f"model.width = {config.width:g} must be above 0, and not above "
             f"{_MOST_CHANNELS}."
         )
-    for field in ("dropout", "drop_path"):
-        if not 0 <= config[field] < 1:
-            raise UserError(f"model.{field} = {config[field]} must be in [0, 1).")
     stages_there = range(1, len(blocks) + 1)
     for stage in config.dilated_stages:
         if stage not in stages_there:

@@ -18,7 +18,7 @@ from dresnet_jax.models.counting import multiply_adds
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import experiment, leaves, sharding, steps
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.loop import Opened
+from dresnet_jax.training.loop import Data
 from dresnet_jax.training.state import TrainState
 
 # Of a connection's parameters among those of the network.
@@ -188,7 +188,7 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
 
 
 def training_batches(
-    network: Network, data: Opened, start: int, count: int
+    network: Network, data: Data, start: int, count: int
 ) -> Iterator[Batch]:
     """The augmented batches of training behind a step.
 
@@ -199,18 +199,11 @@ def training_batches(
       count: how many.
     """
     parts, key = network.parts, network.state.key
-    road = parts.road
-    over_devices = sharding.split_batch(parts.mesh)
-
-    def batch(step: jax.Array, key: jax.Array, *arrays: jax.Array) -> Batch:
-        found = road.batch(arrays, key, step, jnp.zeros((), jnp.int32))
-        return jax.lax.with_sharding_constraint(found, over_devices)
-
-    program = jax.jit(batch)
+    program = jax.jit(parts.batch)
     calls = [Call(start + n, 1) for n in range(count)]
-    given = road.data(data.train, parts.config.seed, calls)
-    for call, (arrays, _) in zip(calls, given, strict=True):
-        yield program(jnp.asarray(call.start), key, *arrays)
+    given = parts.inputs.data(data.train, parts.config.seed, calls)
+    for call, (inputs, _) in zip(calls, given, strict=True):
+        yield program(inputs, key, jnp.asarray(call.start))
 
 
 def _logits(model: Backbone, state: TrainState, images: jax.Array) -> list[jax.Array]:

@@ -22,6 +22,7 @@ from dresnet_jax.training import (
     transfer,
 )
 from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.inputs import StepInputs
 from dresnet_jax.training.state import TrainState
 
 Edge = tuple[int, int]
@@ -139,10 +140,10 @@ def measured(network: Network) -> Network:
     parts, state = network.parts, network.state
     if not jax.tree.leaves(state.batch_stats):
         return network
-    road, splits = parts.road, parts.open_splits()
+    splits = parts.open_splits()
 
-    def measure(state: TrainState, step: jax.Array, *data: jax.Array) -> TrainState:
-        batch = road.batch(data, state.key, step, jnp.zeros((), jnp.int32))
+    def measure(state: TrainState, step: jax.Array, inputs: StepInputs) -> TrainState:
+        batch = parts.batch(inputs, state.key, step)
         _, updates = steps.forward(
             parts.model, state.params, state.batch_stats, batch.images, state.key
         )
@@ -150,9 +151,10 @@ def measured(network: Network) -> Network:
 
     program = jax.jit(measure)
     calls = [Call(step, 1) for step in range(_MEASURED_STEPS)]
-    data = road.data(road.place(splits["train"]), parts.config.seed, calls)
-    for call, found in zip(calls, data, strict=True):
-        state = program(state, jnp.asarray(call.start), *found.arrays)
+    train = parts.inputs.place(splits["train"])
+    data = parts.inputs.data(train, parts.config.seed, calls)
+    for call, (inputs, _) in zip(calls, data, strict=True):
+        state = program(state, jnp.asarray(call.start), inputs)
     return Network(parts, state)
 
 

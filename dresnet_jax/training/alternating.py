@@ -56,13 +56,7 @@ def check(config: ml_collections.ConfigDict, spec: BackboneSpec) -> None:
       UserError: a value is wrong, or the network has no architecture to learn.
     """
     search = config.search
-    if not 0 <= search.share < 1:
-        raise UserError(f"search.share = {search.share} must be in [0, 1).")
     pick("search.order", search.order, ORDERS)
-    if not 0 < search.learning_rate < jnp.inf:
-        raise UserError(
-            f"search.learning_rate = {search.learning_rate} must be a number above 0."
-        )
     if not search.share:
         return
     if not spec.mixed and not spec.connections.topology.edges:

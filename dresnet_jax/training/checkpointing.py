@@ -146,7 +146,7 @@ class Checkpoints:
         if not processes.agreed(self.wait()):
             raise RunFailedError(
                 f"Checkpoint {step} could not be written to {self._directory}. Earlier "
-                "checkpoints are kept; the same command goes on from them."
+                "checkpoints are kept; the same command resumes from them."
             )
 
     def _finish(self, step: int, response: ocp.AsyncResponse) -> None:

@@ -126,13 +126,12 @@ class Evaluator:
         self._experiment = experiment
         self._rows = sharding.local_rows(mesh, recipe.batch_size)
         self._place = sharding.split_batch(mesh)
-        self._eval_step = experiment.programs.setdefault(
-            "eval_step",
-            compilation.announce(
+        if experiment.programs.evaluate is None:
+            experiment.programs.evaluate = compilation.announce(
                 "the evaluation",
                 jax.jit(eval_step, out_shardings=sharding.replicated(mesh)),
-            ),
-        )
+            )
+        self._eval_step = experiment.programs.evaluate
 
     def __call__(self, state: TrainState, examples: Examples) -> Evaluation:
         """Evaluates the state on every example of a split.
@@ -142,7 +141,7 @@ class Evaluator:
         """
         batches = EvalBatches(examples, self._experiment.recipe, self._rows)
         total, found = Metrics.empty(), []
-        for batch in self._experiment.road.read(batches):
+        for batch in self._experiment.inputs.read(batches):
             arrays = (
                 sharding.put_rows(array, self._place, batch_axis=0)
                 for array in (batch.images, batch.labels, batch.mask)

@@ -3,20 +3,18 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 from absl import logging
 from etils import epath
 
 from dresnet_jax.connections import module as connections
-from dresnet_jax.connections.module import Openings
 from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import (
     checkpointing,
+    connection_report,
     metrics,
     processes,
     reporting,
@@ -26,8 +24,8 @@ from dresnet_jax.training import (
 )
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.inputs import Splits, StepInputs, TrainSplit
 from dresnet_jax.training.late_report import LateReport, NonFiniteLossError
-from dresnet_jax.training.roads import Placed, Splits
 from dresnet_jax.training.run_log import Log
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
@@ -36,30 +34,16 @@ from dresnet_jax.training.steps import StepResult
 _STILL_GATES = 0.01
 
 
-class Opened(NamedTuple):
+class Data(NamedTuple):
     """The data of a run.
 
     Attributes:
-      splits: as the road reads them.
-      train: the training split in its place.
+      splits: as the input pipeline reads them.
+      train: the training split, ready for use.
     """
 
     splits: Splits
-    train: Placed
-
-
-class Wanted(NamedTuple):
-    """What a run wants computed next.
-
-    Attributes:
-      call: the steps.
-      state: before them; it is consumed.
-      arrays: their data, as the road gives it.
-    """
-
-    call: Call
-    state: TrainState
-    arrays: tuple[jax.Array, ...]
+    train: TrainSplit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +63,6 @@ class Segment:
     until: int
     history: Sequence[Mapping[str, Any]] = ()
     kept: tuple[int, ...] = ()
-
-
-Answer = tuple[TrainState, StepResult]
-T = TypeVar("T")
-# Wants calls computed, takes what came of each, and returns the report.
-Run = Generator[Wanted, Answer, dict[str, Any]]
 
 
 def run(
@@ -107,228 +85,237 @@ def run(
       KeyboardInterrupt: Ctrl-C, after a step that is saved.
       PreemptedError: SIGTERM, after a step that is saved.
     """
-    watch = watch or watching.Watch(directory)
-    asking = begin(
-        experiment, directory, open_data(experiment), processes.stop_signals(), watch
-    )
-    return drive(asking, experiment, watch)
-
-
-def drive(
-    asking: Generator[Wanted, Answer, T], experiment: Experiment, watch: watching.Watch
-) -> T:
-    """Computes the calls that are asked for, to the end, and returns what is."""
-    programs: dict[int, jax.stages.Compiled] = {}
-
-    def compiled(steps: int) -> jax.stages.Compiled:
-        if steps not in programs:
-            programs[steps] = experiment.compile_train_step(steps)
-            watch.count(experiment.step_flops)
-            if len(programs) == 1:
-                experiment.print_connections_cost()
-        return programs[steps]
-
-    with contextlib.closing(asking):
-        try:
-            wanted = next(asking)
-            while True:
-                program = compiled(wanted.call.steps)
-                wanted = asking.send(program(wanted.state, *wanted.arrays))
-        except StopIteration as end:
-            return end.value
-
-
-def open_data(experiment: Experiment) -> Opened:
-    """Opens every split, and puts the training split in its place."""
-    splits = experiment.open_splits()
-    return Opened(splits, experiment.road.place(splits["train"]))
-
-
-def begin(
-    experiment: Experiment,
-    directory: epath.Path,
-    data: Opened,
-    stopping: AbstractContextManager[processes.Stop],
-    watched: AbstractContextManager[watching.Watch],
-) -> Run:
-    """As `run`, but for the calls of the compiled step, which the driver makes.
-
-    Args:
-      experiment: what is trained.
-      directory: the run directory, claimed for this experiment's config.
-      data: of the experiment.
-      stopping: gives what says when to stop.
-      watched: gives what looks at the steps from outside.
-    """
-    if events := experiment.config.growth.events:
-        raise UserError(
-            f"growth.events = {tuple(events)}: only train changes networks while they "
-            "train; leave () here."
-        )
-    processes.say(f"data: {experiment.road.description}")
-    processes.say(f"connections: {experiment.connections_description}")
-    state, start = restore_or_create(experiment, directory)
-    segment = Segment(state, start, experiment.num_steps)
-    state = yield from train(experiment, directory, data, stopping, watched, segment)
+    data = open_data(experiment)
+    segment = begin(experiment, directory)
+    state = train(experiment, directory, data, segment, watch)
     return reporting.report(experiment, directory, data.splits, state)
 
 
 def train(
     experiment: Experiment,
     directory: epath.Path,
-    data: Opened,
-    stopping: AbstractContextManager[processes.Stop],
-    watched: AbstractContextManager[watching.Watch],
+    data: Data,
     segment: Segment,
-) -> Generator[Wanted, Answer, TrainState]:
+    watch: watching.Watch | None = None,
+) -> TrainState:
     """Trains for a segment, and saves the state at its end.
 
     Args:
       experiment: what is trained, of the segment's structure.
       directory: the run directory, claimed.
       data: of the experiment.
-      stopping: gives what says when to stop.
-      watched: gives what looks at the steps from outside.
       segment: the steps.
+      watch: what looks at the steps from outside.
+
+    Raises:
+      late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `run`.
     """
-    writes, config = processes.is_first(), experiment.config.train
-    keep = checkpointing.Keep(
-        config.keep_checkpoints,
-        config.keep_every_steps,
-        config.keep_best,
-        always=segment.kept,
-    )
-    about = _about(experiment, segment.history)
-    state, start = segment.state, segment.start
+    watch = watch or watching.Watch(directory)
     with (
-        checkpointing.Checkpoints(directory, keep, about) as checkpoints,
-        Log(directory, start, experiment.num_steps, writes=writes) as log,
-        stopping as stop,
-        watched as watch,
+        Trainer(experiment, directory, data, segment, watch) as trainer,
+        processes.stop_signals() as stop,
+        watch,
     ):
-        if start == 0 or segment.history:
-            log.write_gates(start, experiment.gate_openings(state))
-        if start < segment.until:
+        for number, (call, inputs) in enumerate(trainer.inputs()):
+            step = experiment.compile_train_step(call.steps)
+            if number == 0:
+                watch.count(experiment.step_flops)
+                connection_report.print_cost(experiment)
+            watch.before(call)
+            state, result = step(trainer.state, inputs)
+            trainer.after(call, state, result, stop)
+        return trainer.state
+
+
+def open_data(experiment: Experiment) -> Data:
+    """Opens every split, and puts the training split in its place."""
+    splits = experiment.open_splits()
+    return Data(splits, experiment.inputs.place(splits["train"]))
+
+
+def begin(experiment: Experiment, directory: epath.Path) -> Segment:
+    """Prints what is trained, and restores or creates its state.
+
+    Returns:
+      The steps that are left.
+
+    Raises:
+      UserError: the network would change while it trains, or as `restore_or_create`.
+    """
+    if events := experiment.config.growth.events:
+        raise UserError(
+            f"growth.events = {tuple(events)}: only train changes networks while they "
+            "train; leave () here."
+        )
+    processes.say(f"data: {experiment.inputs.description}")
+    processes.say(f"connections: {connection_report.description(experiment)}")
+    state, start = restore_or_create(experiment, directory)
+    return Segment(state, start, experiment.num_steps)
+
+
+class Trainer:
+    """The host's part of training: feeds steps, evaluates, logs and saves.
+
+    Use as a context manager.
+
+    Attributes:
+      state: after the last step that was taken; the next one consumes it.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: epath.Path,
+        data: Data,
+        segment: Segment,
+        watch: watching.Watch,
+    ) -> None:
+        """Opens nothing.
+
+        Args:
+          experiment: what is trained, of the segment's structure.
+          directory: the run directory, claimed.
+          data: of the experiment.
+          segment: the steps.
+          watch: what looks at the steps from outside.
+        """
+        self.state = segment.state
+        self._experiment = experiment
+        self._directory = directory
+        self._data = data
+        self._segment = segment
+        self._watch = watch
+        self._evaluate = Evaluator(experiment)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Trainer":
+        experiment, segment = self._experiment, self._segment
+        config, writes = experiment.config.train, processes.is_first()
+        keep = checkpointing.Keep(
+            config.keep_checkpoints,
+            config.keep_every_steps,
+            config.keep_best,
+            always=segment.kept,
+        )
+        about = {
+            "config": workdir.plain(experiment.config),
+            "history": list(segment.history),
+            "edges": experiment.model.spec.connections.topology.edges,
+            "versions": reporting.versions(),
+        }
+        with contextlib.ExitStack() as stack:
+            self._checkpoints = stack.enter_context(
+                checkpointing.Checkpoints(self._directory, keep, about)
+            )
+            self._log = stack.enter_context(
+                Log(self._directory, segment.start, experiment.num_steps, writes=writes)
+            )
+            if segment.start == 0 or segment.history:
+                openings = experiment.gate_openings(self.state)
+                self._log.write_gates(segment.start, openings)
             # Where the network has grown, its blocks may have other numbers.
             is_as_at_first = writes and not segment.history
-            gates = metrics.first_gates(directory) if is_as_at_first else {}
-            trainer = _Trainer(
-                directory,
-                experiment,
-                data,
-                Evaluator(experiment),
-                checkpoints,
-                log,
-                gates,
-                watch,
-                segment.until,
+            self._first_gates = (
+                metrics.first_gates(self._directory) if is_as_at_first else {}
             )
-            state = yield from trainer.train(state, start, stop)
-    return state
-
-
-def _about(
-    experiment: Experiment, history: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What a checkpoint tells a person or a program, besides the state."""
-    return {
-        "config": workdir.plain(experiment.config),
-        "history": list(history),
-        "edges": experiment.model.spec.connections.topology.edges,
-        "versions": reporting.versions(),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Trainer:
-    """What the steps of a run need besides the state."""
-
-    directory: epath.Path
-    experiment: Experiment
-    data: Opened
-    evaluate: Evaluator
-    checkpoints: checkpointing.Checkpoints
-    log: Log
-    first_gates: Openings
-    watch: watching.Watch
-    until: int
-
-    def train(
-        self, state: TrainState, start: int, stop: processes.Stop
-    ) -> Generator[Wanted, Answer, TrainState]:
-        """Asks for the steps after `start`; evaluates, logs and saves on the way."""
-        experiment, config = self.experiment, self.experiment.config.train
-        calls = experiment.calls(start, self.until)
-        data = experiment.road.data(self.data.train, experiment.config.seed, calls)
-        late = LateReport(experiment, self.log, start, self.watch)
-        with contextlib.closing(data):
-            for number, call in enumerate(calls):
-                step = call.start + call.steps
-                with late.waiting("data_wait"):
-                    arrays, skipped = next(data)
-                self.watch.before(call)
-                state, result = yield Wanted(call, state, arrays)
-                workdir.require_held(self.directory)
-                late.add(call, result, skipped)
-                is_last = step == self.until
-                # Every process has to ask after every call.
-                stops = stop.now(number) and not is_last
-                accuracy: dict[str, float] = {}
-                validates = is_last or step % experiment.eval_every_steps == 0
-                is_due = step % config.checkpoint_every_steps == 0
-                if validates or stops or is_due:
-                    late.flush()
-                    self._require_finite(state, step)
-                if validates:
-                    accuracy = self._validate(state, step)
-                is_candidate = config.keep_best and accuracy
-                if is_last or stops or is_due or is_candidate:
-                    waits = is_last or stops
-                    save = (
-                        self.checkpoints.save_last if waits else self.checkpoints.save
+            self._late = LateReport(experiment, self._log, segment.start, self._watch)
+            self._calls = experiment.calls(segment.start, segment.until)
+            self._fetched = stack.enter_context(
+                contextlib.closing(
+                    experiment.inputs.data(
+                        self._data.train, experiment.config.seed, self._calls
                     )
-                    workdir.require_held(self.directory)
-                    with late.waiting("checkpoint_wait"):
-                        save(step, state, accuracy)
-                if stops:
-                    raise stop.error(
-                        f"after step {step}, which is saved: "
-                        "the same command goes on from it"
-                    )
-        return state
+                )
+            )
+            self._stack = stack.pop_all()
+        return self
 
-    def _require_finite(self, state: TrainState, step: int) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def inputs(self) -> Iterator[tuple[Call, StepInputs]]:
+        """Yields the inputs of each call that is left; `after` comes after each."""
+        for call in self._calls:
+            with self._late.waiting("data_wait"):
+                inputs, self._skipped = next(self._fetched)
+            yield call, inputs
+
+    def after(
+        self,
+        call: Call,
+        state: TrainState,
+        result: StepResult,
+        stop: processes.Stop,
+    ) -> None:
+        """Takes what came of a call; evaluates, logs and saves where it is due.
+
+        Args:
+          call: the steps.
+          state: after them.
+          result: of them.
+          stop: reports whether the run was told to stop.
+
+        Raises:
+          late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `run`.
+        """
+        self.state = state
+        workdir.require_held(self._directory)
+        self._late.add(call, result, self._skipped)
+        experiment, config = self._experiment, self._experiment.config.train
+        step = call.start + call.steps
+        is_last = step == self._segment.until
+        stops = stop.now() and not is_last
+        validates = is_last or step % experiment.eval_every_steps == 0
+        is_due = is_last or stops or step % config.checkpoint_every_steps == 0
+        accuracy: dict[str, float] = {}
+        if validates or is_due:
+            self._late.flush()
+            self._require_finite(step)
+        if validates:
+            accuracy = self._validate(step)
+        if is_due or (config.keep_best and accuracy):
+            checkpoints = self._checkpoints
+            save = checkpoints.save_last if is_last or stops else checkpoints.save
+            workdir.require_held(self._directory)
+            with self._late.waiting("checkpoint_wait"):
+                save(step, state, accuracy)
+        if stops:
+            raise stop.error(
+                f"after step {step}, which is saved: the same command resumes from it"
+            )
+
+    def _require_finite(self, step: int) -> None:
         """Checks that a step, whose loss was finite, led to what is worth keeping."""
-        if not self.experiment.is_finite(state):
+        if not self._experiment.is_finite(self.state):
             raise NonFiniteLossError(
                 f"After step {step} parameters, averages or the optimiser's memory are "
                 "not finite. Training stopped; earlier checkpoints are kept. A lower "
                 "optimizer.learning_rate or optimizer.clip_norm may help."
             )
 
-    def _validate(self, state: TrainState, step: int) -> dict[str, float]:
+    def _validate(self, step: int) -> dict[str, float]:
         """Evaluates and logs; returns what checkpoints are compared by."""
-        validation = self.evaluate(state, self.data.splits["validation"])
+        validation = self._evaluate(self.state, self._data.splits["validation"])
         scalars = {
-            "epoch": step / self.experiment.steps_per_epoch,
+            "epoch": step / self._experiment.steps_per_epoch,
             "val_loss": validation.loss,
             "val_accuracy": validation.accuracy,
         }
-        openings = self.experiment.gate_openings(state)
-        if self.first_gates:
-            scalars["gate_drift"] = connections.drift(self.first_gates, openings)
+        openings = self._experiment.gate_openings(self.state)
+        if self._first_gates:
+            scalars["gate_drift"] = connections.drift(self._first_gates, openings)
             self._warn_of_still_gates(step, scalars["gate_drift"])
             self._warn_of_dead_gates(step, openings)
-        sharpness = connections.sharpness(state.eval_params)
+        sharpness = connections.sharpness(self.state.eval_params)
         if sharpness is not None:
             scalars["gate_sharpness"] = sharpness
-        self.log.write(step, scalars)
-        self.log.write_gates(step, openings)
+        self._log.write(step, scalars)
+        self._log.write_gates(step, openings)
         return {"val_accuracy": validation.accuracy}
 
     def _warn_of_still_gates(self, step: int, drift: float) -> None:
-        multiplier = self.experiment.config.optimizer.gate_multiplier
-        is_late = 2 * step >= self.experiment.num_steps
+        multiplier = self._experiment.config.optimizer.gate_multiplier
+        is_late = 2 * step >= self._experiment.num_steps
         if is_late and multiplier and drift < _STILL_GATES:
             logging.warning(
                 "Gates hardly move: after step %d the mean change of F(w) is %.4f. A "
@@ -339,8 +326,8 @@ class _Trainer:
             )
 
     def _warn_of_dead_gates(self, step: int, openings: connections.Openings) -> None:
-        dead = connections.dead(self.experiment.model.spec.connections, openings)
-        if dead and 2 * step >= self.experiment.num_steps:
+        dead = connections.dead(self._experiment.model.spec.connections, openings)
+        if dead and 2 * step >= self._experiment.num_steps:
             logging.warning(
                 "Gates have died: after step %d, F(w) is below %g in %d of %d, where "
                 "its gradient is gone, too: (reader, source) %s. A larger "
@@ -351,7 +338,7 @@ class _Trainer:
                 len(dead),
                 sum(map(len, openings.values())),
                 ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else ""),
-                self.experiment.config.optimizer.gate_multiplier,
+                self._experiment.config.optimizer.gate_multiplier,
             )
 
 
@@ -376,7 +363,7 @@ def restore_or_create(
         return state, 0
     about = checkpointing.about(directory, restored.step)
     workdir.require_own(directory, config, about)
-    processes.say(f"Going on from the checkpoint of step {restored.step}.")
+    processes.say(f"Resuming from the checkpoint of step {restored.step}.")
     return restored.state, restored.step
 
 

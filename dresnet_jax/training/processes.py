@@ -28,7 +28,7 @@ _TEXT_SIZE = 1000
 
 
 class PreemptedError(RunFailedError):
-    """The run was told to stop and is saved: the same command goes on with it."""
+    """The run was told to stop and is saved: the same command resumes it."""
 
     exit_code = PREEMPTED_EXIT_CODE
 
@@ -211,16 +211,19 @@ class Stop:
 
     def __init__(self) -> None:
         self.by_ctrl_c = False
+        self._call = -1
         self._asked = threading.Event()
 
-    def now(self, call: int) -> bool:
-        """Whether to save and stop; asked once after each call, with its number.
+    def now(self) -> bool:
+        """Checks whether to save and stop.
 
-        One signal to one process stops all of them.
+        One signal to one process stops all of them, and so each has to ask equally
+        often: once after each call.
         """
+        self._call += 1
         if jax.process_count() == 1:
             return self._asked.is_set()
-        return multihost_utils.reached_preemption_sync_point(call)
+        return multihost_utils.reached_preemption_sync_point(self._call)
 
     def error(self, words: str) -> BaseException:
         """What ends the run.

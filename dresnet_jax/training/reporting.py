@@ -10,10 +10,16 @@ from etils import epath
 
 import dresnet_jax
 from dresnet_jax.connections import module as connections
-from dresnet_jax.training import checkpointing, metrics, processes, workdir
+from dresnet_jax.training import (
+    checkpointing,
+    connection_report,
+    metrics,
+    processes,
+    workdir,
+)
 from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.roads import Splits
+from dresnet_jax.training.inputs import Splits
 from dresnet_jax.training.state import TrainState
 
 
@@ -73,8 +79,8 @@ def _report(
         "dataset": experiment.dataset.name,
         "seed": experiment.config.seed,
         "steps": experiment.num_steps,
-        "data": experiment.road.description,
-        "connections": experiment.connections_description,
+        "data": experiment.inputs.description,
+        "connections": connection_report.description(experiment),
         "params": optax.tree.size(state.params),
         "val_loss": validation.loss,
         "val_accuracy": validation.accuracy,

@@ -50,9 +50,6 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     slices = num_slices(devices)
     replica = slices if config.replica is None else config.replica
-    for axis, size in (("replica", replica), ("fsdp", config.fsdp)):
-        if size < 1:
-            raise UserError(f"sharding.{axis} = {size} must be above 0.")
     data = config.data
     if data is None:
         data = max(1, len(devices) // (replica * config.fsdp))

@@ -59,6 +59,11 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params if self.ema_params is None else self.ema_params
 
 
+def num_parameters(params: Any) -> int:
+    """Counts the numbers in a tree of arrays, or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def is_finite(*trees: Any, xp: Any = jnp) -> jax.Array:
     """Whether no number of some trees is infinite or NaN, bool scalar.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -15,14 +15,14 @@ from dresnet_jax.training import (
     late_report,
     loop,
     processes,
+    reporting,
     sharding,
     watching,
 )
 from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.inputs import StepInputs
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
-
-Answer = tuple[TrainState, StepResult]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Member:
 
 
 class Group:
-    """Runs that go on in step, each in a slot of one program.
+    """Runs that are trained in step, each in a slot of one program.
 
     A run ends with the same bits whatever the other slots hold, if it is always in the
     same slot of as many.
@@ -57,7 +57,6 @@ class Group:
         self._members = members
         self._slots = slots
         self._experiment = next(iter(members.values())).experiment
-        self._wanted: dict[int, loop.Wanted] = {}
         self._failed: dict[int, late_report.NonFiniteLossError] = {}
         self._stopped: list[BaseException] = []
 
@@ -65,74 +64,91 @@ class Group:
         """Trains all from their newest checkpoints to their ends, as `loop.run` one.
 
         Returns:
-          By slot, why a run did not end well; the others went on.
+          By slot, why a run did not end well; the others were trained to their ends.
 
         Raises:
           KeyboardInterrupt: Ctrl-C, after a step that each has saved.
           PreemptedError: SIGTERM, after a step that each has saved.
         """
         data = loop.open_data(self._experiment)
-        directory = next(iter(self._members.values())).directory
+        first = next(iter(self._members.values())).directory
+        trainers: dict[int, loop.Trainer] = {}
+        pending: dict[int, tuple[Call, StepInputs]] = {}
         with (
             processes.stop_signals() as stop,
-            watching.Watch(directory) as watch,
+            watching.Watch(first) as watch,
             contextlib.ExitStack() as stack,
         ):
-            runs = {
-                slot: stack.enter_context(
-                    contextlib.closing(
-                        loop.begin(
-                            member.experiment,
-                            member.directory,
-                            data,
-                            contextlib.nullcontext(stop),
-                            contextlib.nullcontext(watch),
-                        )
+            inputs: dict[int, Iterator[tuple[Call, StepInputs]]] = {}
+            for slot, member in self._members.items():
+                with self._of_member(slot):
+                    segment = loop.begin(member.experiment, member.directory)
+                    trainer = loop.Trainer(
+                        member.experiment, member.directory, data, segment, watch
                     )
+                    trainers[slot] = stack.enter_context(trainer)
+                    inputs[slot] = trainer.inputs()
+            waiting = list(trainers)
+            while True:
+                for slot in waiting:
+                    if fetched := next(inputs[slot], None):
+                        pending[slot] = fetched
+                    else:
+                        self._report(slot, trainers[slot], data)
+                if not pending:
+                    break
+                # First those that have done the fewest steps: they may have been
+                # killed apart.
+                call = min(call for call, _ in pending.values())
+                slots = [slot for slot, (own, _) in pending.items() if own == call]
+                results = self._step(
+                    call,
+                    {slot: trainers[slot].state for slot in slots},
+                    {slot: pending.pop(slot)[1] for slot in slots},
                 )
-                for slot, member in self._members.items()
-            }
-            for slot, run in runs.items():
-                self._go_on(slot, run, None)
-            while self._wanted:
-                # Those that are behind first: they may have been killed apart.
-                call = min(wanted.call for wanted in self._wanted.values())
-                for slot, answer in self._answers(call).items():
-                    self._go_on(slot, runs[slot], answer)
+                waiting = []
+                for slot in slots:
+                    with self._of_member(slot):
+                        trainers[slot].after(call, *results[slot], stop)
+                        waiting.append(slot)
         if self._stopped:
             raise self._stopped[0]
         return self._failed
 
-    def _go_on(self, slot: int, run: loop.Run, answer: Answer | None) -> None:
-        """Lets a run go on until it wants the next call, or ends."""
+    @contextlib.contextmanager
+    def _of_member(self, slot: int) -> Iterator[None]:
+        """Takes what a member prints, and why it ends early."""
         with contextlib.redirect_stdout(self._members[slot].output):
             try:
-                wanted = next(run) if answer is None else run.send(answer)
-                self._wanted[slot] = wanted
-            except StopIteration:
-                pass
+                yield
             except late_report.NonFiniteLossError as error:
                 self._failed[slot] = error
             except (KeyboardInterrupt, processes.PreemptedError) as error:
                 # The others have yet to save.
                 self._stopped.append(error)
 
-    def _answers(self, call: Call) -> dict[int, Answer]:
-        """What comes of a call for those that want it."""
-        asked = {
-            slot: self._wanted.pop(slot)
-            for slot, wanted in list(self._wanted.items())
-            if wanted.call == call
-        }
-        # What comes of an empty slot is thrown away.
-        filler = next(iter(asked.values()))
-        full = [asked.get(slot, filler) for slot in range(self._slots)]
+    def _report(self, slot: int, trainer: loop.Trainer, data: loop.Data) -> None:
+        member = self._members[slot]
+        with self._of_member(slot):
+            reporting.report(
+                member.experiment, member.directory, data.splits, trainer.state
+            )
+
+    def _step(
+        self,
+        call: Call,
+        states: Mapping[int, TrainState],
+        inputs: Mapping[int, StepInputs],
+    ) -> dict[int, tuple[TrainState, StepResult]]:
+        """Computes a call for some slots; what comes of the others is thrown away."""
+        filler = next(iter(states))
+        slots = [slot if slot in states else filler for slot in range(self._slots)]
         program = compile_train_steps(self._experiment, self._slots, call.steps)
-        found = program(
-            tuple(wanted.state for wanted in full),
-            tuple(wanted.arrays for wanted in full),
+        results = program(
+            tuple(states[slot] for slot in slots),
+            tuple(inputs[slot] for slot in slots),
         )
-        return {slot: found[slot] for slot in asked}
+        return {slot: results[slot] for slot in states}
 
 
 def compile_train_steps(
@@ -141,10 +157,10 @@ def compile_train_steps(
     """The program of some steps of several seeds, compiled once; consumes nothing.
 
     Returns:
-      From the states and the data of the slots, a tuple each, to a tuple of what
+      From the states and the inputs of the slots, a tuple each, to a tuple of what
       `Experiment.compile_train_step` gives for each.
     """
-    programs, key = experiment.programs, ("together", slots, num_steps)
+    programs, key = experiment.programs.train, (slots, num_steps)
     if key not in programs:
         programs[key] = _compile(experiment, slots, num_steps)
     return programs[key]
@@ -152,16 +168,15 @@ def compile_train_steps(
 
 def _compile(experiment: Experiment, slots: int, num_steps: int) -> jax.stages.Compiled:
     train_steps = experiment.train_steps(num_steps)
-    road = experiment.road
 
     def together(
-        states: tuple[TrainState, ...], data: tuple[tuple[jax.Array, ...], ...]
-    ) -> tuple[Answer, ...]:
-        placed = data[0][: road.num_placed]
-        own = [arrays[road.num_placed :] for arrays in data]
-        of_all, each = (None,) * len(placed), (0,) * len(own[0])
-        found = jax.vmap(train_steps, in_axes=(0, *of_all, *each))(
-            _stacked(states), *placed, *_stacked(own)
+        states: tuple[TrainState, ...], inputs: tuple[StepInputs, ...]
+    ) -> tuple[tuple[TrainState, StepResult], ...]:
+        own = _stacked([one.own for one in inputs])
+        # What is fixed is the same for all.
+        both = StepInputs(inputs[0].fixed, own)
+        found = jax.vmap(train_steps, in_axes=(0, StepInputs(None, 0)))(
+            _stacked(states), both
         )
         return tuple(jax.tree.map(lambda x, i=i: x[i], found) for i in range(slots))
 
@@ -172,7 +187,7 @@ def _compile(experiment: Experiment, slots: int, num_steps: int) -> jax.stages.C
     shardings = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(together, out_shardings=((shardings, place),) * slots)
     with compilation.announced(f"the training step of {slots} seeds"):
-        data = (road.abstract(num_steps),) * slots
+        data = (experiment.inputs.abstract(num_steps),) * slots
         return program.lower((state,) * slots, data).compile()
 
 

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -213,7 +214,7 @@ def as_begun(
 ) -> ml_collections.ConfigDict:
     """The config with the rule of pixels of the run there, if that is an earlier one's.
 
-    The same command goes on with a run that an earlier version began.
+    The same command resumes with a run that an earlier version began.
 
     Raises:
       UserError: the config there is damaged.
@@ -423,3 +424,14 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what is no finite number, which JSON has not."""
+    if isinstance(value, dict):
+        return {str(name): finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,4 +1,4 @@
-"""Prints the SHA-256 of each global batch of a run, from a step on, on both roads.
+"""Prints the SHA-256 of each global batch of a run, from a step on, by each pipeline.
 
 python -m tests.acceptance.batch_digests --data_dir=DIR --start=37
 
@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from configs import fashion_mnist
 from dresnet_jax.data import sources
-from dresnet_jax.training import experiment, sharding
+from dresnet_jax.training import experiment
 
 STEPS = 200
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Of Fashion-MNIST.", required=True)
@@ -39,37 +39,32 @@ def main(_):
     config.train.steps_per_call = 3
     config.data.mode = "resident"
     parts = experiment.build(config)
-    roads = {
-        "resident": parts.road,
-        "sharded": dataclasses.replace(parts.road, sharded=True),
+    pipelines = {
+        "resident": parts.inputs,
+        "sharded": dataclasses.replace(parts.inputs, sharded=True),
     }
     config.data.mode = "streaming"
-    roads["streaming"] = experiment.build(config).road
+    pipelines["streaming"] = experiment.build(config).inputs
     stored = {"train": sources.open_splits(parts.dataset, _DATA_DIR.value)["train"]}
-    # The resident road's form holds the images of both its kinds.
-    in_memory = parts.road.open(stored)
-    for name, road in roads.items():
+    # The resident pipeline's form holds the images of both its kinds.
+    in_memory = parts.inputs.open(stored)
+    for name, one in pipelines.items():
         train = (stored if name == "streaming" else in_memory)["train"]
-        for step, digest in digests(parts, road, train):
+        for step, digest in digests(dataclasses.replace(parts, inputs=one), train):
             if jax.process_index() == 0:
                 print(name, step, digest, flush=True)
 
 
-def digests(parts, road, train):
+def digests(parts, train):
     """The number and the digest of each step's batch."""
     key = jax.random.key(parts.config.seed)
-    over_devices = sharding.split_batch(parts.mesh)
-
-    @jax.jit
-    def make(data, step, i):
-        batch = road.batch(data, key, step, i)
-        return jax.lax.with_sharding_constraint(batch, over_devices)
-
+    make = jax.jit(parts.batch)
     calls = parts.calls(_START.value)
-    data = road.data(road.place(train), parts.config.seed, calls)
-    for call, (arrays, _) in zip(calls, data, strict=True):
+    train = parts.inputs.place(train)
+    data = parts.inputs.data(train, parts.config.seed, calls)
+    for call, (inputs, _) in zip(calls, data, strict=True):
         for i in range(call.steps):
-            batch = make(arrays, call.start + i, i)
+            batch = make(inputs, key, call.start + i, i)
             leaves = multihost_utils.process_allgather(
                 jax.tree.leaves(batch), tiled=True
             )

@@ -138,7 +138,7 @@ def finished(directory):
 def went_on_from(outputs):
     """The step that a life began at, as it said itself; None if it ended before."""
     for line in outputs[0][0].splitlines():
-        if line.startswith("Going on from the checkpoint of step "):
+        if line.startswith("Resuming from the checkpoint of step "):
             return int(line.rstrip(".").split()[-1])
         if line.startswith("step "):
             return 0

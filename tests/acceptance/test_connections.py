@@ -13,9 +13,9 @@ from jax.extend import core as jax_core
 from scipy import stats
 
 from dresnet_jax import defaults
-from dresnet_jax.analysis import connection_costs, reports
 from dresnet_jax.connections import gates, topology, weighted_sum
 from dresnet_jax.connections.spec import FORMS, PROJECTIONS, ConnectionSpec
+from dresnet_jax.costs import connection_costs, tables
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from tests.acceptance.small_run import last_json
@@ -255,7 +255,7 @@ def test_a_deep_stage_costs_memory_and_compile_time_as_a_plain_one():
     def of(form, field):
         return [rows["stage", form, depth][field] for depth in (8, 16, 32, 64)]
 
-    line = reports.saved_memory_line(
+    line = tables.saved_memory_line(
         [connection_costs.Row(**rows["stage", "stacked", d]) for d in (8, 16, 32, 64)]
     )
     assert line.residual < 0.001

@@ -1,4 +1,4 @@
-"""Data: no road, restart, device or process changes a batch, and none is waited for."""
+"""No input pipeline, restart, device or process changes a batch, or is waited for."""
 
 import importlib.util
 import itertools
@@ -13,7 +13,7 @@ from dresnet_jax.training import metrics
 from tests.conftest import run_command, run_python, start_python
 
 STEPS = 200
-ROADS = ("resident", "sharded", "streaming")
+PIPELINES = ("resident", "sharded", "streaming")
 MODULE = "tests.acceptance.batch_digests"
 
 
@@ -24,7 +24,7 @@ def free_port():
 
 
 def digests(data_dir, devices, processes, start):
-    """The digest of each step's batch: {road: {step: digest}}."""
+    """The digest of each step's batch: {pipeline: {step: digest}}."""
     port = free_port()
     running = [
         start_python(
@@ -42,17 +42,17 @@ def digests(data_dir, devices, processes, start):
     results = [process.communicate(timeout=500) for process in running]
     for process, (_, errors) in zip(running, results, strict=True):
         assert process.returncode == 0, errors
-    found = {road: {} for road in ROADS}
+    found = {name: {} for name in PIPELINES}
     for line in results[0][0].splitlines():
-        if line.startswith(ROADS):
-            road, step, digest = line.split()
-            found[road][int(step)] = digest
+        if line.startswith(PIPELINES):
+            name, step, digest = line.split()
+            found[name][int(step)] = digest
     return found
 
 
 @pytest.fixture(scope="module")
 def unbroken(fashion_mnist):
-    """The batches of one process with one device, on the resident road."""
+    """The batches of one process with one device, by the resident pipeline."""
     found = digests(fashion_mnist, devices=1, processes=1, start=0)
     assert found["streaming"] == found["sharded"] == found["resident"]
     assert len(set(found["resident"].values())) == STEPS
@@ -69,15 +69,15 @@ FAST = ((1, 8, 0), (2, 8, 37))
         for cell in itertools.product((1, 2, 4), (1, 8), (0, 37))
     ],
 )
-def test_batches_are_the_same_bits_on_both_roads(
+def test_batches_are_the_same_bits_by_every_pipeline(
     fashion_mnist, unbroken, processes, devices, start
 ):
     expected = {step: digest for step, digest in unbroken.items() if step >= start}
     found = digests(fashion_mnist, devices, processes, start)
-    assert found == dict.fromkeys(ROADS, expected)
+    assert found == dict.fromkeys(PIPELINES, expected)
     print(
         f"\n{len(expected)} batches of {processes} processes with {devices} devices "
-        f"each, from step {start} on, are those of one, on the roads {', '.join(ROADS)}"
+        f"each, from step {start} on, are those of one, by {', '.join(PIPELINES)}"
     )
 
 
@@ -95,8 +95,8 @@ def test_data_are_not_waited_for(fashion_mnist, tmp_path, mode, limit):
         "--config=configs/fashion_mnist.py",
         f"--config.data.data_dir={fashion_mnist}",
         f"--config.data.mode={mode}",
-        "--config.train.num_steps=30",
-        "--config.train.log_every_steps=5",
+        "--config.train.num_steps=18",
+        "--config.train.log_every_steps=3",
         f"--workdir={tmp_path / 'run'}",
     )
     assert code == 0, errors

@@ -43,11 +43,11 @@ def _twin(name):
 def test_every_network_learns(name, connected):
     parts = _twin(connected + name)
     state, losses = parts.create_state(), []
-    placed = parts.road.place(parts.open_splits()["train"])
-    data = parts.road.data(placed, 0, parts.calls(0))
+    train = parts.inputs.place(parts.open_splits()["train"])
+    data = parts.inputs.data(train, 0, parts.calls(0))
     step = parts.compile_train_step()
-    for arrays, _ in data:
-        state, result = step(state, *arrays)
+    for inputs, _ in data:
+        state, result = step(state, inputs)
         losses.append(float(result.loss[0]))
     first, last = np.mean(losses[:4]), np.mean(losses[-4:])
     edges = len(parts.model.spec.connections.topology.edges)

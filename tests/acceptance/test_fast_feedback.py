@@ -20,7 +20,7 @@ from tests.conftest import ROOT, SMALL, run_process, run_python
 
 COMMANDS = sorted(
     path.stem
-    for path in (ROOT / "dresnet_jax").glob("*.py")
+    for path in (ROOT / "dresnet_jax/commands").glob("*.py")
     if "cli.Command(" in path.read_text()
 )
 HEAVY = ("jax", "flax", "numpy", "matplotlib", "sklearn", "tensorboardX", "scipy")
@@ -30,7 +30,7 @@ LIGHT = """
 import contextlib, importlib, io, json, sys
 found = {{}}
 for words in {calls!r}:
-    module = importlib.import_module("dresnet_jax." + words[0])
+    module = importlib.import_module("dresnet_jax.commands." + words[0])
     with contextlib.redirect_stdout(io.StringIO()), \\
             contextlib.redirect_stderr(io.StringIO()) as errors:
         code = module.command.run(words)
@@ -188,16 +188,17 @@ def test_help_and_errors_are_answered_at_once():
 
 # What `train` imports once its flags are checked is imported here too.
 WHOLE = (
-    "import dresnet_jax.train; from dresnet_jax.analysis import chips, plots, reports; "
-    "from dresnet_jax.structure import events, growth_training; "
-    "from dresnet_jax.training import loop"
+    "import dresnet_jax.commands.train; from dresnet_jax.costs import chips; "
+    "from dresnet_jax.figures import run; from dresnet_jax.training import loop; "
+    "from dresnet_jax.structure.growth import events, training"
 )
 PARTS = "import jax, flax.linen, optax, orbax.checkpoint"
 
 
 @pytest.mark.slow
 def test_train_imports_little_more_than_its_libraries():
-    programs = {"train": "import dresnet_jax.train", "all of it": WHOLE, "parts": PARTS}
+    train = "import dresnet_jax.commands.train"
+    programs = {"train": train, "all of it": WHOLE, "parts": PARTS}
     found = {name: [] for name in programs}
     for _ in range(7):
         for name, program in programs.items():

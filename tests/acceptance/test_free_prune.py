@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dresnet_jax.analysis import budgets
+from dresnet_jax.comparison import budgets
 from dresnet_jax.training import workdir
 from tests.acceptance.conftest import SEEDS
 from tests.acceptance.small_run import last_json

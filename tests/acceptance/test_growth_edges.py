@@ -11,7 +11,7 @@ import pytest
 from configs import digits
 from dresnet_jax.connections.superset import superset
 from dresnet_jax.models import zoo
-from dresnet_jax.structure import candidates
+from dresnet_jax.structure.growth import candidates
 from dresnet_jax.training import steps
 
 SEEDS, BATCH, SIDE = 24, 32, 8

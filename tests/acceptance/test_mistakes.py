@@ -38,11 +38,11 @@ BAD_VALUES = {
     "model.connections.opening=1.0": "outside (0, 1)",
     "model.connections.opening=0": "outside (0, 1)",
     "model.connections.sharpness=0": "k = 0.0 must be a number above 0",
-    "train.num_steps=0": "the run must have from 1 to 2147483647 steps",
-    "train.steps_per_call=0": "steps_per_call = 0 must be from 1 to 2147483647",
+    "train.num_steps=0": "num_steps = 0 must be in [1, 2147483647]",
+    "train.steps_per_call=0": "steps_per_call = 0 must be in [1, 2147483647]",
     "train.report_on=best": "report_on = best needs a train.keep_best above 0",
     "data.mode=residnet": "Did you mean 'resident'? Choices: auto",
-    "data.min_crop_area=2": "must be a number, not below 0 and not above 1",
+    "data.min_crop_area=2": "min_crop_area = 2.0 must be in [0, 1]",
     "data.validation_examples=5000": "between 1 and the 1436 that digits has",
     "growth.events=('widht',)": "Did you mean 'width'? Choices: connections",
     f"growth.events={('width',) * 9}": "need 46 epochs",
@@ -213,7 +213,7 @@ def _assert_one_clear_line(code, output, errors, message):
             ["--config=configs/digits.py", "--out=nowhere/x.png"],
             "there is no directory nowhere",
         ),
-        ("benchmark", ["input", "--roads=stream"], "Did you mean 'streaming'?"),
+        ("benchmark", ["input", "--modes=stream"], "Did you mean 'streaming'?"),
         ("benchmark", [], "A word is missing: the subject"),
         ("benchmark", ["conections"], "Did you mean 'connections'?"),
         ("benchmark", ["connections", "--forms=foldd"], "Did you mean 'folded'?"),
@@ -333,7 +333,7 @@ def test_damaged_checkpoints_and_none_at_all(small_run, tmp_path):
 
     code, output, errors = run_command("train", *SMALL, f"--workdir={directory}")
     assert code == 0, errors
-    assert "Going on from the checkpoint of step 36." in output
+    assert "Resuming from the checkpoint of step 36." in output
     assert (directory / "damaged" / "40").exists()
     for a, b in zip(expected, final_state(directory), strict=True):
         np.testing.assert_array_equal(a, b)

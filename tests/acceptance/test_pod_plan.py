@@ -3,8 +3,8 @@
 import pytest
 
 from tests.acceptance.small_run import last_json
-from tests.analysis.test_chips import needs_compiler
 from tests.conftest import run_command
+from tests.costs.test_chips import needs_compiler
 
 IMAGES = 128
 

@@ -102,7 +102,7 @@ def test_a_signal_to_one_process_stops_and_saves_all(tmp_path):
         processes[1].send_signal(signal.SIGTERM)
         outputs = finish(processes, code=75)
         if saved:
-            assert f"Going on from the checkpoint of step {saved}." in outputs[0][0]
+            assert f"Resuming from the checkpoint of step {saved}." in outputs[0][0]
         (line,) = {
             line.split(", which is saved")[0]
             for _, errors in outputs
@@ -112,7 +112,7 @@ def test_a_signal_to_one_process_stops_and_saves_all(tmp_path):
         saved = int(line.split()[-1])
         assert saved in soak.finished(directory)
     outputs = finish(start_processes(1, 2, *arguments, workdir=directory))
-    assert f"Going on from the checkpoint of step {saved}." in outputs[0][0]
+    assert f"Resuming from the checkpoint of step {saved}." in outputs[0][0]
     steps = [line["step"] for line in timeless_lines(directory) if "train_loss" in line]
     assert steps == list(range(1, 71))
 
@@ -314,8 +314,8 @@ def test_saving_beside_the_steps_costs_little(tmp_path):
     config.train.num_steps = 10**6
     parts = experiment.build(config)
     step, state = parts.compile_train_step(), parts.create_state()
-    train = parts.road.place(parts.open_splits()["train"])
-    arrays, _ = next(parts.road.data(train, 0, parts.calls(0)[:1]))
+    train = parts.inputs.place(parts.open_splits()["train"])
+    inputs, _ = next(parts.inputs.data(train, 0, parts.calls(0)[:1]))
     keep, window, pairs = checkpointing.Keep(1), 20, 16
     costs, plain = [], []
     with checkpointing.Checkpoints(epath.Path(tmp_path), keep, {}) as checkpoints:
@@ -329,7 +329,7 @@ def test_saving_beside_the_steps_costs_little(tmp_path):
                 if saves:
                     checkpoints.save(number, state)
                 for _ in range(window):
-                    state, result = step(state, *arrays)
+                    state, result = step(state, inputs)
                     result.loss.block_until_ready()
                 if saves:
                     assert checkpoints.wait()

@@ -123,7 +123,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(small_run, tmp_path):
         kills.append(metrics.read(epath.Path(killed))[-1]["step"])
     code, output, errors = run_command("train", *SMALL, f"--workdir={killed}")
     assert code == 0, errors
-    assert "Going on from the checkpoint" in output
+    assert "Resuming from the checkpoint" in output
     pairs = list(zip(final_state(unbroken), final_state(killed), strict=True))
     for a, b in pairs:
         np.testing.assert_array_equal(a, b)

@@ -1,4 +1,4 @@
-"""SIGTERM ends training with exit code 75 at any time, and the same command goes on."""
+"""SIGTERM ends training with exit code 75 at any time, and the same command resumes."""
 
 import signal
 
@@ -51,11 +51,11 @@ def test_sigterm_is_obeyed_outside_the_steps_too(tmp_path, place):
     directory = tmp_path / "run"
     code, errors = stopped(place, directory)
     assert code == 75, errors
-    assert errors.endswith("error: told to stop: the same command goes on.\n")
+    assert errors.endswith("error: told to stop: the same command resumes.\n")
     assert not (directory / "report.json").exists()
     code, output, errors = run_command("train", *SHORT, f"--workdir={directory}")
     assert code == 0, errors
-    goes_on = "Going on from the checkpoint of step 3" in output
+    goes_on = "Resuming from the checkpoint of step 3" in output
     assert goes_on == (place == "in the report")
     assert (directory / "report.json").exists()
 

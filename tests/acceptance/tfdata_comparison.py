@@ -59,13 +59,13 @@ def ours(records):
     key = jax.random.key(0)
 
     @jax.jit
-    def finish(arrays, step):
-        return parts.road.batch(arrays, key, step, 0)
+    def finish(inputs, step):
+        return parts.batch(inputs, key, step)
 
     def epoch():
-        read = parts.road.data(parts.road.place(records), 0, calls)
-        for call, data in zip(calls, read, strict=True):
-            batch = finish(data.arrays, call.start)
+        read = parts.inputs.data(parts.inputs.place(records), 0, calls)
+        for call, (inputs, _) in zip(calls, read, strict=True):
+            batch = finish(inputs, call.start)
             assert batch.images.shape == (BATCH, SIZE, SIZE, 3)
             jax.block_until_ready(batch)
 

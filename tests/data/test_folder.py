@@ -235,7 +235,7 @@ def test_a_run_keeps_what_it_was_trained_on(tmp_path):
     archives.image_folder(tmp_path / "images", CLASSES, per_class=10)
     config = tiny(prepare(tmp_path))
     parts = experiment.build(config)
-    assert parts.road.description.startswith("streaming, 2 threads: the images of")
+    assert parts.inputs.description.startswith("streaming, 2 threads: the images of")
     directory = epath.Path(tmp_path / "run")
     with workdir.claim(directory, config, overwrite=False):
         report = loop.run(parts, directory)

@@ -1,4 +1,4 @@
-"""Streaming reads what the other road has, and tells which record it cannot read."""
+"""Streaming reads what the resident pipeline has, and names records it cannot read."""
 
 import dataclasses
 import pickle
@@ -154,7 +154,7 @@ def test_a_truncated_file_is_named(files):
 
 
 @needs_tensorflow
-def test_a_corrupt_record_is_named_and_passed_over_on_both_roads(files):
+def test_a_corrupt_record_is_named_and_passed_over_by_both_pipelines(files):
     data_dir, path = files
     data = bytearray(path.read_bytes())
     # The 31st record's chunk, found by where its image begins.

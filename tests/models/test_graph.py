@@ -9,12 +9,12 @@ import pytest
 
 from configs.compare import graph as study
 from dresnet_jax import defaults
-from dresnet_jax.analysis import gradient_flow
 from dresnet_jax.connections.weighted_sum import average_pool
 from dresnet_jax.errors import UserError
+from dresnet_jax.figures import gradient_flow
+from dresnet_jax.inference.folding import folded
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import with_form
-from dresnet_jax.structure.folding import folded
 from dresnet_jax.training import evaluation, experiment
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))

@@ -344,7 +344,6 @@ def test_kernels_start_as_he_et_al_propose():
         ({"topology": "dens"}, "Did you mean 'dense'"),
         ({"width": 0}, "model.width = 0 must be above 0"),
         ({"blocks_per_stage": (2, 0)}, "must be whole numbers above 0"),
-        ({"dropout": 1.0}, r"must be in \[0, 1\)"),
         ({"stem": "imagenet"}, "16x16 are too small .* at least 32x32"),
     ],
 )

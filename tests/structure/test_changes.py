@@ -110,8 +110,8 @@ def trained(found, count=2):
     data = loop.open_data(parts)
     calls = [Call(int(state.step) + n, 1) for n in range(count)]
     program = parts.compile_train_step()
-    for given in parts.road.data(data.train, parts.config.seed, calls):
-        state, _ = program(state, *given.arrays)
+    for inputs, _ in parts.inputs.data(data.train, parts.config.seed, calls):
+        state, _ = program(state, inputs)
     return Network(parts, state)
 
 

@@ -10,10 +10,11 @@ from etils import epath
 from hypothesis import given, strategies
 
 from dresnet_jax.errors import UserError
-from dresnet_jax.structure import changes, evolution, population, space
-from dresnet_jax.structure.evolution import Found
+from dresnet_jax.structure import changes
+from dresnet_jax.structure.evolution import evolution, population, space
+from dresnet_jax.structure.evolution.evolution import Found
+from dresnet_jax.structure.evolution.space import Space, Structure
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.structure.space import Space, Structure
 from dresnet_jax.training import evaluation, experiment
 from tests.conftest import run_command
 
@@ -170,8 +171,8 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     fresh = shape.parts.create_state()
     start = shape.alone(fresh, LARGE, parts)
     program = parts.compile_train_step()
-    for given_now in parts.road.data(data.train, config.seed, parts.calls(0)):
-        start, result = program(start, *given_now.arrays)
+    for inputs, _ in parts.inputs.data(data.train, config.seed, parts.calls(0)):
+        start, result = program(start, inputs)
     np.testing.assert_allclose(result.loss[0], losses[0, -1], 1e-4)
 
 
@@ -223,7 +224,7 @@ def asked_for(config):
     ("fields", "message"),
     [
         ({"algorithm": "nsga3"}, "nsga3.*nsga2"),
-        ({"population": 1}, "population = 1 must be from 2 to"),
+        ({"population": 1}, "population = 1 must be in"),
         ({"population": 200}, "population = 200"),
         ({"together": 0}, "together = 0"),
         ({"blocks": ("basik",)}, "basik.*basic"),

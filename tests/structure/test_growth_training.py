@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dresnet_jax.analysis import plots
 from dresnet_jax.errors import UserError
-from dresnet_jax.structure import changes, events, growth_training, units
+from dresnet_jax.figures import run
+from dresnet_jax.structure import changes
+from dresnet_jax.structure.growth import events, training, units
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     checkpointing,
@@ -53,7 +54,7 @@ def train(config, directory):
         return watching.Watch(directory)
 
     with workdir.claim(directory, config, overwrite=False):
-        return growth_training.run(config, directory, watch)
+        return training.run(config, directory, watch)
 
 
 def same(one, other):
@@ -110,7 +111,7 @@ def test_a_run_grows_and_tells_how(unbroken):
     # Two batches; of three candidates each of two steps is a gradient and 4 tries.
     assert [e["passes"] for e in entries] == [2 * 3 * (2 * (3 + 4) + 1), 1, 3]
     assert report["params"] == counted
-    paths = [path.name for path in plots.run_pictures(unbroken)]
+    paths = [path.name for path in run.run_pictures(unbroken)]
     assert "growth.png" in paths
     about = checkpointing.about(unbroken, 14)
     assert [e["event"] for e in about["history"]] == [0, 1, 2]
@@ -164,7 +165,7 @@ def test_what_is_taken_back_leaves_the_bits_of_before(config, tmp_path, monkeypa
         return compiled(self, num_steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(growth_training._Growth, "_validated", falling())
+        patch.setattr(training._Growth, "_validated", falling())
         patch.setattr(Experiment, "_compile_train_step", counted)
         config.growth.max_loss = 0.0
         config.growth.events, config.growth.choose = ("width", "depth"), "random"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dresnet_jax.analysis import cost
+from dresnet_jax.costs import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import pruning
 from dresnet_jax.structure.pruning import Carrier, Network

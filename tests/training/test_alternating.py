@@ -12,7 +12,7 @@ from dresnet_jax.structure import discretising, pruning
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     alternating,
-    divided_road,
+    divided_inputs,
     experiment,
     leaves,
     loop,
@@ -68,19 +68,20 @@ def test_the_parts_share_no_example(config, mode, share):
     config.data.mode, config.search.share = mode, share
     config.data.crop_padding = 0
     parts = experiment.build(config)
-    road = parts.road
+    inputs_of = parts.inputs
     assert parts.steps_per_epoch == (1 - share) * 96 // 16
     data = loop.open_data(parts)
     key, seen = jax.random.key(0), {"first": set(), "rest": set()}
     calls = parts.calls(0, 12)
-    given = road.data(data.train, config.seed, calls)
-    for call, (arrays, _) in zip(calls, given, strict=True):
-        shapes = [(x.shape, x.dtype) for x in arrays]
-        assert shapes == [(x.shape, x.dtype) for x in road.abstract(1)]
-        place = arrays, key, jnp.asarray(call.start), jnp.asarray(0)
+    given = inputs_of.data(data.train, config.seed, calls)
+    for call, (inputs, _) in zip(calls, given, strict=True):
+        shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(inputs)]
+        expected = jax.tree.leaves(inputs_of.abstract(1))
+        assert shapes == [(x.shape, x.dtype) for x in expected]
+        place = inputs, key, jnp.asarray(call.start), jnp.asarray(0)
         for name, batch in (
-            ("first", road.batch(*place)),
-            ("rest", road.other_batch(*place)),
+            ("first", inputs_of.batch(*place)),
+            ("rest", inputs_of.other_batch(*place)),
         ):
             seen[name] |= {image.tobytes() for image in np.asarray(batch.images)}
     assert len(seen["first"]) == round((1 - share) * 96)
@@ -107,8 +108,8 @@ def test_both_learn(config, order):
     start = leaves.by_name(parts.create_state().params)
     program, data = parts.compile_train_step(), loop.open_data(parts)
     state = parts.create_state()
-    for given in parts.road.data(data.train, config.seed, parts.calls(0)):
-        state, result = program(state, *given.arrays)
+    for inputs, _ in parts.inputs.data(data.train, config.seed, parts.calls(0)):
+        state, result = program(state, inputs)
     assert np.isfinite(result.loss).all()
     is_gate = leaves.by_name(optimizer.is_gate(state.params))
     assert any(is_gate.values())
@@ -138,7 +139,7 @@ def test_what_is_not_finite_changes_neither(config):
     config.train.on_non_finite = "skip"
     parts = experiment.build(config)
     data = loop.open_data(parts)
-    (given,) = parts.road.data(data.train, config.seed, parts.calls(0, 1))
+    ((inputs, _),) = parts.inputs.data(data.train, config.seed, parts.calls(0, 1))
     state = parts.create_state()
     # Of one weight of an operation alone.
     params = state.params
@@ -146,7 +147,7 @@ def test_what_is_not_finite_changes_neither(config):
     block = {**params["block_1"], "mixture": {"gate_weights": bad}}
     state = state.replace(params={**params, "block_1": block})
     before = leaves.by_name(jax.tree.map(jnp.copy, (state.params, state.opt_state)))
-    after, _ = parts.compile_train_step()(state, *given.arrays)
+    after, _ = parts.compile_train_step()(state, inputs)
     for name, leaf in leaves.by_name((after.params, after.opt_state)).items():
         np.testing.assert_array_equal(leaf, before[name], err_msg=name)
 
@@ -158,7 +159,7 @@ def test_what_is_left_of_a_search_trains_on_all(config):
     fewer = pruning.pruned(network, [])
     for one in (chosen, fewer):
         assert one.parts.config.search.share == 0
-        assert not isinstance(one.parts.road, divided_road.Divided)
+        assert not isinstance(one.parts.inputs, divided_inputs.Divided)
 
 
 @pytest.mark.parametrize(

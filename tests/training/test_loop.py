@@ -91,7 +91,9 @@ def test_gates_that_hardly_move_raise_an_alarm(
     ],
     ids=str,
 )
-def test_roads_and_calls_change_nothing(small_config, tmp_path, group, fields):
+def test_input_pipelines_and_calls_change_nothing(
+    small_config, tmp_path, group, fields
+):
     plain = train(small_config, epath.Path(tmp_path / "plain"))
     small_config[group].update(fields)
     directory = epath.Path(tmp_path / "other")
@@ -118,7 +120,7 @@ def test_more_steps_a_call_than_a_log_line_are_refused(small_config):
         experiment.build(small_config)
 
 
-def test_a_run_goes_on_by_another_road(small_config, directory):
+def test_a_run_resumes_with_another_input_pipeline(small_config, directory):
     first = train(small_config, directory)
     small_config.data.mode = "streaming"
     small_config.data.num_threads = 2
@@ -221,7 +223,7 @@ def test_a_run_of_a_billion_steps_starts_at_once(small_config):
     assert calls[0] == calls[:1][0] == (7, 1)
     assert calls[-1] == (10**9 - 1, 1)
     small_config.train.num_steps = 2**31
-    with pytest.raises(UserError, match=r"must have from 1 to 2147483647 steps"):
+    with pytest.raises(UserError, match=r"must be in \[1, 2147483647\]"):
         experiment.build(small_config)
 
 
@@ -312,13 +314,6 @@ def test_a_run_reports_on_its_best_step(tiny_images_config, directory):
     assert checkpointing.steps(directory) == sorted({best, 16, 20}, reverse=True)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_out_of_range_is_refused(small_config, seed):
-    small_config.seed = seed
-    with pytest.raises(UserError, match="must be between 0 and"):
-        experiment.build(small_config)
-
-
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -335,14 +330,14 @@ def test_the_length_is_steps_or_epochs(small_config, fields, expected):
 def test_steps_move_no_array_between_host_and_devices_in_secret(small_config, mode):
     small_config.data.mode = mode
     parts = experiment.build(small_config)
-    placed = parts.road.place(parts.open_splits()["train"])
+    train = parts.inputs.place(parts.open_splits()["train"])
     state = parts.create_state()
     step = parts.compile_train_step()
     calls = parts.calls(0)[:3]
-    data = [arrays for arrays, _ in parts.road.data(placed, 0, calls)]
+    data = [inputs for inputs, _ in parts.inputs.data(train, 0, calls)]
     with jax.transfer_guard("disallow"):
-        for arrays in data:
-            state, result = step(state, *arrays)
+        for inputs in data:
+            state, result = step(state, inputs)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            step(state, *(np.asarray(array) for array in arrays))
+            step(state, jax.tree.map(np.asarray, inputs))
     assert np.isfinite(jax.device_get(result.loss)).all()

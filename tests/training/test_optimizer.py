@@ -112,23 +112,9 @@ def test_the_rate_warms_up_and_falls_to_0():
     assert float(rate(200)) == pytest.approx(0, abs=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("name", "adam", "Did you mean 'adamw'"),
-        ("learning_rate", -0.1, "must be a number, not below 0"),
-        ("learning_rate", float("inf"), "must be a number"),
-        ("learning_rate", float("nan"), "must be a number"),
-        ("gate_multiplier", -1.0, "must be a number, not below 0"),
-        ("momentum", 1.0, r"must be in \[0, 1\)"),
-        ("warmup_fraction", 1.5, r"must be in \[0, 1\)"),
-        ("gate_freeze_first", 1.0, r"must be in \[0, 1\)"),
-        ("gate_freeze_last", -0.1, r"must be in \[0, 1\)"),
-    ],
-)
-def test_wrong_values_are_refused(field, value, message):
-    with pytest.raises(UserError, match=message):
-        optimizer.build(config(**{field: value}), 10)
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UserError, match="Did you mean 'adamw'"):
+        optimizer.build(config(name="adam"), 10)
 
 
 def test_gates_that_never_learn_are_refused():

@@ -62,14 +62,14 @@ def test_alone_a_process_decides_for_itself(capsys):
 def test_a_signal_asks_to_stop_once(number):
     before = signal.getsignal(number)
     with processes.stop_signals() as stop:
-        assert not stop.now(0)
+        assert not stop.now()
         os.kill(os.getpid(), number)
-        assert stop.now(1)
+        assert stop.now()
         assert stop.by_ctrl_c == (number == signal.SIGINT)
         # A second Ctrl-C acts as it would without us; a second SIGTERM cuts no save.
         acts = signal.getsignal(number) == before
         assert acts == (number == signal.SIGINT)
         if not acts:
             os.kill(os.getpid(), number)
-            assert stop.now(2)
+            assert stop.now()
     assert signal.getsignal(number) == before

@@ -129,7 +129,7 @@ class Interrupts(io.StringIO):
 
 def test_ctrl_c_saves_them_all(small_config, whole, tmp_path):
     place = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         train(small_config, place, output=Interrupts)
     for seed in SEEDS:
         assert checkpointing.steps(epath.Path(place / str(seed))) == [6, 4]

@@ -1,1 +1,0 @@
-"""What programs cost and what runs found: figures, tables, pictures."""

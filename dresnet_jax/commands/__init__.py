@@ -1,0 +1,1 @@
+"""The commands: each reads its flags, calls the library, and prints what came of it."""

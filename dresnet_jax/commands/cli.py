@@ -1,0 +1,401 @@
+"""Defines what all commands share: flags, help, one-line errors, JSON at the end.
+
+Nothing heavy is imported here, nor by a command before its flags are checked: `--help`
+and a misspelt flag or config field are answered without JAX.
+"""
+
+import json
+import logging as stdlib_logging
+import os
+import re
+import runpy
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from dresnet_jax import signals
+from dresnet_jax.errors import (
+    PREEMPTED_EXIT_CODE,
+    RunFailedError,
+    UserError,
+    printable,
+    unknown,
+)
+
+_SHARED_HELP = {
+    "config": "File of the config, such as configs/digits.py; "
+    "--config.<field>=<value> changes a field of it. dresnet_jax/defaults.py explains "
+    "every field.",
+    "workdir": "Directory of the run.",
+    "overwrite": "Delete what the workdir holds of a run, and start from scratch.",
+    "compilation_cache": "Directory where compiled programs are kept, or off. "
+    "Default: $JAX_COMPILATION_CACHE_DIR, or dresnet_jax/xla in $XDG_CACHE_HOME or "
+    "~/.cache.",
+    "json": "Print one JSON object as the last line.",
+}
+
+
+class Command:
+    """A command of the command line: its flags, and how it runs and ends.
+
+    Each command has flags of its own, so that several can be imported and called by one
+    program. It defines its further flags with `command.flag`, and its function
+    with `@command.main`; `command.run` may then be called any number of times.
+    """
+
+    def __init__(
+        self,
+        doc: str | None,
+        shared: str,
+        *,
+        words: Sequence[str] = (),
+        rest: str | None = None,
+        default_config: str | None = None,
+        resumes: bool = False,
+    ) -> None:
+        """Defines the flags that it shares with other commands.
+
+        Args:
+          doc: the text of its help.
+          shared: names of those flags, separated by spaces.
+          words: names of the words without dashes that it takes, and passes to `main`.
+          rest: name of a word after them, which may be given any number of times.
+          default_config: the config file where none is given.
+          resumes: whether the same command resumes what it had begun, so that
+            SIGTERM ends it with exit code 75 at any time.
+        """
+        self.flags = flags.FlagValues()
+        self._doc = doc or ""
+        self._words = words
+        self._rest = rest
+        self._default_config = default_config
+        self._resumes = resumes
+        self._main: Callable[..., None] | None = None
+        self._renamed: dict[str, str] = {}
+        # That of the newest call, where config_flags looks for the overrides.
+        self._argv: list[str] = []
+        for name in shared.split():
+            text = _SHARED_HELP[name]
+            if name == "config":
+                define = config_flags.DEFINE_config_file
+                self.flag(define, name, None, text, sys_argv=self._argv)
+            elif name in ("overwrite", "json"):
+                self.flag(flags.DEFINE_bool, name, False, text)
+            else:
+                self.flag(flags.DEFINE_string, name, None, text)
+
+    def flag(
+        self, define: Callable[..., flags.FlagHolder], *args: Any, **options: Any
+    ) -> flags.FlagHolder:
+        """Defines a flag of this command alone.
+
+        Args:
+          define: absl's function for its type, as `flags.DEFINE_string`.
+          *args: its name, default and help.
+          **options: more of that function's arguments.
+        """
+        return define(*args, flag_values=self.flags, **options)
+
+    def renamed(self, old: str, new: str) -> None:
+        """Lets a flag be given by its old name too, which prints the new one."""
+        self._renamed[old] = new
+
+    def main(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Takes the function that the command runs; use as a decorator."""
+        self._main = function
+        return function
+
+    def run(self, argv: Sequence[str] | None = None) -> int:
+        """Parses a command line and runs the command.
+
+        Args:
+          argv: the program's name and its arguments; `sys.argv` if None.
+
+        Returns:
+          The exit code: 0, 1 where the run failed, 2 for a wrong value, 130 for Ctrl-C,
+          75 where a run was told to stop and is saved, 124 where its watchdog ended it.
+        """
+        argv = list(sys.argv if argv is None else argv)
+        if {"--help", "-h", "-help"} & set(argv[1:]):
+            print(self._help())
+            return 0
+        _log_warnings_only()
+        assert self._main is not None, "no function was decorated"
+        try:
+            numbers = [signal.SIGTERM] if self._resumes else []
+            with signals.handled(numbers, _end_by_sigterm):
+                self._main(*self._parse(argv))
+        except UserError as error:
+            return _failed(f"error: {error}", 2)
+        except flags.Error as error:
+            return _failed(f"error: {' '.join(str(error).split())}", 2)
+        except RunFailedError as error:
+            return _failed(f"error: {error}", error.exit_code)
+        except OSError as error:
+            # A full disk, a directory without permission: a traceback would not help.
+            is_of_file = error.filename is not None and error.strerror
+            words = f"{error.filename}: {error.strerror}" if is_of_file else error
+            return _failed(f"error: {words}.", 1)
+        except KeyboardInterrupt as error:
+            return _failed(f"interrupted {error}".strip(), 130)
+        return 0
+
+    @property
+    def line(self) -> str:
+        """The command line, as it may be typed again."""
+        program, *words = self._argv
+        return shlex.join(["python", "-m", f"dresnet_jax.{Path(program).stem}", *words])
+
+    def config(self) -> ml_collections.ConfigDict:
+        """Returns the config that was given.
+
+        Raises:
+          UserError: none was given.
+        """
+        if self.flags.config is None:
+            raise UserError(f"--config is missing: {_config_files()}.")
+        return self.flags.config
+
+    def workdir(self) -> epath.Path:
+        """Returns the run directory that was given.
+
+        Raises:
+          UserError: none was given.
+        """
+        if not self.flags.workdir:
+            raise UserError("--workdir is missing: give the directory of the run.")
+        return epath.Path(self.flags.workdir).expanduser()
+
+    def use_compilation_cache(self) -> None:
+        """Keeps compiled programs where --compilation_cache says.
+
+        Imports JAX: call it after the flags have been checked.
+        """
+        from dresnet_jax.training import compilation_cache
+
+        compilation_cache.use(self.flags.compilation_cache)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Prints the result as the last line, if --json was given."""
+        if self.flags.json:
+            from dresnet_jax.training import workdir
+
+            print(json.dumps(workdir.finite(result), allow_nan=False), flush=True)
+
+    def _parse(self, argv: list[str]) -> list[str]:
+        for name in [name for name in self.flags if "." in name]:
+            delattr(self.flags, name)  # Fields that an earlier call has changed.
+        self.flags.unparse_flags()
+        argv = [self._with_new_name(word) for word in argv]
+        if self._default_config and not any(
+            re.match(r"--?config(=|$)", word) for word in argv
+        ):
+            argv.insert(1, f"--config={self._default_config}")
+        self._argv[:] = argv
+        tree = _check_config(argv) if "config" in self.flags else None
+        try:
+            given = self.flags(argv)[1:]
+        except flags.UnrecognizedFlagError as error:
+            name = error.flagname
+            meant = [f"config.{path}" for path in _elsewhere(tree, name)]
+            raise unknown("flag", name, list(self.flags), meant) from None
+        words = [*self._words, self._rest] if self._rest else self._words
+        if len(given) > len(words) and not self._rest:
+            raise UserError(
+                f"'{given[len(words)]}' is not understood: give values as --name=value."
+            )
+        if len(given) < len(words):
+            raise UserError(f"A word is missing: the {words[len(given)]}. See --help.")
+        return given
+
+    def _with_new_name(self, word: str) -> str:
+        match = re.match(r"--?(\w+)(?==|$)", word)
+        if not match or match[1] not in self._renamed:
+            return word
+        new = self._renamed[match[1]]
+        logging.warning("--%s is now --%s.", match[1], new)
+        return f"--{new}{word[match.end() :]}"
+
+    def _help(self) -> str:
+        lines = [self._doc.strip(), "", "Flags:"]
+        # --json last.
+        for name in sorted(self.flags, key=lambda name: name == "json"):
+            flag = self.flags[name]
+            default = flag.default
+            text = "" if default in (None, False) else f" Default: {default}."
+            lines.append(f"  --{name}: {flag.help}{text}")
+        return "\n".join(lines)
+
+
+def _end_by_sigterm(*_: object) -> None:
+    """Handles SIGTERM where nothing else does: ends the process with exit code 75.
+
+    While steps run, `processes.stop_signals` handles it, and saves. Before and after
+    them all that is kept is on disk, and files are written whole or not at all.
+    """
+    # Not by print, which may be under way; nor by an exception, which a callback of JAX
+    # may lose.
+    os.write(2, b"error: told to stop: the same command resumes.\n")
+    os._exit(PREEMPTED_EXIT_CODE)
+
+
+def destination(name: str | None) -> epath.Path:
+    """Returns the directory of --to.
+
+    Raises:
+      UserError: none was given.
+    """
+    if not name:
+        raise UserError("--to is missing: give the directory that is written.")
+    return epath.Path(name).expanduser()
+
+
+def picture_file(name: str | None) -> epath.Path:
+    """Returns the file of --out.
+
+    Raises:
+      UserError: it is not the name of a .png file, or its directory does not exist.
+    """
+    if not name or not name.endswith(".png"):
+        raise UserError(f"--out={name} must be the name of a .png file.")
+    path = epath.Path(name).expanduser()
+    if not path.parent.is_dir():
+        raise UserError(f"--out={name}: there is no directory {path.parent}.")
+    return path
+
+
+def steps_range(flag: str, text: str | None) -> range:
+    """Returns the steps that a flag names as FIRST:LAST, both included; none for None.
+
+    Raises:
+      UserError: it has another form.
+    """
+    if text is None:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--{flag}={text} must be FIRST:LAST, such as 100:105.")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def _log_warnings_only() -> None:
+    """Sends warnings to today's standard error, one line each."""
+    flags.FLAGS.mark_as_parsed()  # Else absl says that it logs too early.
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(stdlib_logging.Formatter("%(levelname)s: %(message)s"))
+    handler.python_handler.stream = sys.stderr
+
+
+def _failed(message: str, code: int) -> int:
+    print(printable(message), file=sys.stderr, flush=True)
+    return code
+
+
+def _check_config(argv: list[str]) -> ml_collections.ConfigDict | None:
+    """Finds mistakes in --config flags whose own messages would be a traceback.
+
+    Returns:
+      The config of the file, if one is given.
+
+    Raises:
+      UserError: the file is missing, or a field does not exist.
+    """
+    path = None
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            path = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
+    fields = [m[1] for m in (re.match(r"--?config\.([^=]+)", a) for a in argv) if m]
+    if path is None:
+        if fields:
+            raise UserError(f"--config.{fields[0]} needs --config: {_config_files()}.")
+        return None
+    if not Path(path).is_file():
+        files = _config_files(Path(path).parent)
+        raise UserError(f"Config file '{path}' does not exist: {files}.")
+    file = Path(path)
+    # Config files import each other as configs.<name>, from wherever one stands.
+    root = str(file.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
+    tree = _load(file)
+    for field in fields:
+        _check_field(tree, field)
+    return tree
+
+
+def _load(file: Path) -> ml_collections.ConfigDict:
+    try:
+        tree = runpy.run_path(str(file))["get_config"]()
+    # A config is code: any error in it is the person's to mend.
+    except Exception as error:
+        lines = [
+            f.lineno
+            for f in traceback.extract_tb(error.__traceback__)
+            if f.filename == str(file)
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"Config file '{file}'{where}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(tree, ml_collections.ConfigDict):
+        raise UserError(f"Config file '{file}': get_config() returns no ConfigDict.")
+    return tree
+
+
+def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
+    node: Any = tree
+    parts = field.split(".")
+    for depth, part in enumerate(parts):
+        inside = ".".join(["config", *parts[:depth]])
+        if not isinstance(node, ml_collections.ConfigDict):
+            raise UserError(f"{inside} has no fields, so no '{part}'.")
+        if part not in node:
+            # Of a group that is misspelt the nearest group is meant.
+            is_last = depth == len(parts) - 1
+            meant = _elsewhere(tree, part if is_last else field)
+            raise unknown(f"field of {inside}", part, list(node), meant)
+        node = node[part]
+    if isinstance(node, ml_collections.ConfigDict):
+        raise UserError(f"config.{field} is a group: set one of {', '.join(node)}.")
+
+
+def _elsewhere(tree: ml_collections.ConfigDict | None, field: str) -> list[str]:
+    """The paths of fields of a config, wherever they are, that end like this one."""
+    return [path for path in _paths(tree or {}) if f".{path}".endswith(f".{field}")][:3]
+
+
+def _paths(tree: Any, before: str = "") -> Iterator[str]:
+    """The path of every field of a config that is no group."""
+    for name in tree:
+        # Not items(), which would resolve what a field refers to.
+        node = tree[name]
+        if isinstance(node, ml_collections.ConfigDict):
+            yield from _paths(node, f"{before}{name}.")
+        else:
+            yield before + name
+
+
+def _config_files(near: Path = Path("configs")) -> str:
+    """What a person may give: what lies near, if those are configs."""
+    configs = Path("configs")
+    directory = near if near.is_dir() and configs in near.parents else configs
+    found = sorted(
+        str(path)
+        for path in directory.glob("*.py")
+        if path.stem not in ("__init__", "common")
+    )
+    if not found:
+        return "give the path of a config; there is no directory configs here"
+    return f"give one of {', '.join(found)}"

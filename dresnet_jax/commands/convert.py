@@ -1,0 +1,105 @@
+"""Reads weights of PyTorch's libraries into a run, and writes a run's for them.
+
+    python -m dresnet_jax.convert --from=r50.pth --model=resnet50 --workdir=runs/r50
+    python -m dresnet_jax.convert --workdir=runs/r50 --to=model.safetensors
+
+The file is a state dict of torchvision, timm or Hugging Face: .safetensors, or .pth,
+.pt or .bin, which need requirements-convert.txt. The run begins with these weights:
+evaluate, predict and train go on with it, and train --config.init.workdir= takes them
+for another dataset, or for a model with connections. The dataset of --config says how
+many classes there are. --to writes the names of torchvision.
+"""
+
+import copy
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from dresnet_jax.commands import cli
+from dresnet_jax.errors import UserError, pick
+
+command = cli.Command(
+    __doc__,
+    "config workdir compilation_cache json",
+    default_config="configs/imagenet2012.py",
+)
+
+_FROM = command.flag(
+    flags.DEFINE_string, "from", None, "File with the weights that are read."
+)
+_MODEL = command.flag(
+    flags.DEFINE_string, "model", None, "Name of the model that they are of."
+)
+_TO = command.flag(
+    flags.DEFINE_string, "to", None, "The .safetensors file that is written."
+)
+
+
+@command.main
+def main() -> None:
+    """Reads or writes, and says what had no place."""
+    directory = command.workdir()
+    if _TO.value is not None and _FROM.value is None:
+        command.finish(_write(directory, Path(_TO.value)))
+        return
+    if _FROM.value is None or _TO.value is not None:
+        raise UserError("Give one of --from and --to. See --help.")
+    source = Path(_FROM.value)
+    config = copy.deepcopy(command.config()).unlock()
+
+    from dresnet_jax.models import zoo
+    from dresnet_jax.training import experiment, torch_weights, transfer
+
+    command.use_compilation_cache()
+    if _MODEL.value:
+        pick("model", _MODEL.value, zoo.MODELS)
+        config.model.update(name=_MODEL.value, stem=zoo.OWN)
+    parts = experiment.build(config.lock())
+    weights = torch_weights.read(source)
+    spec = parts.model.spec
+    placed = torch_weights.place(spec, parts.create_state(abstract=True), weights)
+    state = transfer.exchange(parts.create_state(), placed.weights)
+    about = {"converted_from": str(source)}
+    transfer.write_start(directory, parts.config, state, about)
+    print(f"{len(placed.weights)} weights in the names of {placed.scheme}")
+    print(
+        f"pixels are normalised by mean {parts.dataset.mean}, standard deviation "
+        f"{parts.dataset.std}: --config.data.mean and --config.data.std name others"
+    )
+    for what, names in (
+        ("new here", placed.missing),
+        ("has no place here", placed.unplaced),
+    ):
+        for name in names:
+            print(f"  {what}: {name}")
+    command.finish(
+        {
+            "workdir": str(directory),
+            "library": placed.scheme,
+            "weights": len(placed.weights),
+            "missing": list(placed.missing),
+            "unplaced": list(placed.unplaced),
+        }
+    )
+
+
+def _write(directory: Path, path: Path) -> dict[str, object]:
+    if path.suffix != ".safetensors":
+        raise UserError(f"--to={path} must be the name of a .safetensors file.")
+    if not path.parent.is_dir():
+        raise UserError(f"--to={path}: there is no directory {path.parent}.")
+
+    from dresnet_jax.training import evaluation, torch_weights
+
+    command.use_compilation_cache()
+    parts, restored = evaluation.open_run(directory)
+    left = torch_weights.write(parts.model.spec, restored.state, path)
+    print(f"{path}: step {restored.step} of {directory}")
+    for name in left:
+        print(f"  left out: {name}")
+    return {"workdir": str(directory), "to": str(path), "left_out": list(left)}
+
+
+if __name__ == "__main__":
+    sys.exit(command.run())

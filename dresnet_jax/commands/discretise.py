@@ -1,0 +1,63 @@
+r"""Leaves each mixed block the operation of its largest weight.
+
+    python -m dresnet_jax.discretise --workdir=runs/mixed --to=runs/chosen
+
+Writes a run of an ordinary, smaller network, whose config names one operation for each
+block and whose parameters are those of the chosen ones: evaluate and predict read it,
+and train --config.init.workdir= goes on from it.
+"""
+
+import sys
+
+from absl import flags
+
+from dresnet_jax.commands import cli
+
+command = cli.Command(__doc__, "workdir compilation_cache json")
+
+_TO = command.flag(
+    flags.DEFINE_string, "to", None, "Directory of the run that is written."
+)
+
+
+@command.main
+def main() -> None:
+    """Chooses, removes, writes."""
+    directory = command.workdir()
+    to = cli.destination(_TO.value)
+
+    from dresnet_jax.structure import discretising, pruning
+    from dresnet_jax.training import evaluation, transfer
+
+    command.use_compilation_cache()
+    parts, restored = evaluation.open_run(directory)
+    network = pruning.Network(parts, restored.state)
+    chosen = discretising.choices(network)
+    before = pruning.accuracy(network)
+    smaller = pruning.measured(discretising.discretised(network, chosen))
+    after = pruning.accuracy(smaller)
+    about = {"discretised_from": str(directory), "step": restored.step}
+    transfer.write_start(to, smaller.parts.config, smaller.state, about)
+    operations = tuple(b.mixture.operations for b in smaller.parts.model.spec.blocks)
+    # In quotes that stand inside those of a shell.
+    written = str(operations).replace(" ", "").replace("'", '"')
+    print(discretising.table(chosen))
+    print(f"validation accuracy {before:.4f} before, {after:.4f} after")
+    print(transfer.how_to_train_on(to, "model.mixture.operations", written))
+    command.finish(
+        {
+            "workdir": str(directory),
+            "to": str(to),
+            "step": restored.step,
+            "operations": operations,
+            "weights": {
+                one.block: dict(zip(one.operations, one.weights, strict=True))
+                for one in chosen
+            },
+            "validation_accuracy": {"before": before, "after": after},
+        }
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(command.run())

@@ -1,0 +1,141 @@
+"""Tells what a model is and what a training step costs, without training.
+
+    python -m dresnet_jax.plan --config=configs/digits.py --config.model.width=32
+    python -m dresnet_jax.plan --config=configs/imagenet2012.py --target=v5e:4x4
+
+Prints the table of parameters, the FLOPs of a step and, of the compiled step, bytes and
+memory as the compiler counts them, per device. With --target the step is compiled for
+TPU chips that need not be there (requirements-tpu-plan.txt): 2xv5e:4x4 are two slices
+of 4x4 chips. Memory, bytes and collectives are the compiler's counts; times, and
+what follows from them, are estimates by published figures of the chip. Data are not
+read. --sweep=32,64,128 compiles for each of these batches per chip, and tells of the
+largest that fits.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from dresnet_jax.commands import cli
+from dresnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dresnet_jax.training import experiment
+
+command = cli.Command(__doc__, "config compilation_cache json")
+
+_NO_COMPILE = command.flag(
+    flags.DEFINE_bool,
+    "no_compile",
+    False,
+    "Leave out what needs the compiler: bytes and memory.",
+)
+_TARGET = command.flag(
+    flags.DEFINE_string, "target", "cpu", "The devices here, or such as v5e:4x4."
+)
+_BATCH_PER_CHIP = command.flag(
+    flags.DEFINE_integer,
+    "batch_per_chip",
+    None,
+    "Images of a step on each chip of a target.",
+    lower_bound=1,
+)
+_SWEEP = command.flag(
+    flags.DEFINE_list, "sweep", None, "Batches per chip of a target, to try each."
+)
+
+
+@command.main
+def main() -> None:
+    """Builds, compiles, prints."""
+    command.finish(_here() if _TARGET.value == "cpu" else _on_target())
+
+
+def _here() -> dict[str, Any]:
+    for flag in (_BATCH_PER_CHIP, _SWEEP):
+        if flag.value is not None:
+            raise UserError(f"--{flag.name} needs a --target, such as v5e:4x4.")
+    config = command.config()
+
+    from dresnet_jax.costs import cost, tables
+    from dresnet_jax.training import experiment
+
+    command.use_compilation_cache()
+    parts = experiment.build(config)
+    report = _describe(parts)
+    if _NO_COMPILE.value:
+        print(f"FLOPs per step:      {parts.step_flops / 1e9:12.3f} G")
+        report["flops_per_step"] = parts.step_flops
+    else:
+        program = cost.of(parts.compile_train_step(), parts.step_flops)
+        print(tables.cost_table(program))
+        report |= tables.counts(program)
+    return report | _added(parts)
+
+
+def _on_target() -> dict[str, Any]:
+    if _NO_COMPILE.value:
+        raise UserError("--no_compile tells nothing of a --target.")
+    config, batches = command.config(), _batches()
+
+    from dresnet_jax.costs import chips, pod, tables
+
+    command.use_compilation_cache()
+    target = chips.parse(_TARGET.value)
+    if batches is None:
+        plan, more = pod.make(config, target, _BATCH_PER_CHIP.value), {}
+    else:
+        sweep = pod.sweep(config, target, batches)
+        plan, more = sweep.largest, sweep.report()
+        print(tables.sweep_table(sweep))
+    report = _describe(plan.part)
+    print(tables.pod_table(plan))
+    added = _added(plan.part)
+    return report | tables.counts(plan.cost) | plan.report() | added | more
+
+
+def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
+    """Prints what a run is."""
+    from dresnet_jax.costs import tables
+    from dresnet_jax.training import connection_report
+    from dresnet_jax.training.state import num_parameters
+
+    params = parts.create_state(abstract=True).params
+    print(tables.parameter_table(params))
+    print(f"connections: {connection_report.description(parts)}")
+    name, size = parts.config.model.name, num_parameters(params)
+    print(f"{name}: {size:,} parameters")
+    return {
+        "model": name,
+        "params": size,
+        "num_steps": parts.num_steps,
+        "batch_size": parts.recipe.batch_size,
+    }
+
+
+def _added(parts: "experiment.Experiment") -> dict[str, Any]:
+    """Prints what connections add to the plain network."""
+    from dresnet_jax.training import connection_report
+
+    connection_report.print_cost(parts)
+    more_params, more_flops = connection_report.cost(parts)
+    return {"connections_add": {"params": more_params, "flops": more_flops}}
+
+
+def _batches() -> list[int] | None:
+    """The batches of --sweep, the smallest first; None where it was not given."""
+    if _SWEEP.value is None:
+        return None
+    if _BATCH_PER_CHIP.value is not None:
+        raise UserError("--batch_per_chip and --sweep exclude each other.")
+    names = _SWEEP.value
+    if any(not name.isdecimal() or int(name) < 1 for name in names):
+        raise UserError(
+            f"--sweep={','.join(names)} must be whole numbers above 0, as in 32,64."
+        )
+    return sorted({int(name) for name in names})
+
+
+if __name__ == "__main__":
+    sys.exit(command.run())

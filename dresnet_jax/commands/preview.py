@@ -1,0 +1,74 @@
+"""Draws training images as they are stored and as a network would see them.
+
+    python -m dresnet_jax.preview --config=configs/digits.py --out=preview.png
+
+The images are the first of a run with this config, augmented as in its first step.
+"""
+
+import dataclasses
+import sys
+
+from absl import flags
+
+from dresnet_jax.commands import cli
+
+command = cli.Command(__doc__, "config compilation_cache json")
+
+_OUT = command.flag(
+    flags.DEFINE_string, "out", None, "The picture's file, such as preview.png."
+)
+_IMAGES = command.flag(
+    flags.DEFINE_integer, "images", 12, "How many are drawn.", lower_bound=2
+)
+
+
+@command.main
+def main() -> None:
+    """Reads, augments, draws."""
+    path = cli.picture_file(_OUT.value)
+    config = command.config()
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dresnet_jax.data import pipeline, sources, streaming
+    from dresnet_jax.figures import augmentation, pictures
+    from dresnet_jax.training import experiment
+
+    command.use_compilation_cache()
+    parts = experiment.build(config)
+    seed, recipe = parts.config.seed, parts.recipe
+    examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]
+    # The whole first batch, since mixing takes partners from all of it.
+    rows = np.arange(recipe.batch_size)
+    plain = dataclasses.replace(recipe.view, min_crop_area=0.0, rand_augment_layers=0)
+    stored, seen = (
+        streaming.TrainBatches(
+            examples,
+            dataclasses.replace(recipe, view=view),
+            seed,
+            rows,
+            [streaming.Call(0, 1)],
+        )[0]
+        for view in (plain, recipe.view)
+    )
+    batch = jax.jit(pipeline.train_batch, static_argnums=0)(
+        recipe,
+        jnp.asarray(seen.images[0]),
+        jnp.asarray(seen.labels[0]),
+        jax.random.key(seed),
+        0,
+    )
+    count = min(_IMAGES.value, recipe.batch_size)
+    pixels = np.asarray(batch.images[:count]) * recipe.std + recipe.mean
+    figure = augmentation.before_and_after(
+        stored.images[0, :count] / 255, pixels.clip(0, 1)
+    )
+    pictures.save(figure, path)
+    print(f"picture: {_OUT.value}")
+    command.finish({"picture": _OUT.value, "images": count})
+
+
+if __name__ == "__main__":
+    sys.exit(command.run())

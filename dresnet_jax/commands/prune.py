@@ -1,0 +1,128 @@
+r"""Removes the learned connections that carry least.
+
+    python -m dresnet_jax.prune --workdir=runs/digits --to=runs/pruned --keep=7
+    python -m dresnet_jax.prune --workdir=runs/digits --to=runs/pruned --max_loss=0.002
+
+Ranks the connections of a run by the root mean square of what they carry, F(w) P(y),
+and writes a run of an ordinary, smaller network, whose config lists the connections
+that are left: evaluate and predict read it, and train --config.init.workdir= goes on
+from it. --keep leaves so many; --threshold those that carry at least so much;
+--max_loss removes as many as accuracy on the validation split allows.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from dresnet_jax.commands import cli
+from dresnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dresnet_jax.structure import pruning
+
+command = cli.Command(__doc__, "workdir compilation_cache json")
+
+_TO = command.flag(
+    flags.DEFINE_string, "to", None, "Directory of the run that is written."
+)
+_KEEP = command.flag(
+    flags.DEFINE_integer, "keep", None, "How many connections are left."
+)
+_THRESHOLD = command.flag(
+    flags.DEFINE_float,
+    "threshold",
+    None,
+    "What a connection that is left carries at least.",
+)
+_MAX_LOSS = command.flag(
+    flags.DEFINE_float,
+    "max_loss",
+    None,
+    "Share of the validation images by which accuracy may fall.",
+)
+
+
+@command.main
+def main() -> None:
+    """Ranks, removes, writes."""
+    directory = command.workdir()
+    to = cli.destination(_TO.value)
+    chosen = [flag for flag in (_KEEP, _THRESHOLD, _MAX_LOSS) if flag.value is not None]
+    if len(chosen) != 1:
+        raise UserError("Give one of --keep, --threshold and --max_loss. See --help.")
+    _check_ranges()
+
+    from dresnet_jax.structure import pruning
+    from dresnet_jax.training import evaluation, transfer
+
+    command.use_compilation_cache()
+    parts, restored = evaluation.open_run(directory)
+    network = pruning.Network(parts, restored.state)
+    carriers = pruning.ranked(network)
+    before = pruning.accuracy(network)
+    smaller = pruning.pruned(network, _left(network, carriers, before))
+    edges = smaller.parts.model.spec.connections.topology.edges
+    after = pruning.accuracy(smaller)
+    about = {"pruned_from": str(directory), "step": restored.step}
+    transfer.write_start(to, smaller.parts.config, smaller.state, about)
+    print(pruning.table(carriers, edges))
+    print(
+        f"{len(edges)} of {len(carriers)} connections are left; validation accuracy "
+        f"{before:.4f} before, {after:.4f} after"
+    )
+    if gone := _blocks(network) - _blocks(smaller):
+        print(f"blocks that go with their connections: {sorted(gone)}")
+    topology = str(smaller.parts.config.model.connections.topology).replace(" ", "")
+    print(transfer.how_to_train_on(to, "model.connections.topology", topology))
+    command.finish(
+        {
+            "workdir": str(directory),
+            "to": str(to),
+            "step": restored.step,
+            "edges": sorted(edges),
+            "removed_blocks": sorted(gone),
+            "removed": sorted(c.edge for c in carriers if c.edge not in edges),
+            "validation_accuracy": {"before": before, "after": after},
+        }
+    )
+
+
+def _check_ranges() -> None:
+    """Checks what can be checked before the run is opened."""
+    threshold, max_loss = _THRESHOLD.value, _MAX_LOSS.value
+    if threshold is not None and not threshold >= 0:
+        raise UserError(f"--threshold={threshold} must not be below 0.")
+    if max_loss is not None and not 0 <= max_loss < 1:
+        raise UserError(f"--max_loss={max_loss} must be in [0, 1).")
+
+
+def _left(
+    network: "pruning.Network", carriers: "list[pruning.Carrier]", before: float
+) -> "list[pruning.Edge]":
+    """The connections that are left, by the flag that was given."""
+    from dresnet_jax.structure import pruning
+
+    keep, threshold, max_loss = _KEEP.value, _THRESHOLD.value, _MAX_LOSS.value
+    if keep is not None:
+        if not 0 <= keep <= len(carriers):
+            raise UserError(
+                f"--keep={keep} must be from 0 to the {len(carriers)} connections that "
+                "there are."
+            )
+        return [carrier.edge for carrier in carriers[len(carriers) - keep :]]
+    if threshold is not None:
+        return [c.edge for c in carriers if c.carried >= threshold]
+    return pruning.most_removed(
+        carriers,
+        lambda edges: pruning.accuracy_with(network, edges),
+        before - max_loss,
+    )
+
+
+def _blocks(network: "pruning.Network") -> set[int]:
+    return set(network.parts.model.spec.connections.topology.blocks)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run())

@@ -1,0 +1,302 @@
+"""A grid of runs: variants of one config, several seeds of each, equal budgets."""
+
+import copy
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from dresnet_jax.comparison import budgets
+from dresnet_jax.comparison.budgets import Costs, Together
+from dresnet_jax.costs import cost
+from dresnet_jax.errors import UserError, pick, unknown
+from dresnet_jax.training import experiment, metrics, workdir
+from dresnet_jax.training.experiment import Experiment
+
+# Seeds of a variant that are tried in one program, if there are as many.
+_MOST_TOGETHER = 8
+
+BUDGETS = ("parameters", "flops", "time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+      variants: the config of a run by the variant's name, but for its seed.
+      references: names of the reference and its forms with the main variant's budgets,
+        by the budget: steps, parameters, flops, time.
+      costs: of a step of each variant.
+      machine: where they were measured.
+      together: how many seeds of a variant one program trains.
+    """
+
+    variants: Mapping[str, ml_collections.ConfigDict]
+    references: Mapping[str, str]
+    costs: Mapping[str, Costs]
+    machine: str
+    together: Together
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the grid.
+
+    Attributes:
+      variant: its name.
+      seed: of the run.
+      directory: its run directory.
+      experiment: what is trained; runs of one variant share its programs.
+    """
+
+    variant: str
+    seed: int
+    directory: epath.Path
+    experiment: Experiment
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return any((self.directory / name).exists() for name in (DONE, FAILED))
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run that has ended well.
+
+    Attributes:
+      variant: its name.
+      seed: of the run.
+      report: its report.json.
+      lines: its metrics.jsonl.
+    """
+
+    variant: str
+    seed: int
+    report: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+
+# In a run directory, once it has ended well, or not; and in the comparison's.
+DONE, FAILED, _PLAN = "report.json", "failed.json", "plan.json"
+
+
+def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
+    """Checks a comparison, and adds what has equal budgets.
+
+    What depends on measured times is read from the directory, if it was written there
+    before.
+
+    Args:
+      config: of the comparison; its fields are explained in configs/compare/common.py.
+      directory: of the comparison.
+
+    Raises:
+      UserError: a value is wrong.
+    """
+    for field in ("seeds", "other_seeds", "at_once", "together"):
+        if config[field] is not None and config[field] < 1:
+            raise UserError(f"{field} = {config[field]} must be above 0.")
+    if not 0 <= config.first_seed <= 2**32 - config.seeds:
+        raise UserError(
+            f"first_seed = {config.first_seed} must be from 0 to 2**32 - seeds."
+        )
+    variants = {
+        name: _changed(config.base, changes, f"variants.{name}")
+        for name, changes in config.variants.items()
+    }
+    _check_directories(config)
+    for field in ("reference", "main"):
+        pick(f"variant, as {field},", config[field], variants)
+    if config.reference == config.main:
+        raise UserError(
+            f"reference = main = {config.main}: there is nothing to compare."
+        )
+    for variant in variants.values():
+        experiment.build(variant)
+    found = directory / _PLAN
+    if found.exists():
+        return _read_plan(variants, json.loads(found.read_text()))
+    return _new_plan(config, variants)
+
+
+def _check_directories(config: ml_collections.ConfigDict) -> None:
+    """Checks that no two variants would be trained in one directory."""
+    matched = [_matched(config.reference, budget) for budget in config.budgets]
+    names: dict[str, str] = {}
+    for name in (*config.variants, *matched):
+        slug = _slug(name)
+        if not slug:
+            raise UserError(f"Variant {name!r} needs a letter or a digit in its name.")
+        if slug in names:
+            raise UserError(
+                f"Variants {names[slug]!r} and {name!r} would both be trained in "
+                f"runs/{slug}: give one of them another name."
+            )
+        names[slug] = name
+
+
+def _matched(reference: str, budget: str) -> str:
+    """The name of the reference that has the main variant's budget."""
+    return f"{reference}, equal {budget}"
+
+
+def _new_plan(
+    config: ml_collections.ConfigDict, variants: dict[str, ml_collections.ConfigDict]
+) -> Plan:
+    reference, main = variants[config.reference], variants[config.main]
+    references = {"steps": config.reference}
+    for budget in config.budgets:
+        pick("budget", budget, dict.fromkeys(BUDGETS))
+        references[budget] = _matched(config.reference, budget)
+    counts = {"parameters": budgets.count_params, "flops": budgets.count_flops}
+    matched = {
+        references[budget]: budgets.widened(reference, count(main), count)
+        for budget, count in counts.items()
+        if budget in references
+    }
+    costs = budgets.measure(variants | matched)
+    if "time" in references:
+        name = references["time"]
+        longer = copy.deepcopy(reference)
+        ratio = costs[config.main].step_seconds / costs[config.reference].step_seconds
+        longer.train.num_steps = round(experiment.build(reference).num_steps * ratio)
+        matched[name] = longer
+        costs[name] = costs[config.reference]
+    together = _together(config, main)
+    return Plan(variants | matched, references, costs, cost.machine(), together)
+
+
+def _together(
+    config: ml_collections.ConfigDict, main: ml_collections.ConfigDict
+) -> Together:
+    if config.together is not None:
+        return Together(config.together)
+    fewest = min(config.seeds, config.other_seeds or config.seeds)
+    return budgets.measure_together(main, min(fewest, _MOST_TOGETHER))
+
+
+def write_plan(plan: Plan, directory: epath.Path) -> None:
+    """Keeps what was measured, so that a comparison goes on with the same runs."""
+    workdir.write_json(
+        directory / _PLAN,
+        {
+            "references": dict(plan.references),
+            "matched": {
+                name: {
+                    "width": config.model.width,
+                    "num_steps": config.train.num_steps,
+                }
+                for name, config in plan.variants.items()
+                if name in plan.references.values()
+            },
+            "costs": {
+                name: dataclasses.asdict(cost) for name, cost in plan.costs.items()
+            },
+            "machine": plan.machine,
+            "together": dataclasses.asdict(plan.together),
+        },
+    )
+
+
+def _read_plan(
+    variants: dict[str, ml_collections.ConfigDict], found: dict[str, Any]
+) -> Plan:
+    for name, fields in found["matched"].items():
+        changed = copy.deepcopy(variants[found["references"]["steps"]])
+        changed.model.width = fields["width"]
+        changed.train.num_steps = fields["num_steps"]
+        variants[name] = changed
+    costs = {name: Costs(**cost) for name, cost in found["costs"].items()}
+    together = Together(**found["together"])
+    return Plan(variants, found["references"], costs, found["machine"], together)
+
+
+def runs(
+    config: ml_collections.ConfigDict, plan: Plan, directory: epath.Path
+) -> list[Run]:
+    """All runs, every variant of one seed before the next seed.
+
+    Raises:
+      UserError: the directory of one holds a run of another config.
+    """
+    compared = {config.main, *plan.references.values()}
+    others = config.seeds if config.other_seeds is None else config.other_seeds
+    seeds = {
+        name: config.seeds if name in compared else others for name in plan.variants
+    }
+    parts = {name: experiment.build(config) for name, config in plan.variants.items()}
+    found = [
+        Run(
+            name,
+            config.first_seed + i,
+            directory / "runs" / _slug(name) / str(config.first_seed + i),
+            parts[name].with_seed(config.first_seed + i),
+        )
+        for i in range(max(seeds.values()))
+        for name in plan.variants
+        if i < seeds[name]
+    ]
+    for run in found:
+        if run.is_done:
+            workdir.require_config(run.directory, run.experiment.config)
+    return found
+
+
+def read(found: list[Run]) -> tuple[list[Finished], dict[str, str]]:
+    """The runs that ended well, and why each of the others did not, by directory."""
+    finished, failed = [], {}
+    for run in found:
+        failure = run.directory / FAILED
+        if failure.exists():
+            failed[str(run.directory)] = json.loads(failure.read_text())["error"]
+            continue
+        report = json.loads((run.directory / DONE).read_text())
+        lines = metrics.read(run.directory)
+        finished.append(Finished(run.variant, run.seed, report, lines))
+    return finished, failed
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+
+
+def _changed(
+    base: ml_collections.ConfigDict, changes: ml_collections.ConfigDict, where: str
+) -> ml_collections.ConfigDict:
+    """The base with some fields changed.
+
+    Raises:
+      UserError: a field does not exist, or has another type.
+    """
+    config = copy.deepcopy(base).unlock()
+    for path, value in _fields(changes):
+        *groups, field = path
+        node = config
+        for group in groups:
+            if group not in node:
+                raise unknown(f"field in {where}", group, list(node))
+            node = node[group]
+        if field not in node:
+            raise unknown(f"field in {where}", field, list(node))
+        try:
+            node[field] = value
+        except TypeError as error:
+            name = ".".join(path)
+            raise UserError(f"{where}.{name} = {value!r}: {error}") from error
+    return config.lock()
+
+
+def _fields(
+    tree: ml_collections.ConfigDict, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in tree.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _fields(value, (*path, name))
+        else:
+            yield (*path, name), value

@@ -1,0 +1,280 @@
+"""Networks that grow beside networks that do not, for the same training."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from dresnet_jax.comparison import plots, statistics
+from dresnet_jax.costs import cost
+from dresnet_jax.errors import UserError
+from dresnet_jax.figures import pictures
+from dresnet_jax.structure import changes
+from dresnet_jax.structure.growth import events, training
+from dresnet_jax.training import (
+    checkpointing,
+    evaluation,
+    experiment,
+    loop,
+    watching,
+    workdir,
+)
+
+GROWN = "grown"
+# What it is compared with, each for as many multiply-adds of training.
+LAST, FIRST, RANDOM = "its last structure", "its first structure", "grown at random"
+VARIANTS = (GROWN, LAST, FIRST, RANDOM)
+# What a run that grows at random costs is known only behind it: with other steps it is
+# tried again, at most so often, until one comes so near; else the nearest counts.
+_TRIES, _NEAR = 4, 0.05
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks a comparison whose `base` grows.
+
+    Raises:
+      UserError: a value is wrong.
+    """
+    if config.seeds < 1:
+        raise UserError(f"seeds = {config.seeds} must be above 0.")
+    events.check(experiment.build(config.base))
+
+
+def run(
+    config: ml_collections.ConfigDict, directory: epath.Path, command: str
+) -> dict[str, Any]:
+    """Trains what is missing, seed by seed; writes report.json and report.md.
+
+    Args:
+      config: of the comparison, checked.
+      directory: of the comparison, claimed.
+      command: the command line that made it.
+
+    Returns:
+      The report.
+    """
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        for name, report in _of_seed(config.base, seed, directory).items():
+            found[name].append(report)
+    report = _report(config, found, command)
+    workdir.write_json(directory / "report.json", report)
+    figure = plots.accuracy(report["variants"])
+    pictures.save(figure, directory / "accuracy.png")
+    (directory / "report.md").write_text(_page(report))
+    return report
+
+
+def _of_seed(
+    base: ml_collections.ConfigDict, seed: int, directory: epath.Path
+) -> dict[str, dict[str, Any]]:
+    """The report of each variant, with its `training_multiply_adds`."""
+
+    def place(name: str) -> epath.Path:
+        return directory / "runs" / name.replace(" ", "_") / str(seed)
+
+    start = _with(base, seed=seed)
+    grown = _trained(start, place(GROWN))
+    spent, first = grown["training_multiply_adds"], _each_step(start)
+    structure = _structure(start, place(GROWN))
+    last = _each_step(structure)
+    # Its choices cost nothing: for them it is trained on.
+    chosen = sum(
+        entry["passes"] * entry["multiply_adds"][0] * start.data.batch_size
+        for entry in grown["history"]
+        if "multiply_adds" in entry
+    )
+    longer = grown["steps"] + round(chosen / last)
+    plain = {
+        LAST: (structure, round(spent / last)),
+        FIRST: (start, round(spent / first)),
+    }
+    found = {GROWN: grown}
+    for name, (config, steps) in plain.items():
+        config = _with(config, events=(), num_steps=steps)
+        report = _trained(config, place(name))
+        found[name] = report | {"training_multiply_adds": steps * _each_step(config)}
+    return found | {RANDOM: _by_chance(start, longer, spent, place)}
+
+
+def _by_chance(
+    start: ml_collections.ConfigDict,
+    steps: int,
+    spent: int,
+    place: Callable[[str], epath.Path],
+) -> dict[str, Any]:
+    """The report of a run whose events are drawn, which has cost nearly as much.
+
+    Args:
+      start: the config of the run that grows.
+      steps: of the first try.
+      spent: the multiply-adds that it shall cost.
+      place: gives the directory of each try, by its name.
+    """
+    growth, epoch = start.growth, experiment.build(start).steps_per_epoch
+    *_, event = experiment.event_steps(growth, epoch)
+    least = event + growth.trial_epochs * epoch
+    found: dict[int, dict[str, Any]] = {}
+    for number in range(_TRIES):
+        config = _with(start, num_steps=max(steps, least), choose="random")
+        directory = place(f"{RANDOM} {number}")
+        report = _trained(config, directory)
+        off = spent - report["training_multiply_adds"]
+        found.setdefault(abs(off), report)
+        if abs(off) <= _NEAR * spent:
+            break
+        last = _each_step(_structure(start, directory))
+        steps = report["steps"] + round(off / last)
+    return found[min(found)]
+
+
+def _structure(
+    start: ml_collections.ConfigDict, directory: epath.Path
+) -> ml_collections.ConfigDict:
+    """The config with the structure that a run has come to."""
+    newest = checkpointing.newest(directory)
+    assert newest is not None, "the run has ended"
+    return evaluation.config_of(start, newest[1])
+
+
+def _each_step(config: ml_collections.ConfigDict) -> int:
+    """Multiply-adds of a step of training."""
+    each = changes.products(experiment.build(config))
+    return changes.step_passes(config) * each * config.data.batch_size
+
+
+def _with(
+    config: ml_collections.ConfigDict, **fields: Any
+) -> ml_collections.ConfigDict:
+    """A config with other fields of its own, of `train` and of `growth`."""
+    changed = copy.deepcopy(config).unlock()
+    for name, value in fields.items():
+        part = next(p for p in (changed, changed.train, changed.growth) if name in p)
+        part[name] = value
+    return changed.lock()
+
+
+def _trained(
+    config: ml_collections.ConfigDict, directory: epath.Path
+) -> dict[str, Any]:
+    """The report of a run, which is trained to its end if it is not done."""
+    path = directory / "report.json"
+    is_done = path.exists()
+    if is_done:
+        workdir.require_config(directory, config)
+    else:
+        watch = functools.partial(watching.Watch, directory)
+        with (
+            workdir.claim(directory, config, overwrite=False),
+            (directory / "log.txt").open("a") as log,
+            contextlib.redirect_stdout(log),
+        ):
+            if config.growth.events:
+                training.run(config, directory, watch)
+            else:
+                loop.run(experiment.build(config), directory)
+    found = json.loads(path.read_text())
+    if not is_done:
+        print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
+    return found
+
+
+def _report(
+    config: ml_collections.ConfigDict,
+    found: Mapping[str, Sequence[dict[str, Any]]],
+    command: str,
+) -> dict[str, Any]:
+    """The figures of all variants, and how far the grown one is above the others."""
+
+    def each(name: str, value: Callable[[dict[str, Any]], float]) -> list[float]:
+        return [value(report) for report in found[name]]
+
+    spent = {name: each(name, lambda r: r["training_multiply_adds"]) for name in found}
+    variants: dict[str, dict[str, Any]] = {}
+    for name in found:
+        accuracies = each(name, lambda r: r["test_accuracy"])
+        variants[name] = {
+            "test_accuracy": {
+                **dataclasses.asdict(statistics.estimate(accuracies, statistics.SHARE)),
+                "values": accuracies,
+            },
+            "params": each(name, lambda r: r["params"]),
+            "steps": each(name, lambda r: r["steps"]),
+            "training_multiply_adds": spent[name],
+            "cost": [a / b for a, b in zip(spent[name], spent[GROWN], strict=True)],
+        }
+    values = {name: one["test_accuracy"]["values"] for name, one in variants.items()}
+    others = [name for name in VARIANTS if name != GROWN]
+    differences = [statistics.paired(values[GROWN], values[name]) for name in others]
+    corrected = statistics.holm([one.p for one in differences])
+    result = {
+        "question": config.question,
+        "command": command,
+        "dataset": config.base.data.dataset,
+        "first_seed": config.first_seed,
+        "seeds": config.seeds,
+        "machine": cost.machine(),
+        "variants": variants,
+        "grown_against": {
+            name: {**dataclasses.asdict(one.estimate), "p": one.p, "corrected_p": p}
+            for name, one, p in zip(others, differences, corrected, strict=True)
+        },
+        "history": [report["history"] for report in found[GROWN]],
+    }
+    return workdir.finite(result)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Markdown: a row per variant, and one per difference."""
+    lines = [
+        "| variant | test accuracy | 95 % interval | parameters | steps | cost |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in report["variants"].items():
+        accuracy = one["test_accuracy"]
+        lines.append(
+            f"| {name} | {statistics.percent(accuracy['mean'])} | "
+            f"{statistics.percent_interval(accuracy)} | "
+            f"{_span(one['params'])} | {_span(one['steps'])} | "
+            f"{_span(one['cost'], '.3f')} |"
+        )
+    lines += [
+        "",
+        "| grown is above | points | 95 % interval | p | corrected |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in report["grown_against"].items():
+        ps = ("-" if p is None else f"{p:.3f}" for p in (one["p"], one["corrected_p"]))
+        lines.append(
+            f"| {name} | {statistics.percent(one['mean'])} | "
+            f"{statistics.percent_interval(one)} | {' | '.join(ps)} |"
+        )
+    return "\n".join(lines)
+
+
+def _page(report: Mapping[str, Any]) -> str:
+    events_of = "\n".join(
+        f"- seed {report['first_seed'] + number}: "
+        + "; ".join(f"{e['kind']} at step {e['step']} {e['result']}" for e in history)
+        for number, history in enumerate(report["history"])
+    )
+    return (
+        f"# {report['question']}\n\n    {report['command']}\n\n"
+        f"{report['seeds']} seeds from {report['first_seed']} on, {report['dataset']}; "
+        f"{report['machine']}. Cost is the multiply-adds of all training, with trials "
+        "and with what it took to choose, as a part of the grown network's.\n\n"
+        f"{table(report)}\n\n![Test accuracy of each variant](accuracy.png)\n\n"
+        f"Events of the grown networks:\n\n{events_of}\n"
+    )
+
+
+def _span(values: Sequence[float], form: str = ",.0f") -> str:
+    low, high = min(values), max(values)
+    ends = [format(value, form) for value in (low, high)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)

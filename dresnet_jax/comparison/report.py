@@ -1,0 +1,352 @@
+"""What a comparison found: figures for programs, tables and sentences for people."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import ml_collections
+import numpy as np
+from etils import epath
+
+from dresnet_jax.comparison import findings, plots, statistics
+from dresnet_jax.comparison.grid import Finished, Plan
+from dresnet_jax.connections import module as connections
+from dresnet_jax.errors import RunFailedError
+from dresnet_jax.figures import pictures
+from dresnet_jax.models import zoo
+from dresnet_jax.training import workdir
+
+# What is compared beside the test accuracy, of the main variant alone.
+_MORE_METRICS = ("train_loss", "overfit")
+
+
+def report(
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    finished: Sequence[Finished],
+    failed: Mapping[str, str],
+    command: str,
+) -> dict[str, Any]:
+    """The figures of a comparison, of JSON's types.
+
+    Args:
+      config: of the comparison.
+      plan: of its runs.
+      finished: the runs that ended well.
+      failed: why each of the others did not, by directory.
+      command: the command line that made it.
+
+    Raises:
+      RunFailedError: no run of the main variant or of the reference ended well.
+    """
+    by_variant = {
+        name: [run for run in finished if run.variant == name] for name in plan.variants
+    }
+    for name in (config.main, config.reference):
+        if not by_variant[name]:
+            raise RunFailedError(f"No run of {name} ended well: {dict(failed)}.")
+    variants = {
+        name: _variant(plan, name, runs, config.target_accuracy)
+        for name, runs in by_variant.items()
+        if runs
+    }
+    compared = _comparisons(config, plan, variants)
+    result = {
+        "question": config.question,
+        "answer": _answer(config, plan, variants, compared),
+        "command": command,
+        "dataset": config.base.data.dataset,
+        "main": config.main,
+        "references": dict(plan.references),
+        "first_seed": config.first_seed,
+        "seeds": config.seeds,
+        "other_seeds": config.other_seeds,
+        "machine": plan.machine,
+        "together": plan.together.description,
+        "target_accuracy": config.target_accuracy,
+        "variants": variants,
+        "comparisons": compared,
+        "failed": dict(failed),
+        "versions": finished[0].report["versions"],
+        "config": workdir.plain(config),
+    }
+    result["findings"] = [
+        dataclasses.asdict(finding) for finding in findings.findings(result)
+    ]
+    return workdir.finite(result)
+
+
+def _variant(
+    plan: Plan, name: str, runs: Sequence[Finished], target: float
+) -> dict[str, Any]:
+    cost = plan.costs[name]
+    reached = [
+        step * cost.step_seconds
+        for step in (_step_of(run, target) for run in runs)
+        if step is not None
+    ]
+    trained = [_last(run, "train_accuracy") for run in runs]
+    tested = [run.report["test_accuracy"] for run in runs]
+    found: dict[str, Any] = {
+        **dataclasses.asdict(cost),
+        "steps": runs[0].report["steps"],
+        "seeds": [run.seed for run in runs],
+        "test_accuracy": _estimate(tested, statistics.SHARE),
+        "val_accuracy": _estimate(
+            [run.report["val_accuracy"] for run in runs], statistics.SHARE
+        ),
+        "test_loss": _estimate(
+            [run.report["test_loss"] for run in runs], statistics.NOT_NEGATIVE
+        ),
+        "train_loss": _estimate(
+            [_last(run, "train_loss") for run in runs], statistics.NOT_NEGATIVE
+        ),
+        "train_accuracy": _estimate(trained, statistics.SHARE),
+        "overfit": _estimate(list(np.subtract(trained, tested))),
+        "reported_step": [run.report["reported_step"] for run in runs],
+        "reached_target": len(reached),
+        "seconds_to_target": _estimate(reached) if reached else None,
+    }
+    if any("gates" in line for line in runs[0].lines):
+        model = plan.variants[name].model
+        late = [_late_drift(run) for run in runs]
+        found |= {
+            "gate": model.connections.gate,
+            "gate_drift": _estimate([run.report["gate_drift"] for run in runs]),
+            "late_drift": _estimate(late),
+            "solid": bool(np.mean(late) < findings.SOLID),
+            "gates": plots.mean_gates(runs)[1][-1],
+        }
+        sharpness = [run.report["gate_sharpness"] for run in runs]
+        if None not in sharpness:
+            found["sharpness_at_start"] = model.connections.sharpness
+            found["gate_sharpness"] = _estimate(sharpness)
+    return found
+
+
+def _estimate(
+    values: Sequence[float], within: tuple[float, float] = statistics.ANY
+) -> dict[str, Any]:
+    found = statistics.estimate(values, within)
+    return dataclasses.asdict(found) | {"values": list(values)}
+
+
+def _step_of(run: Finished, target: float) -> int | None:
+    """The first evaluated step with such a validation accuracy."""
+    for line in run.lines:
+        if line.get("val_accuracy", -1.0) >= target:
+            return line["step"]
+    return None
+
+
+def _last(run: Finished, name: str) -> float:
+    return [line[name] for line in run.lines if name in line][-1]
+
+
+def _late_drift(run: Finished) -> float:
+    """Mean change of F(w) in the last quarter of a run."""
+    gates = [(line["step"], line["gates"]) for line in run.lines if "gates" in line]
+    last_step, last = gates[-1]
+    before = [found for step, found in gates if step <= 0.75 * last_step][-1]
+    return connections.drift(before, last)
+
+
+def _comparisons(
+    config: ml_collections.ConfigDict, plan: Plan, variants: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The main variant beside every reference, the others beside that of equal size."""
+    others = [
+        name
+        for name in variants
+        if name not in (config.main, *plan.references.values())
+    ]
+    usual = _usual_budget(plan)
+    accuracy = "test_accuracy"
+    asked = [(config.main, budget, accuracy) for budget in plan.references]
+    asked += [
+        (name, usual if _is_connected(plan, name) else "steps", accuracy)
+        for name in others
+    ]
+    asked += [(config.main, usual, metric) for metric in _MORE_METRICS]
+    rows = []
+    for name, budget, metric in asked:
+        reference = plan.references[budget]
+        values, theirs = (
+            dict(zip(variants[n]["seeds"], variants[n][metric]["values"], strict=True))
+            if n in variants
+            else {}
+            for n in (name, reference)
+        )
+        seeds = sorted(values.keys() & theirs.keys())
+        if not seeds:
+            continue
+        found = statistics.paired(
+            [values[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+        )
+        ratio = plan.costs[name].step_seconds / plan.costs[reference].step_seconds
+        rows.append(
+            {
+                "variant": name,
+                "reference": reference,
+                "budget": budget,
+                "metric": metric,
+                "seeds": len(seeds),
+                "difference": found.estimate.mean,
+                "low": found.estimate.low,
+                "high": found.estimate.high,
+                "p": found.p,
+                "effect": found.effect,
+                "step_time_ratio": ratio,
+            }
+        )
+    corrected = statistics.holm([row["p"] for row in rows])
+    return [row | {"p_corrected": p} for row, p in zip(rows, corrected, strict=True)]
+
+
+def _usual_budget(plan: Plan) -> str:
+    """That of the reference which variants are compared with, if with only one."""
+    return "parameters" if "parameters" in plan.references else "steps"
+
+
+def _is_connected(plan: Plan, name: str) -> bool:
+    return zoo.MODELS[plan.variants[name].model.name].connected
+
+
+def _answer(
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    variants: Mapping[str, Any],
+    compared: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Two sentences: at equal size, and at equal time."""
+    usual = _usual_budget(plan)
+    asked = [usual, "time"] if "time" in plan.references else [usual]
+    rows = {
+        row["budget"]: row
+        for row in compared
+        if (row["variant"], row["metric"]) == (config.main, "test_accuracy")
+    }
+    accuracy = variants[config.main]["test_accuracy"]["mean"]
+    sentences = []
+    for budget in asked:
+        if budget not in rows:
+            continue
+        row = rows[budget]
+        points = 100 * row["difference"]
+        way = "above" if points >= 0 else "below"
+        what = "training time" if budget == "time" else budget
+        sentences.append(
+            f"With equal {what} (a step takes {row['step_time_ratio']:.2f} times as "
+            f"long), the mean test accuracy of {config.main}, {accuracy:.2%}, is "
+            f"{abs(points):.2f} points {way} that of {config.reference}: "
+            f"{findings.verdict(row)}."
+        )
+    return sentences
+
+
+def plan_table(plan: Plan) -> str:
+    """What each variant costs."""
+    lines = [f"{'':34s}{'parameters':>12s}{'MFLOP a step':>14s}{'ms a step':>11s}"]
+    lines += [
+        f"{name:34s}{cost.params:12,d}{cost.flops / 1e6:14,.1f}"
+        f"{1000 * cost.step_seconds:11.1f}"
+        for name, cost in plan.costs.items()
+    ]
+    return "\n".join(lines)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Accuracies and comparisons, for a terminal."""
+    lines = [f"{'test accuracy, %':34s}{'mean':>8s}{'95 % interval':>18s}{'seeds':>7s}"]
+    for name, variant in found["variants"].items():
+        estimate = variant["test_accuracy"]
+        lines.append(
+            f"{name:34s}{statistics.percent(estimate['mean']):>8s}"
+            f"{statistics.percent_interval(estimate):>18s}"
+            f"{estimate['runs']:7d}"
+        )
+    lines += [
+        "",
+        f"{'paired difference, points':60s}{'mean':>8s}{'95 % interval':>18s}"
+        f"{'p':>8s}{'corrected':>11s}",
+    ]
+    for row in accuracies(found):
+        p, corrected = (
+            "-" if row[name] is None else f"{row[name]:.3f}"
+            for name in ("p", "p_corrected")
+        )
+        lines.append(
+            f"{row['variant'] + ' - ' + row['reference']:60s}"
+            f"{statistics.percent(row['difference'], '+'):>8s}"
+            f"{statistics.percent_interval(row, '+'):>18s}{p:>8s}{corrected:>11s}"
+        )
+    return "\n".join(lines)
+
+
+def accuracies(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The comparisons of test accuracy."""
+    return [row for row in found["comparisons"] if row["metric"] == "test_accuracy"]
+
+
+def write(
+    found: Mapping[str, Any], finished: Sequence[Finished], directory: epath.Path
+) -> None:
+    """Writes report.json, runs.csv, the figures, report.html and report.md."""
+    workdir.write_json(directory / "report.json", found)
+    (directory / "runs.csv").write_text(_csv(finished))
+    figures = plots.figures(found, finished)
+    for figure in figures:
+        pictures.save(figure.figure, directory / f"{figure.name}.png")
+    loader = jinja2.PackageLoader("dresnet_jax.comparison", "templates")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=lambda name: str(name).endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "p": lambda p: "-" if p is None else findings.p_in_words(p),
+        "percent": statistics.percent,
+        "interval": statistics.percent_interval,
+    }
+    gates = {}
+    for name, variant in found["variants"].items():
+        if "gates" in variant:
+            runs = [run for run in finished if run.variant == name]
+            steps, means = plots.mean_gates(runs)
+            gates[name] = {"steps": steps, "gates": means}
+    common = {"found": found, "accuracies": accuracies(found)}
+    html = environment.get_template("comparison.html").render(
+        **common,
+        alpha=findings.ALPHA,
+        solid=findings.SOLID,
+        gates=gates,
+        figures=[
+            (figure, plots.encoded(directory / f"{figure.name}.png"))
+            for figure in figures
+        ],
+    )
+    (directory / "report.html").write_text(html)
+    text = environment.get_template("comparison.md").render(**common, figures=figures)
+    (directory / "report.md").write_text(text)
+
+
+def _csv(finished: Sequence[Finished]) -> str:
+    names = (
+        "val_accuracy",
+        "test_accuracy",
+        "val_loss",
+        "test_loss",
+        "params",
+        "steps",
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "seed", "reported_step", *names])
+    for run in finished:
+        report = run.report
+        values = [report["reported_step"], *(report[name] for name in names)]
+        writer.writerow([run.variant, run.seed, *values])
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""What programs cost: counted, timed, or compiled for chips that are not here."""

@@ -1,0 +1,286 @@
+"""What learned connections cost, beside the same network without them."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from dresnet_jax.connections.spec import FORMS
+from dresnet_jax.costs import chips, cost
+from dresnet_jax.costs.programs import Program, build
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models import zoo
+from dresnet_jax.training import experiment
+
+# The network without connections: every block by itself, and its stages under a scan
+# that keeps the blocks' inputs alone, as the form `stacked` does.
+PLAIN = "none"
+PLAIN_SCANNED = "none, scanned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One form of a network, and its ratios to the plain network of the same run.
+
+    Attributes:
+      model: name in the zoo, or "stage" for a single stage.
+      form: of the weighted sum; `PLAIN` and `PLAIN_SCANNED` have no connections.
+      depth: residual blocks.
+      flops_ratio: floating-point operations, as `counting.flops` counts them.
+      bytes_ratio: bytes accessed, as the compiler counts; None where it cannot count
+        those of a loop.
+      intensity: FLOPs per byte accessed; None as above.
+      temp_ratio: temporary memory, as the compiler counts; None where the plain network
+        needs none.
+      temp_bytes: temporary memory.
+      saved_ratio: what is saved for the backward pass.
+      saved_bytes: what differentiation saves of a batch for the backward pass.
+      trace_ratio: time to trace the program.
+      compile_ratio: time to compile it.
+      compile_seconds: time to compile it.
+      step_ratio: median over the rounds of (step time / plain's in that round); for
+        another target the ratio of the estimates, None where there is none.
+      step_ratio_range: the least and the largest of these; None for an estimate.
+      step_seconds: median step time, or the estimate.
+      traffic: bytes read and written by each part of a model's step; None for a stage.
+    """
+
+    model: str
+    form: str
+    depth: int
+    flops_ratio: float | None = None
+    bytes_ratio: float | None = None
+    intensity: float | None = None
+    temp_ratio: float | None = None
+    temp_bytes: int | None = None
+    saved_ratio: float | None = None
+    saved_bytes: int | None = None
+    trace_ratio: float | None = None
+    compile_ratio: float | None = None
+    compile_seconds: float | None = None
+    step_ratio: float | None = None
+    step_ratio_range: tuple[float, float] | None = None
+    step_seconds: float | None = None
+    traffic: dict[str, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is measured: a training step of a model, or the gradient of one stage.
+
+    Attributes:
+      config: of a run; its model has connections. For a target that is not here its
+        batch is that of one chip.
+      asked_forms: names in `FORMS`; None for all that can express the connections.
+      is_stage: whether it is the gradient of a network of one stage; its parameters are
+        stacked for the forms that scan, and no optimiser is measured.
+      schemes: further connection schemes, modules with the interface of `Connections`,
+        which refuse what they cannot express when they are made.
+    """
+
+    config: ml_collections.ConfigDict
+    asked_forms: Sequence[str] | None = None
+    is_stage: bool = False
+    schemes: Mapping[str, Callable[..., nn.Module]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @property
+    def name(self) -> str:
+        """As it stands in a `Row`."""
+        return "stage" if self.is_stage else self.config.model.name
+
+    @property
+    def depth(self) -> int:
+        """Residual blocks."""
+        return sum(zoo.blocks_per_stage(self.config.model))
+
+    def experiments(self) -> dict[str, experiment.Experiment]:
+        """Every network that is measured, by its name in a `Row`.
+
+        Raises:
+          UserError: a value of the config is wrong, or there is nothing to measure.
+        """
+        folded = self._experiment(form="folded")
+        if not folded.model.spec.connections.topology.edges:
+            raise UserError(f"{self.config.model.name} has no connections to measure.")
+        forms = self.asked_forms
+        if forms is None:
+            stackable = not folded.model.spec.connections.not_stackable
+            forms = [form for form in FORMS if form != "stacked" or stackable]
+        if not forms:
+            raise UserError(f"No form is named: give some of {', '.join(FORMS)}.")
+        for form in forms:
+            pick("connection form", form, dict.fromkeys(FORMS))
+        connected = {
+            form: folded if form == "folded" else self._experiment(form=form)
+            for form in forms
+        }
+        parts = {PLAIN: self._plain("folded")}
+        if "stacked" in forms:
+            scanned = self._plain("stacked")
+            parts[PLAIN_SCANNED] = scanned
+        for name, scheme in self.schemes.items():
+            spec = folded.model.spec
+            scheme(spec.connections, spec.channels)  # Checks that it can express them.
+            model = folded.model.copy(scheme=scheme)
+            connected[name] = dataclasses.replace(folded, model=model)
+        return parts | connected
+
+    def _plain(self, form: str) -> experiment.Experiment:
+        return self._experiment(form=form, topology=PLAIN, base="fixed")
+
+    def _experiment(self, **connections: str) -> experiment.Experiment:
+        config = copy.deepcopy(self.config)
+        config.model.connections.update(connections)
+        return experiment.build(config)
+
+
+def subjects(
+    config: ml_collections.ConfigDict,
+    model: str | None,
+    forms: Sequence[str] | None,
+    depths: Sequence[str],
+    projection: str,
+    schemes: Mapping[str, Callable[..., nn.Module]],
+) -> list[Subject]:
+    """What a person asks to be measured.
+
+    Args:
+      config: of a run.
+      model: of the zoo, whose training step is measured; None for single stages.
+      forms: those measured; None for all that can express the connections.
+      depths: of the stages, blocks.
+      projection: of the stages.
+      schemes: measured beside ours.
+
+    Raises:
+      UserError: a depth is no number, or so few blocks have no connections.
+    """
+    if model:
+        config = copy.deepcopy(config)
+        config.model.name = model
+        return [Subject(config, forms, schemes=schemes)]
+    found = []
+    for depth in depths:
+        if not depth.isdecimal() or int(depth) < 3:
+            raise UserError(
+                f"Depth '{depth}' must be a whole number of blocks, 3 or more: fewer "
+                "have no connections."
+            )
+        stage = copy.deepcopy(config)
+        stage.model.blocks_per_stage = (int(depth),)
+        stage.model.connections.projection = projection
+        found.append(Subject(stage, forms, is_stage=True, schemes=schemes))
+    return found
+
+
+def measure(
+    subjects: Sequence[Subject],
+    runs: int,
+    others: Mapping[str, Mapping[str, Callable[[], object]]] | None = None,
+) -> list[Row]:
+    """Compiles and times every form, and the plain network, of each subject.
+
+    Args:
+      subjects: what is measured, one after the other.
+      runs: timed rounds, each of one step of every program of a subject in turn.
+      others: steps that are timed with those of each subject, {model: {form: step}};
+        the unit of each model is its form `PLAIN`.
+
+    Returns:
+      A row per program, the plain network first.
+
+    Raises:
+      UserError: a value of the config is wrong, or there is nothing to measure.
+    """
+    rows = []
+    for subject, parts in [(subject, subject.experiments()) for subject in subjects]:
+        programs = {
+            name: build(part, is_stage=subject.is_stage) for name, part in parts.items()
+        }
+        timed = {(subject.name, name): p.run for name, p in programs.items()}
+        for model, forms in (others or {}).items():
+            timed |= {(model, form): step for form, step in forms.items()}
+        seconds = cost.interleaved_seconds(timed, runs)
+        known = {(row.model, row.form): row for row in _rows(subject, programs)}
+        for (model, form), times in seconds.items():
+            ratios = times / seconds[model, PLAIN]
+            rows.append(
+                dataclasses.replace(
+                    known.get((model, form), Row(model, form, subject.depth)),
+                    step_ratio=float(np.median(ratios)),
+                    step_ratio_range=(float(ratios.min()), float(ratios.max())),
+                    step_seconds=float(np.median(times)),
+                )
+            )
+    return rows
+
+
+def estimate(subjects: Sequence[Subject], target: str) -> list[Row]:
+    """As `measure`, for chips that are not here: compiled, but not run.
+
+    Args:
+      subjects: what is measured; the batch of each is that of one chip.
+      target: such as "v5e:2x2".
+
+    Raises:
+      UserError: a value of a config or the target is wrong, or the compiler of the
+        target is missing.
+    """
+    asked = chips.parse(target)
+    chip, devices = asked.chip, chips.devices(asked)
+    rows = []
+    for subject, parts in [(subject, subject.experiments()) for subject in subjects]:
+        programs = {
+            name: build(part, is_stage=subject.is_stage, devices=devices)
+            for name, part in parts.items()
+        }
+        seconds = {
+            name: chip.roofline_seconds(program.cost)
+            for name, program in programs.items()
+            if program.cost is not None
+        }
+        for row in _rows(subject, programs):
+            if row.form in seconds:
+                row = dataclasses.replace(
+                    row,
+                    step_ratio=seconds[row.form] / seconds[PLAIN],
+                    step_seconds=seconds[row.form],
+                )
+            rows.append(row)
+    return rows
+
+
+def _rows(subject: Subject, programs: Mapping[str, Program]) -> list[Row]:
+    """What the compiler and the tracer tell of each program."""
+    plain = programs[PLAIN]
+
+    def row(form: str, program: Program) -> Row:
+        counts: dict[str, Any] = {"flops_ratio": program.flops / plain.flops}
+        if program.cost is not None and plain.cost is not None:
+            counts |= {
+                "bytes_ratio": program.cost.bytes_accessed / plain.cost.bytes_accessed,
+                "intensity": program.cost.flops / program.cost.bytes_accessed,
+            }
+        if plain.temp_bytes:
+            counts["temp_ratio"] = program.temp_bytes / plain.temp_bytes
+        return Row(
+            subject.name,
+            form,
+            subject.depth,
+            temp_bytes=program.temp_bytes,
+            saved_bytes=program.saved_bytes,
+            saved_ratio=program.saved_bytes / plain.saved_bytes,
+            trace_ratio=program.trace_seconds / plain.trace_seconds,
+            compile_ratio=program.compile_seconds / plain.compile_seconds,
+            compile_seconds=program.compile_seconds,
+            traffic=program.traffic,
+            **counts,
+        )
+
+    return [row(form, program) for form, program in programs.items()]

@@ -1,0 +1,26 @@
+"""Pictures of augmented images."""
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+
+def before_and_after(before: np.ndarray, after: np.ndarray) -> Figure:
+    """A row of images as they are stored, over what augmentation made of each.
+
+    Args:
+      before: [images, height, width, channels], values from 0 to 1.
+      after: the same.
+    """
+    figure, axes = plt.subplots(
+        2, len(before), figsize=(len(before), 2.2), squeeze=False, layout="constrained"
+    )
+    for row, images, name in zip(
+        axes, (before, after), ("stored", "seen"), strict=True
+    ):
+        row[0].set_ylabel(name)
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return figure

@@ -1,0 +1,158 @@
+"""How much of the gradient arrives at the output of each block."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import linen as nn
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dresnet_jax.data import pipeline
+from dresnet_jax.models import zoo
+from dresnet_jax.models.backbone import with_form
+from dresnet_jax.training import experiment, steps
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.state import TrainState
+
+
+def stacks(config: ml_collections.ConfigDict) -> dict[str, Experiment]:
+    """The blocks of a config's model, joined in three ways.
+
+    Returns:
+      `plain`: by nothing; `residual`: by the model's shortcuts, or identity where it
+      has none; `dense`: by these and the config's connections.
+
+    Raises:
+      UserError: a value of the config is wrong.
+    """
+    own = experiment.build(config).model.spec.shortcut
+    shortcut = "identity" if own == "none" else own
+    name = config.model.name
+    if zoo.MODELS[name].connected:
+        name = name.removeprefix("d")
+
+    def joined(name: str, shortcut: str) -> Experiment:
+        other = copy.deepcopy(config)
+        other.model.update({"name": name, "shortcut": shortcut})
+        return experiment.build(other)
+
+    return {
+        "plain": joined(name, "none"),
+        "residual": joined(name, shortcut),
+        "dense": joined(f"d{name}", shortcut),
+    }
+
+
+def norms(
+    part: Experiment, batch: pipeline.Batch, states: Sequence[TrainState]
+) -> np.ndarray:
+    """Norms of the gradient of a batch's mean loss by the output of each block.
+
+    The network runs as in training: its norms see the batch.
+
+    Args:
+      part: whose states they are.
+      batch: its examples.
+      states: one or more.
+
+    Returns:
+      Euclidean norms over the whole batch, [states, blocks that there are].
+    """
+    of_state = jax.jit(_norms(part))
+    return np.array([of_state(state, batch) for state in states])
+
+
+def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array]:
+    spec = part.model.spec
+    # In a loop over blocks their outputs have no names.
+    model = with_form(part.model, "folded")
+    names = [f"block_{i}" for i in spec.connections.topology.blocks]
+
+    def forward(
+        state: TrainState, batch: pipeline.Batch, **options: Any
+    ) -> tuple[jax.Array, Any]:
+        params, batch_stats = state.params, state.batch_stats
+        return steps.forward(
+            model, params, batch_stats, batch.images, state.key, **options
+        )
+
+    def outputs(state: TrainState, batch: pipeline.Batch) -> dict[str, jax.Array]:
+        _, found = forward(
+            state,
+            batch,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.name in names,
+        )
+        calls = found["intermediates"]
+        return {name: calls[name]["__call__"][0] for name in names}
+
+    def of_state(state: TrainState, batch: pipeline.Batch) -> jax.Array:
+        def loss(added: dict[str, jax.Array]) -> jax.Array:
+            def tapped(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+                made = call(*args, **kwargs)
+                name = context.module.name
+                is_block = name in names and context.method_name == "__call__"
+                return made + added[name] if is_block else made
+
+            with nn.intercept_methods(tapped):
+                logits, _ = forward(state, batch)
+            smoothing = part.config.train.label_smoothing
+            return steps.cross_entropy(logits, batch.targets, smoothing).mean()
+
+        nothing = optax.tree.zeros_like(jax.eval_shape(outputs, state, batch))
+        gradients = jax.grad(loss)(nothing)
+        return jnp.stack([optax.tree.norm(gradients[name]) for name in names])
+
+    return of_state
+
+
+def table(title: str, flows: Mapping[str, np.ndarray]) -> str:
+    """Norms of the gradient, a row per block: the median of each line's states.
+
+    The last row has that of the first block divided by that of the last.
+
+    Args:
+      title: of the table.
+      flows: {line: [states, blocks]}.
+    """
+    medians = {name: np.median(norms, axis=0) for name, norms in flows.items()}
+    lines = [title, "gradient " + "".join(f"{name:>12}" for name in medians)]
+    for i, row in enumerate(zip(*medians.values(), strict=True), 1):
+        lines.append(f"block {i:3d}" + "".join(f"{norm:12.3e}" for norm in row))
+    ratios = (norms[0] / norms[-1] for norms in medians.values())
+    lines.append("1st/last " + "".join(f"{ratio:12.1f}" for ratio in ratios))
+    return "\n".join(lines)
+
+
+def draw(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Norms of the gradient over the blocks: lines with the range of their states.
+
+    Args:
+      panels: {title: {line: [states, blocks]}}.
+    """
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(1 + 4 * len(panels), 3.8),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (title, flows) in zip(axes[0], panels.items(), strict=True):
+        for name, norms in flows.items():
+            blocks = np.arange(1, norms.shape[1] + 1)
+            axis.plot(blocks, np.median(norms, axis=0), marker=".", label=name)
+            axis.fill_between(blocks, norms.min(axis=0), norms.max(axis=0), alpha=0.2)
+        axis.set_title(title)
+        axis.set_xlabel("block, the last is next to the loss")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0, 0].set_ylabel("norm of the loss's gradient\nby the block's output")
+    return figure

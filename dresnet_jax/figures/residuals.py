@@ -1,0 +1,70 @@
+"""The a of learned residuals x + a F(x), block by block."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.state import TrainState
+
+# The a of each block, [channels], or [1] where it is one number: {block: array}.
+Scales = dict[int, np.ndarray]
+
+
+def scales(parts: Experiment, state: TrainState) -> Scales:
+    """The a of each block, averaged over steps where the run averages.
+
+    Raises:
+      UserError: residuals are not scaled.
+    """
+    blocks = parts.model.spec.connections.topology.blocks
+    of_blocks = {i: state.eval_params[f"block_{i}"] for i in blocks}
+    found = {
+        i: np.asarray(own["scale"]) for i, own in of_blocks.items() if "scale" in own
+    }
+    if not found:
+        raise UserError(
+            f"{parts.config.model.name} has no learned residuals: model.residual_scale "
+            "is none."
+        )
+    return found
+
+
+def table(scales: Scales) -> str:
+    """A row per block: its mean, least and largest a, and the mean of |a|."""
+    lines = ["block      mean     least   largest  mean |a|"]
+    lines += [
+        f"{i:5d}"
+        + "".join(f"{x:10.4f}" for x in (a.mean(), a.min(), a.max(), abs(a).mean()))
+        for i, a in scales.items()
+    ]
+    return "\n".join(lines)
+
+
+def draw(scales: Mapping[int, np.ndarray]) -> Figure:
+    """The a of learned residuals by block: of each channel a point, and the mean |a|.
+
+    Args:
+      scales: {block: [channels]}, or [1] of a block with one number.
+    """
+    figure, axis = plt.subplots(
+        figsize=(2 + 0.5 * len(scales), 4), layout="constrained"
+    )
+    blocks = list(scales)
+    for i, found in scales.items():
+        # In a row from low to high, so that all are seen.
+        places = i + np.linspace(-0.3, 0.3, len(found)) if len(found) > 1 else [i]
+        axis.plot(places, np.sort(found), ".", color="tab:blue", markersize=3)
+    # F may have either sign, so that the mean of a says little.
+    means = [abs(found).mean() for found in scales.values()]
+    axis.plot(blocks, means, "D", color="tab:orange", label="mean of |a|")
+    axis.axhline(0, color="grey", linestyle="--", label="an identity")
+    axis.set_xticks(blocks)
+    axis.set_xlabel("block")
+    axis.set_ylabel("a of x + a F(x)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure

@@ -1,0 +1,121 @@
+"""Which operations of mixed blocks the images of each class use."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dresnet_jax.data import pipeline
+from dresnet_jax.data.sources import Examples
+from dresnet_jax.data.streaming import EvalBatches
+from dresnet_jax.errors import UserError
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.state import TrainState
+
+# Mean weights of a block's operations, [classes, operations]: {block: array}.
+Routes = dict[int, np.ndarray]
+
+
+def operations(parts: Experiment) -> dict[int, tuple[str, ...]]:
+    """The operations of each block that has several: {block: names}.
+
+    Raises:
+      UserError: none has.
+    """
+    mixed = parts.model.spec.mixed
+    if not mixed:
+        raise UserError(
+            f"{parts.config.model.name} has no block with several operations."
+        )
+    return {i: mixture.operations for i, mixture in mixed.items()}
+
+
+def by_class(parts: Experiment, state: TrainState, examples: Examples) -> Routes:
+    """Mean weights over the examples of each class, as evaluated.
+
+    Args:
+      parts: an experiment with mixed blocks.
+      state: of it.
+      examples: of a split. A class without any has weights that are not a number.
+
+    Raises:
+      UserError: no block has several operations.
+    """
+    blocks, classes = operations(parts), parts.dataset.num_classes
+
+    def sums(state: TrainState, batch: pipeline.Batch) -> tuple[Any, jax.Array]:
+        """Of the weights of each class's images, and their numbers."""
+        _, found = parts.model.apply(
+            {"params": state.eval_params, "batch_stats": state.batch_stats},
+            batch.images,
+            train=False,
+            mutable=["intermediates"],
+        )
+        of_class = jax.nn.one_hot(batch.labels, classes) * batch.mask[:, None]
+        weights = {}
+        for i, names in blocks.items():
+            (one,) = found["intermediates"][f"block_{i}"]["mixture"]["weights"]
+            one = jnp.broadcast_to(jnp.atleast_2d(one), (len(of_class), len(names)))
+            weights[i] = of_class.T @ one
+        return weights, of_class.sum(axis=0)
+
+    program, rows = jax.jit(sums), np.arange(parts.recipe.batch_size)
+    totals: Routes = {i: np.zeros((classes, len(n))) for i, n in blocks.items()}
+    counts = np.zeros(classes)
+    for read in parts.inputs.read(EvalBatches(examples, parts.recipe, rows)):
+        arrays = map(jnp.asarray, (read.images, read.labels, read.mask))
+        batch = pipeline.make_batch(parts.recipe, *arrays)
+        found, of_batch = jax.device_get(program(state, batch))
+        counts += of_batch
+        for i in blocks:
+            totals[i] += found[i]
+    with np.errstate(invalid="ignore"):
+        return {i: total / counts[:, None] for i, total in totals.items()}
+
+
+def table(parts: Experiment, routes: Routes) -> str:
+    """A row per block and class: its mean weights, in the order of the operations."""
+    lines, named = [], operations(parts)
+    for i, weights in routes.items():
+        lines.append(f"block {i:<14d}" + "".join(f"{name:>11s}" for name in named[i]))
+        for name, row in zip(parts.dataset.class_names, weights, strict=True):
+            lines.append(f"  {name[:18]:18s}" + "".join(f"{w:11.3f}" for w in row))
+    return "\n".join(lines)
+
+
+def draw(
+    weights: Mapping[int, np.ndarray],
+    operations: Mapping[int, Sequence[str]],
+    classes: Sequence[str],
+) -> Figure:
+    """Who uses what: a map of classes by operations for each mixed block.
+
+    Args:
+      weights: mean weights of each block, {block: [classes, operations]}.
+      operations: their names, {block: names}.
+      classes: their names.
+    """
+    columns = min(4, len(weights))
+    rows = -(-len(weights) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(2 + 2.4 * columns, 0.8 + 2.8 * rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat[len(weights) :]:
+        axis.set_axis_off()
+    for axis, (block, found) in zip(axes.flat, weights.items(), strict=False):
+        image = axis.imshow(found, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(found.shape[1]), operations[block], rotation=90)
+        if len(classes) <= 20:
+            axis.set_yticks(range(len(classes)), classes)
+        axis.set_title(f"block {block}")
+    figure.colorbar(image, ax=axes, label="mean weight")
+    return figure

@@ -1,0 +1,159 @@
+"""Tables and pictures of a training run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dresnet_jax.connections.gates import GATES
+from dresnet_jax.connections.module import Openings
+from dresnet_jax.figures import growth_plot, pictures
+from dresnet_jax.training import metrics, workdir
+
+
+def gate_table(openings: Openings) -> str:
+    """F(w) of every edge: a row per reader, a column per source.
+
+    A free graph alone has the stem, 0, as a source; its last reader is the classifier.
+    """
+    found = {k for row in openings.values() for k in row}
+    is_free, last = 0 in found, max(openings)
+    sources = range(min(1, *found), max(found) + 1)
+    names = ("     stem" if k == 0 else f"  from {k:2d}" for k in sources)
+    lines = ["F(w)     " + "".join(names)]
+    for reader, row in sorted(openings.items()):
+        name = "head     " if is_free and reader == last else f"block {reader:2d} "
+        cells = (f"{row[k]:9.3f}" if k in row else " " * 9 for k in sources)
+        lines.append(name + "".join(cells))
+    return "\n".join(lines)
+
+
+def run_pictures(directory: epath.Path) -> list[epath.Path]:
+    """Draws what a run's `metrics.jsonl` and `history.jsonl` hold.
+
+    Returns:
+      The paths of curves.png, of gates.png where there are gates, of
+      gate_functions.png, and of growth.png where the network has grown; without those
+      that could not be written, which are reported.
+    """
+    lines = metrics.read(directory)
+    drawn = {"curves.png": curves(lines)}
+    gates = [line["gates"] for line in lines if "gates" in line]
+    if gates:
+        drawn["gates.png"] = gate_maps(gates[0], gates[-1])
+    drawn["gate_functions.png"] = gate_functions()
+    if history := workdir.read_history(directory):
+        drawn["growth.png"] = growth_plot.growth(history, lines[-1]["step"])
+    paths = []
+    for name, figure in drawn.items():
+        path = directory / name
+        try:
+            pictures.save(figure, path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            logging.warning("%s cannot be written: %s.", path, error.strerror or error)
+            continue
+        paths.append(path)
+    return paths
+
+
+def curves(lines: list[dict[str, Any]]) -> Figure:
+    """Loss and accuracy over the steps, on the training and the validation split."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, label in (("train", "train"), ("val", "validation")):
+            name = f"{split}_{quantity}"
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axis.plot(*np.transpose(points), label=label, linewidth=1.5)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("loss (cross entropy, nats)")
+    axes[0].set_yscale("log")
+    axes[1].set_ylabel("accuracy")
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
+    """F(w) of every edge, block by source, at the start and at the end of a run.
+
+    Args:
+      start: {reader: {source: F(w)}}, with numbers as text, as JSON holds them.
+      end: the same edges, later.
+    """
+    blocks = max(map(int, end))
+    # The stem is a source only where the base is learned.
+    first = min(1, *(int(k) for row in end.values() for k in row))
+    values = [_matrix(gates, blocks, first) for gates in (start, end)]
+    known = np.concatenate([value[~np.isnan(value)] for value in values])
+    # The identity gate is not bounded: the scale then grows with its values.
+    low, high = min(0.0, known.min()), max(1.0, known.max())
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+    for axis, value, title in zip(
+        axes, values, ("at the start", "at the end"), strict=True
+    ):
+        image = axis.imshow(value, vmin=low, vmax=high, cmap="viridis")
+        for (row, column), opening in np.ndenumerate(value):
+            if blocks <= 12 and not np.isnan(opening):
+                dark = opening < (low + high) / 2
+                axis.text(
+                    column,
+                    row,
+                    f"{opening:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "black",
+                )
+        step = max(1, blocks // 10)
+        axis.set_xticks(range(0, value.shape[1], step))
+        axis.set_xticklabels(range(first, value.shape[1] + first, step))
+        axis.set_yticks(range(0, value.shape[0], step))
+        axis.set_yticklabels(range(1, value.shape[0] + 1, step))
+        axis.set_xlabel("source block k")
+        axis.set_title(title)
+    axes[0].set_ylabel("reading block i")
+    figure.colorbar(image, ax=axes, label="opening F(w)", shrink=0.85)
+    return figure
+
+
+def gate_functions() -> Figure:
+    """The gate functions of one weight: gauss at several k."""
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    weights = jnp.linspace(-6, 6, 401)
+    for name in ("sigmoid", "hard_sigmoid", "tanh"):
+        axis.plot(
+            weights,
+            GATES[name].function(weights, jnp.ones(())),
+            label=f"{name}: {GATES[name].formula}",
+            linewidth=2,
+        )
+    for k in (0.1, 1.0, 10.0):
+        axis.plot(
+            weights,
+            GATES["gauss"].function(weights, jnp.asarray(k)),
+            label=f"gauss: {GATES['gauss'].formula}, k = {k:g}",
+            linewidth=1.5,
+            linestyle="--",
+        )
+    axis.set_xlabel("weight w")
+    axis.set_ylabel("opening F(w)")
+    axis.set_ylim(-1.08, 1.9)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper center", ncols=2, fontsize=8)
+    return figure
+
+
+def _matrix(gates: Mapping[str, Any], blocks: int, first: int) -> np.ndarray:
+    """[blocks, sources from the first] of F(w); no number where there is no edge."""
+    sources = max(int(k) for row in gates.values() for k in row) - first + 1
+    matrix = np.full((blocks, sources), np.nan)
+    for block, row in gates.items():
+        for source, opening in row.items():
+            matrix[int(block) - 1, int(source) - first] = opening
+    return matrix

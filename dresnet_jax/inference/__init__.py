@@ -1,0 +1,1 @@
+"""Classifying images with a trained network: as a run, in part, or exported."""

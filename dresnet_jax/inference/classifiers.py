@@ -1,0 +1,130 @@
+"""What classifies images: a run, answering early or not, or an exported network."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from dresnet_jax.data.views import View
+from dresnet_jax.errors import UserError
+from dresnet_jax.inference import early_exit_report, exported
+from dresnet_jax.inference.early_exit import EarlyExit, by_threshold
+from dresnet_jax.training import evaluation
+
+# Probabilities [classes], and {"depth": blocks passed} where exits may answer.
+Answer = tuple[np.ndarray, dict[str, int]]
+# Images that an exported network is given at once.
+_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassifier:
+    """What answers images.
+
+    Attributes:
+      answers: one for each of at most `batch_size` images' pixels.
+      batch_size: how many it is best given.
+      view: how images become pixels.
+      class_names: by label.
+      about: where it comes from, of JSON's types.
+    """
+
+    answers: Callable[[Sequence[np.ndarray]], Iterable[Answer]]
+    batch_size: int
+    view: View
+    class_names: Sequence[str]
+    about: dict[str, Any]
+
+
+def of_run(directory: epath.Path) -> ImageClassifier:
+    """The newest checkpoint of a run.
+
+    Raises:
+      UserError: there is none.
+    """
+    parts, restored = evaluation.open_run(directory)
+    predict = evaluation.Predictor(parts)
+
+    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Answer]:
+        return ((row, {}) for row in predict(restored.state, pixels))
+
+    return ImageClassifier(
+        answers,
+        predict.batch_size,
+        parts.recipe.view,
+        parts.dataset.class_names,
+        {"workdir": str(directory), "step": restored.step},
+    )
+
+
+def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifier:
+    """The same, which answers early.
+
+    Args:
+      directory: of the run.
+      within_ms: milliseconds in which one image is answered, by the deepest exit that
+        is measured to be in time; None for the thresholds that `evaluate` fitted.
+
+    Raises:
+      UserError: there is no run with exits, no thresholds for its newest checkpoint, or
+        no exit is in time.
+    """
+    parts, restored = evaluation.open_run(directory)
+    about: dict[str, Any] = {"workdir": str(directory), "step": restored.step}
+    if within_ms is None:
+        policy = early_exit_report.read(directory)
+        if policy["step"] != restored.step:
+            raise UserError(
+                f"The thresholds of {directory} are those of step {policy['step']}, "
+                f"its newest checkpoint is that of {restored.step}: run evaluate again."
+            )
+        network = EarlyExit(parts, restored.state, policy["confidence"])
+        rule, batch_size = by_threshold(policy["thresholds"]), network.batch_size
+    else:
+        network = EarlyExit(parts, restored.state)
+        milliseconds = 1000 * network.latencies()
+        last = _deepest(milliseconds, within_ms)
+        about["milliseconds"] = dict(
+            zip(map(str, network.depths), milliseconds.tolist(), strict=True)
+        )
+        rule, batch_size = (lambda number, sure: np.full(len(sure), number == last)), 1
+
+    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Answer]:
+        found = network([np.stack(pixels)], rule)
+        probabilities = np.asarray(jax.nn.softmax(found.logits))
+        for row, exit_ in zip(probabilities, found.exits, strict=True):
+            yield row, {"depth": network.depths[exit_]}
+
+    return ImageClassifier(
+        answers, batch_size, parts.recipe.view, parts.dataset.class_names, about
+    )
+
+
+def of_exported(directory: epath.Path) -> ImageClassifier:
+    """What `exported.write` wrote.
+
+    Raises:
+      UserError: the directory holds no such thing.
+    """
+    found = exported.read(directory)
+
+    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Answer]:
+        rows = np.asarray(jax.nn.softmax(found.call(np.stack(pixels))))
+        return ((row, {}) for row in rows)
+
+    about = {"exported": str(directory), "step": found.signature["step"]}
+    return ImageClassifier(answers, _BATCH, found.view, found.class_names, about)
+
+
+def _deepest(milliseconds: np.ndarray, within: float) -> int:
+    """The number of the deepest exit that answers in so many milliseconds."""
+    reached = np.flatnonzero(milliseconds <= within)
+    if not len(reached):
+        raise UserError(
+            f"--within_ms={within:g} is too short: the first exit answers after "
+            f"{milliseconds[0]:.2f} ms on this machine."
+        )
+    return int(reached[-1])

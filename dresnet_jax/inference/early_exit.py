@@ -1,0 +1,342 @@
+"""A network that answers at the first exit that is sure, and runs no further."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dresnet_jax.costs import cost
+from dresnet_jax.data import pipeline
+from dresnet_jax.data.sources import Examples
+from dresnet_jax.data.streaming import EvalBatches
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.models import counting
+from dresnet_jax.models.backbone import Part
+from dresnet_jax.models.exits import CONFIDENCES
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.state import TrainState
+
+# Which images leave: (number of the exit, confidences [images]) -> [images], bool.
+Rule = Callable[[int, np.ndarray], np.ndarray]
+
+
+def by_threshold(thresholds: Sequence[float]) -> Rule:
+    """Leaves where the confidence is at least that exit's threshold."""
+    return lambda number, confidences: confidences >= thresholds[number]
+
+
+def by_share(shares: Sequence[float]) -> Rule:
+    """Leaves, of the images of each batch, those most sure: that exit's share of them.
+
+    What a batch costs is then known before it is seen.
+    """
+
+    def rule(number: int, confidences: np.ndarray) -> np.ndarray:
+        leaving = math.ceil(shares[number] * len(confidences))
+        order = np.argsort(-confidences, kind="stable")
+        return np.isin(np.arange(len(confidences)), order[:leaving])
+
+    return rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What was answered.
+
+    Attributes:
+      logits: [images, classes].
+      exits: the number, from 0, of the exit that answered; [images], int.
+      rows: on how many rows each part was run, those that fill a batch included;
+        [parts], int.
+    """
+
+    logits: np.ndarray
+    exits: np.ndarray
+    rows: np.ndarray
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """Images that a part has yet to be run on."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    carried: Any = None
+
+
+class EarlyExit:
+    """Runs a network part by part, on one device.
+
+    Images that stay wait until there is a full batch of them, so that each part is run
+    on batches of few static sizes, and what is skipped is really not done.
+    """
+
+    def __init__(
+        self, parts: Experiment, state: TrainState, confidence: str = "probability"
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          parts: the experiment.
+          state: of it; averaged weights are taken where there are.
+          confidence: a key of `CONFIDENCES`.
+
+        Raises:
+          UserError: the network has no exits, or has not learned a confidence, or it
+            is asked of one process of several.
+        """
+        spec = parts.model.spec
+        pick("confidence", confidence, CONFIDENCES)
+        if not spec.exits.after:
+            raise UserError(
+                f"{parts.config.model.name} has one exit, its last: train it with "
+                "config.model.exits.after."
+            )
+        if confidence == "learned" and not spec.exits.learn_confidence:
+            raise UserError(
+                "confidence 'learned' needs a run with "
+                "config.model.exits.learn_confidence."
+            )
+        if jax.process_count() > 1:
+            raise UserError("Early exits run on one process.")
+        self.depths = [blocks[-1] for blocks in spec.parts]
+        size = parts.recipe.batch_size
+        self.batch_size = size
+        self._sizes = sorted({1, math.ceil(size / 16), math.ceil(size / 4), size})
+        self._parts, self._confidence = parts, confidence
+        variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
+        self._variables = jax.device_put(variables, jax.local_devices()[0])
+        self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+        self._merge = jax.jit(_merge)
+
+    def __call__(self, pixels: Iterable[np.ndarray], rule: Rule) -> Answers:
+        """Classifies images.
+
+        Args:
+          pixels: batches of images, each [at most batch_size, height, width, channels],
+            uint8.
+          rule: which images leave at an exit.
+        """
+        return _Run(self, rule)(pixels)
+
+    def run(self, number: int, before: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Runs one part on a batch: what it hands on, logits, and confidences.
+
+        Args:
+          number: of the part, from 0.
+          before: pixels for part 0, else what the part before hands on.
+        """
+        carried, logits, sure = self._program(number, before)(self._variables, before)
+        return carried, np.asarray(logits), np.asarray(sure)
+
+    def flops(self) -> np.ndarray:
+        """Of each part, for one image; [parts]."""
+        found, before = [], self._blank(self.batch_size)
+        for number in range(len(self.depths)):
+            given = self._part(number), self._variables, before
+            found.append(counting.flops(*given) / self.batch_size)
+            before, _, _ = jax.eval_shape(*given)
+        return np.asarray(found)
+
+    def whole_flops(self) -> float:
+        """Of the whole network, for one image."""
+        blank = self._blank(self.batch_size)
+        return counting.flops(self._logits, self._variables, blank) / self.batch_size
+
+    def whole(self) -> jax.stages.Compiled:
+        """The program of the whole network: (variables, pixels) -> logits."""
+        blank = self._blank(self.batch_size)
+        return jax.jit(self._logits).lower(self._variables, blank).compile()
+
+    def _logits(self, variables: Any, pixels: jax.Array) -> Any:
+        images = pipeline.normalise(self._parts.recipe, pixels)
+        return self._parts.model.apply(variables, images, train=False)
+
+    def seconds(
+        self, batches: Sequence[np.ndarray], rule: Rule, runs: int
+    ) -> dict[str, np.ndarray]:
+        """Times "whole" and "early" on the same full batches: [runs] of each."""
+        whole = self.whole()
+
+        def run_whole() -> list[np.ndarray]:
+            return [np.asarray(whole(self._variables, batch)) for batch in batches]
+
+        programs = {"whole": run_whole, "early": lambda: self(batches, rule).logits}
+        return cost.interleaved_seconds(programs, runs)
+
+    def latencies(self, runs: int = 20) -> np.ndarray:
+        """Median seconds until each exit has answered for one image; [exits]."""
+        calls: dict[int, Callable[[], object]] = {}
+        before: Any = self._blank(1)
+        for number in range(len(self.depths)):
+            program = self._program(number, before)
+            calls[number] = functools.partial(program, self._variables, before)
+            before, _, _ = program(self._variables, before)
+        seconds = cost.interleaved_seconds(calls, runs)
+        return np.cumsum([np.median(values) for values in seconds.values()])
+
+    def size_for(self, images: int) -> int:
+        """The smallest size of a batch that holds so many, or the largest."""
+        return next((s for s in self._sizes if s >= images), self._sizes[-1])
+
+    def merged(self, waiting: Any, new: Any, rows: np.ndarray) -> tuple[Any, Any]:
+        """Some rows of what waits, followed by what is new, as two full batches."""
+        index = np.zeros(2 * self.batch_size, np.int32)
+        index[: len(rows)] = rows
+        return self._merge(waiting, new, index)
+
+    def _blank(self, images: int) -> np.ndarray:
+        view = self._parts.recipe.view
+        return np.zeros((images, view.size, view.size, view.channels), np.uint8)
+
+    def _program(self, number: int, before: Any) -> jax.stages.Compiled:
+        """A part for batches of one size, compiled once."""
+        key = number, len(jax.tree.leaves(before)[0])
+        if key not in self._programs:
+            program = jax.jit(self._part(number))
+            self._programs[key] = program.lower(self._variables, before).compile()
+        return self._programs[key]
+
+    def _part(self, number: int) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
+        """A part: (variables, what the part before hands on) -> as `run`."""
+        model, recipe = self._parts.model, self._parts.recipe
+        part = Part(model.spec, model.scheme, number=number)
+        sure = CONFIDENCES[self._confidence]
+
+        def run(variables: Any, before: Any) -> tuple[Any, Any, Any]:
+            if number == 0:
+                before = pipeline.normalise(recipe, before)
+            found: Any = part.apply(variables, before)
+            carried, logits, score = found
+            return carried, logits, sure(logits, score)
+
+        return run
+
+
+class _Run:
+    """One pass over some images."""
+
+    def __init__(self, network: EarlyExit, rule: Rule) -> None:
+        self._network, self._rule = network, rule
+        self._last = len(network.depths) - 1
+        self._waiting = [_Waiting() for _ in network.depths]
+        self._found: dict[int, tuple[np.ndarray, int]] = {}
+        self._rows = np.zeros(len(network.depths), int)
+
+    def __call__(self, pixels: Iterable[np.ndarray]) -> Answers:
+        size, count = self._network.batch_size, 0
+        for batch in pixels:
+            rows = self._network.size_for(len(batch)) if len(batch) < size else size
+            padded = np.zeros((rows, *batch.shape[1:]), np.uint8)
+            padded[: len(batch)] = batch
+            self._advance(0, padded, list(range(count, count + len(batch))))
+            count += len(batch)
+        for number in range(1, self._last + 1):
+            while self._waiting[number].ids:
+                self._next(number)
+        logits, exits = zip(*(self._found[i] for i in range(count)), strict=True)
+        return Answers(np.stack(logits), np.asarray(exits), self._rows)
+
+    def _advance(self, number: int, before: Any, ids: list[int]) -> None:
+        """Runs a part on a batch whose first rows are images, the others nothing."""
+        network = self._network
+        carried, logits, sure = network.run(number, before)
+        self._rows[number] += len(logits)
+        leaves = np.ones(len(ids), bool)
+        if number < self._last:
+            leaves = self._rule(number, sure[: len(ids)])
+        for row in np.flatnonzero(leaves):
+            self._found[ids[row]] = logits[row], number
+        stays = np.flatnonzero(~leaves)
+        if len(stays):
+            self._push(number + 1, carried, [ids[row] for row in stays], stays)
+
+    def _push(
+        self, number: int, carried: Any, ids: list[int], rows: np.ndarray
+    ) -> None:
+        """Lets some rows of a batch wait for a part, and runs it if they fill one."""
+        network, waiting = self._network, self._waiting[number]
+        old = carried if waiting.carried is None else waiting.carried
+        start = len(jax.tree.leaves(old)[0])
+        index = np.concatenate([np.arange(len(waiting.ids)), start + rows])
+        first, second = network.merged(old, carried, index)
+        waiting.ids += ids
+        if len(waiting.ids) < network.batch_size:
+            waiting.carried = first
+            return
+        full, waiting.ids = (
+            waiting.ids[: network.batch_size],
+            waiting.ids[network.batch_size :],
+        )
+        waiting.carried = second
+        self._advance(number, first, full)
+
+    def _next(self, number: int) -> None:
+        """Runs a part on those that wait, fewer than a full batch."""
+        waiting = self._waiting[number]
+        size = self._network.size_for(len(waiting.ids))
+        before = jax.tree.map(lambda x: x[:size], waiting.carried)
+        ids, waiting.ids = waiting.ids, []
+        self._advance(number, before, ids)
+
+
+def _merge(waiting: Any, new: Any, index: jax.Array) -> tuple[Any, Any]:
+    def rows(old: jax.Array, more: jax.Array) -> jax.Array:
+        return jnp.concatenate([old, more])[index]
+
+    found = jax.tree.map(rows, waiting, new)
+    half = len(index) // 2
+    return (
+        jax.tree.map(lambda x: x[:half], found),
+        jax.tree.map(lambda x: x[half:], found),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """What every exit says of every image of a split.
+
+    Attributes:
+      labels: [images], int.
+      confidences: [images, exits].
+      predictions: [images, exits], int.
+    """
+
+    labels: np.ndarray
+    confidences: np.ndarray
+    predictions: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[images, exits], bool."""
+        return self.predictions == self.labels[:, None]
+
+
+def read(parts: Experiment, examples: Examples) -> tuple[list[np.ndarray], np.ndarray]:
+    """The pixels of a split, in batches of at most the run's size, and its labels."""
+    rows = np.arange(parts.recipe.batch_size)
+    batches = list(parts.inputs.read(EvalBatches(examples, parts.recipe, rows)))
+    pixels = [np.asarray(batch.images)[batch.mask] for batch in batches]
+    return pixels, np.concatenate([batch.labels[batch.mask] for batch in batches])
+
+
+def at_all_exits(
+    network: EarlyExit, batches: Sequence[np.ndarray], labels: np.ndarray
+) -> Split:
+    """Runs every image through all parts, and keeps what each exit says."""
+    confidences, predictions = [], []
+    for pixels in batches:
+        before: Any = np.zeros((network.batch_size, *pixels.shape[1:]), np.uint8)
+        before[: len(pixels)] = pixels
+        sure_of, said = [], []
+        for number in range(len(network.depths)):
+            before, logits, sure = network.run(number, before)
+            sure_of.append(sure[: len(pixels)])
+            said.append(logits[: len(pixels)].argmax(axis=-1))
+        confidences.append(np.stack(sure_of, axis=1))
+        predictions.append(np.stack(said, axis=1))
+    return Split(labels, np.concatenate(confidences), np.concatenate(predictions))

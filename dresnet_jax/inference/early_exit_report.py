@@ -1,0 +1,297 @@
+"""What early exits save and cost: fitted on validation, measured, told and drawn."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dresnet_jax.errors import UserError
+from dresnet_jax.figures import pictures
+from dresnet_jax.inference import early_exit, thresholds
+from dresnet_jax.inference.early_exit import EarlyExit, Rule, Split
+from dresnet_jax.inference.thresholds import Point
+from dresnet_jax.training import workdir
+from dresnet_jax.training.experiment import Experiment
+from dresnet_jax.training.state import TrainState
+
+_FILE, _PICTURE = "early_exit.json", "early_exit.png"
+# Interleaved runs over the split, of which times are medians.
+_RUNS = 5
+# Images named of those that need every block.
+_NAMED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is wanted of early exits.
+
+    Attributes:
+      confidence: a key of `exits.CONFIDENCES`.
+      max_loss: by how much accuracy may fall at most, with 95 % confidence; None is 0.
+      budget: mean FLOPs of an image, as a share of the whole network's, which counts in
+        place of max_loss, or None.
+      per_batch: whether each batch keeps the budget.
+      min_depth: blocks that every image passes.
+
+    Raises:
+      UserError: max_loss or budget is out of range.
+    """
+
+    confidence: str
+    max_loss: float | None = None
+    budget: float | None = None
+    per_batch: bool = False
+    min_depth: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.max_loss is not None and not 0 <= self.max_loss < 1:
+            raise UserError(f"--max_loss={self.max_loss} must be in [0, 1).")
+        if self.budget is not None and not 0 < self.budget < np.inf:
+            raise UserError(f"--budget={self.budget} must be a number above 0.")
+
+    def choose(self, points: list[Point]) -> Point:
+        """The point of a curve that is wanted.
+
+        Raises:
+          UserError: there is none.
+        """
+        if self.budget is not None:
+            return thresholds.most_accurate(points, self.budget)
+        return thresholds.cheapest(points, self.max_loss or 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+      report: of JSON's types.
+      curve: on the validation split.
+    """
+
+    report: dict[str, Any]
+    curve: list[Point]
+
+    @property
+    def text(self) -> str:
+        """The report for a person."""
+        found, split = self.report["measured"], self.report["split_measured"]
+        fitted = self.report["validation"]
+        lines = ["behind block  threshold  answers there  right alone  FLOPs so far"]
+        for exit_ in self.report["exits"]:
+            threshold = exit_["threshold"]
+            shown = "-" if threshold is None else f"{threshold:.4f}"
+            lines.append(
+                f"{exit_['depth']:>12}  {shown:>9}  {exit_['share']:>13.3f}"
+                f"  {exit_['accuracy_alone']:>11.4f}  {exit_['cost']:>12.3f}"
+            )
+        lines += ["", f"{'class':>16}  right  blocks passed  answered wrongly at first"]
+        for name, of_class in self.report["classes"].items():
+            lines.append(
+                f"{name:>16}  {of_class['accuracy']:.3f}  "
+                f"{of_class['mean_depth']:>13.2f}  {of_class['needs_depth']:>25.3f}"
+            )
+        quartiles = "{:.3f} to {:.3f}".format(*found["time_ratio_quartiles"])
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"accuracy on {split}: {found['accuracy']:.4f}, of the whole network "
+                f"{found['whole_accuracy']:.4f}; on validation "
+                f"{fitted['accuracy']:.4f} and {fitted['whole_accuracy']:.4f}: with 95 "
+                f"% confidence at most {fitted['loss_bound']:.4f} lower",
+                f"FLOPs of an image: {found['cost']:.3f} of the whole network's, "
+                f"{found['cost_as_run']:.3f} with what fills batches",
+                f"time: {found['time_ratio']:.3f} of the whole network's "
+                f"(quartiles of {_RUNS} interleaved runs {quartiles})",
+            ]
+        )
+
+
+def measure(
+    parts: Experiment, state: TrainState, wanted: Wanted, split: str
+) -> Measured:
+    """Fits thresholds on the validation split, and measures them on another.
+
+    Raises:
+      UserError: the network has no exits, a value is out of range, or the dataset is
+        not prepared.
+    """
+    network = EarlyExit(parts, state, wanted.confidence)
+    first_exit = _first_exit(network, wanted.min_depth)
+    splits = parts.open_splits()
+    batch = network.batch_size
+    flops = network.flops() / network.whole_flops()
+    costs = np.cumsum(flops)
+
+    validation = early_exit.at_all_exits(
+        network, *early_exit.read(parts, splits["validation"])
+    )
+    curve = thresholds.curve(validation, costs, first_exit)
+    chosen = wanted.choose(curve)
+    shares = thresholds.shares(chosen.thresholds, validation)
+    rule: Rule = early_exit.by_threshold(chosen.thresholds)
+    if wanted.per_batch:
+        rule = early_exit.by_share(shares)
+
+    pixels, labels = early_exit.read(parts, splits[split])
+    answers = network(pixels, rule)
+    at_all = early_exit.at_all_exits(network, pixels, labels)
+    full = [images for images in pixels if len(images) == batch]
+    if not full:
+        raise UserError(
+            f"The {split} split has {len(labels)} images, fewer than a batch of "
+            f"{batch}: there is nothing to time."
+        )
+    seconds = network.seconds(full, rule, _RUNS)
+    ratios = seconds["early"] / seconds["whole"]
+    right = answers.logits.argmax(axis=-1) == labels
+    alone = at_all.correct.mean(axis=0)
+    report = {
+        "confidence": wanted.confidence,
+        "thresholds": list(chosen.thresholds),
+        "shares": shares if wanted.per_batch else None,
+        "split_measured": split,
+        "validation": {
+            "accuracy": chosen.accuracy,
+            "whole_accuracy": curve[0].accuracy,
+            "loss_bound": chosen.loss_bound,
+            "cost": chosen.cost,
+        },
+        "measured": {
+            "accuracy": float(right.mean()),
+            "whole_accuracy": float(alone[-1]),
+            "cost": float(costs[answers.exits].mean()),
+            "cost_as_run": float(answers.rows @ flops / len(labels)),
+            "time_ratio": float(np.median(ratios)),
+            "time_ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
+            "whole_seconds": float(np.median(seconds["whole"])),
+        },
+        "exits": [
+            {
+                "depth": depth,
+                "threshold": threshold,
+                "share": float(np.mean(answers.exits == n)),
+                "accuracy_alone": float(alone[n]),
+                "cost": float(costs[n]),
+            }
+            for n, (depth, threshold) in enumerate(
+                zip(network.depths, (*chosen.thresholds, None), strict=True)
+            )
+        ],
+        "classes": _classes(
+            parts.dataset.class_names, network.depths, answers.exits, right, at_all
+        ),
+        "need_all_blocks": _need_all(at_all),
+    }
+    return Measured(report, curve)
+
+
+def write(directory: epath.Path, found: Measured, about: dict[str, Any]) -> None:
+    """Writes early_exit.json and early_exit.png to a run's directory."""
+    curve = [(point.cost, point.accuracy) for point in found.curve]
+    pictures.save(draw(found.report, curve), directory / _PICTURE)
+    workdir.write_json(directory / _FILE, about | found.report)
+
+
+def read(directory: epath.Path) -> dict[str, Any]:
+    """What `write` wrote last.
+
+    Raises:
+      UserError: nothing was written, or it is damaged.
+    """
+    path = directory / _FILE
+    try:
+        found = json.loads(path.read_text())
+        return {name: found[name] for name in ("step", "confidence", "thresholds")}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{directory} has no thresholds yet: run evaluate with --max_loss or "
+            "--budget."
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: run evaluate again.") from error
+
+
+def _first_exit(network: EarlyExit, min_depth: int) -> int:
+    """The number of the first exit that is deep enough."""
+    early = network.depths[:-1]
+    deep = [n for n, depth in enumerate(early) if depth >= min_depth]
+    if not deep:
+        raise UserError(
+            f"--min_depth={min_depth} is behind every exit before the last: they stand "
+            f"behind blocks {', '.join(map(str, early))}."
+        )
+    return deep[0]
+
+
+def _classes(
+    names: tuple[str, ...],
+    depths: list[int],
+    exits: np.ndarray,
+    right: np.ndarray,
+    split: Split,
+) -> dict[str, Any]:
+    """By class: accuracy, depth, and how many are right only behind the first exit."""
+    passed = np.asarray(depths)[exits]
+    needs = split.correct[:, -1] & ~split.correct[:, 0]
+    return {
+        name: {
+            "accuracy": float(right[rows].mean()),
+            "mean_depth": float(passed[rows].mean()),
+            "needs_depth": float(needs[rows].mean()),
+        }
+        for label, name in enumerate(names)
+        if (rows := split.labels == label).any()
+    }
+
+
+def _need_all(split: Split) -> dict[str, Any]:
+    """Those images that the last exit alone answers rightly."""
+    last = split.correct.shape[1] - 1
+    rows = np.flatnonzero(thresholds.depth_needed(split) == last)
+    return {"images": len(rows), "first": rows[:_NAMED].tolist()}
+
+
+def draw(report: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> Figure:
+    """Accuracy against cost: of thresholds, of each exit alone, and what was chosen.
+
+    Args:
+      report: as `early_exit_report` makes it.
+      curve: (cost, accuracy) of the thresholds that were fitted.
+    """
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    split, measured = report["split_measured"], report["measured"]
+    axis.plot(*zip(*curve, strict=True), color="C0", label="early exits, validation")
+    for n, exit_ in enumerate(report["exits"]):
+        place = exit_["cost"], exit_["accuracy_alone"]
+        label = None if n else f"each exit alone, {split}"
+        axis.plot(*place, "s", color="C1", label=label)
+        axis.annotate(
+            f" block {exit_['depth']}", place, va="top", color="C1", fontsize=8
+        )
+    axis.plot(
+        *(report["validation"]["cost"], report["validation"]["accuracy"]),
+        "o",
+        color="C0",
+        label="chosen, validation",
+    )
+    axis.plot(
+        *(measured["cost"], measured["accuracy"]),
+        "*",
+        color="C3",
+        markersize=12,
+        label=f"chosen, {split}",
+    )
+    axis.set_xlabel("mean FLOPs of an image, those of the whole network being 1")
+    axis.set_ylabel("accuracy")
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    return figure

@@ -1,0 +1,1 @@
+"""Architectures found by evolution: the space, a population, its generations."""

@@ -1,0 +1,274 @@
+"""Structures found by evolution, NSGA-II (Deb et al. 2002), or by chance.
+
+The search is a function of its seed and of the values it is told: with a table of
+those that are known already, it goes on where it was stopped.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.mutation import Mutation
+from pymoo.core.problem import Problem
+from pymoo.core.repair import Repair
+from pymoo.core.sampling import Sampling
+from pymoo.indicators.hv import HV
+from pymoo.operators.crossover.ux import UX
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.structure.evolution.space import Space, Structure
+
+# All are to be small.
+OBJECTIVES = ("error", "multiply_adds", "params", "unsteadiness")
+# Generations without a structure that is new, behind which there is taken to be none.
+_IN_VAIN = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A structure that was trained, and what came of it.
+
+    Attributes:
+      structure: itself.
+      error: share of the validation examples that are wrongly classified.
+      multiply_adds: of one image as evaluated.
+      params: parameters.
+      unsteadiness: standard deviation of the change of the training loss from step to
+        step, in the second half of training.
+      parent: number of the member whose weights it began with; None where it began
+        anew.
+    """
+
+    structure: Structure
+    error: float
+    multiply_adds: int
+    params: int
+    unsteadiness: float
+    parent: int | None = None
+
+    @property
+    def objectives(self) -> tuple[float, ...]:
+        """Its figures, in the order of `OBJECTIVES`."""
+        return tuple(float(getattr(self, name)) for name in OBJECTIVES)
+
+
+# From structures that are new, and those found before them, to what came of each.
+Evaluate = Callable[[Sequence[Structure], Sequence[Found]], Sequence[Found]]
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the numbers of `config.evolution`.
+
+    Raises:
+      UserError: one is wrong.
+    """
+    asked = config.evolution
+    pick("evolution.algorithm", asked.algorithm, ALGORITHMS)
+    if config.growth.events or config.search.share:
+        raise UserError(
+            "evolution trains each structure as it is: leave growth.events = () and "
+            "search.share = 0."
+        )
+    if config.init.workdir:
+        raise UserError(
+            f"init.workdir = {config.init.workdir}: evolution begins anew; leave it ''."
+        )
+    if asked.against_random and asked.inherit:
+        raise UserError(
+            "evolution.against_random needs evolution.inherit = False: what is drawn "
+            "would begin with weights that evolution has trained."
+        )
+    if asked.population > asked.evaluations:
+        raise UserError(
+            f"evolution.population = {asked.population} must not be above "
+            f"evolution.evaluations = {asked.evaluations}."
+        )
+
+
+def search(
+    space: Space,
+    evaluate: Evaluate,
+    *,
+    algorithm: str,
+    population: int,
+    evaluations: int,
+    seed: int,
+) -> list[Found]:
+    """Evaluates structures of a space, all of them different.
+
+    Args:
+      space: what they are of.
+      evaluate: trains some at once.
+      algorithm: a key of `ALGORITHMS`.
+      population: how many live at a time, and are evaluated at once.
+      evaluations: after so many the search ends, or where it finds no other ones.
+      seed: of the search.
+
+    Returns:
+      What was found, in the order in which it was asked for.
+    """
+    found: dict[Structure, Found] = {}
+    asking = ALGORITHMS[algorithm](space, population, seed)
+    wanted, in_vain = next(asking), 0
+    while wanted and in_vain < _IN_VAIN:
+        new = [one for one in dict.fromkeys(wanted) if one not in found]
+        new = new[: evaluations - len(found)]
+        for one in evaluate(new, list(found.values())) if new else ():
+            found[one.structure] = one
+        if len(found) >= evaluations:
+            break
+        in_vain = 0 if new else in_vain + 1
+        wanted = asking.send([found[one] for one in wanted])
+    return list(found.values())
+
+
+def front(found: Sequence[Found]) -> list[Found]:
+    """Those of which no other one is better in something and worse in nothing."""
+    values = np.asarray([one.objectives for one in found])
+    best = NonDominatedSorting().do(values, only_non_dominated_front=True)
+    return [found[i] for i in sorted(best)]
+
+
+def hypervolumes(
+    found: Sequence[Found], span: tuple[Sequence[float], Sequence[float]]
+) -> list[float]:
+    """The share of the objectives' space that is dominated, after each evaluation.
+
+    Args:
+      found: in the order of evaluation.
+      span: the smallest and the largest of each objective. The space goes from the
+        smallest to a tenth of the span beyond the largest, so that those count too.
+    """
+    low, high = map(np.asarray, span)
+    values = np.asarray([one.objectives for one in found])
+    shares = (values - low) / np.maximum(high - low, 1e-12) / 1.1
+    indicator = HV(ref_point=np.ones(len(OBJECTIVES)))
+    return [float(indicator(shares[:n])) for n in range(1, len(found) + 1)]
+
+
+def span(found: Iterable[Found]) -> tuple[list[float], list[float]]:
+    """The smallest and the largest of each objective, of what did not go astray."""
+    every = list(found)
+    sound = [one for one in every if one.error < 1] or every
+    values = np.asarray([one.objectives for one in sound])
+    return values.min(axis=0).tolist(), values.max(axis=0).tolist()
+
+
+def table(found: Sequence[Found], place: Callable[[Structure], Any]) -> str:
+    """A row per structure, those of the smallest error first.
+
+    Args:
+      found: the structures.
+      place: gives the run of each.
+    """
+    lines = [
+        f"{'error':>7s}{'mult-adds':>12s}{'params':>10s}{'unsteady':>10s}  structure"
+    ]
+    for one in sorted(found, key=lambda one: one.objectives):
+        what = one.structure
+        lines.append(
+            f"{one.error:7.4f}{one.multiply_adds:12,d}{one.params:10,d}"
+            f"{one.unsteadiness:10.4f}  {what.block} {what.blocks_per_stage}, inside "
+            f"{what.hidden}, connections {what.edges}: {place(what)}"
+        )
+    return "\n".join(lines)
+
+
+class _Used(Repair):
+    """Genes as whole numbers, 0 where the structure does not use them."""
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self._space = space
+
+    def _do(self, problem: Any, x: np.ndarray, **options: Any) -> np.ndarray:
+        del problem, options
+        found = np.clip(np.rint(x), 0, self._space.limits)
+        return np.stack(
+            [self._space.genes(self._space.structure(row)) for row in found]
+        )
+
+
+class _Drawn(Sampling):
+    """The smallest and the largest structure, and others at random."""
+
+    def _do(
+        self, problem: Problem, n: int, *, random_state: Any, **options: Any
+    ) -> np.ndarray:
+        del options
+        drawn = random_state.integers(
+            problem.xu.astype(int) + 1, size=(n, problem.n_var)
+        )
+        return np.stack([problem.xl, problem.xu, *drawn])[:n]
+
+
+class _Redrawn(Mutation):
+    """Draws some genes anew, one of each child on average."""
+
+    def _do(
+        self, problem: Problem, x: np.ndarray, *, random_state: Any, **options: Any
+    ) -> np.ndarray:
+        del options
+        drawn = random_state.integers(problem.xu.astype(int) + 1, size=x.shape)
+        return np.where(random_state.random(x.shape) < 1 / x.shape[1], drawn, x)
+
+
+# Gives the structures that are wanted next, and is told what came of them.
+Asking = Generator[list[Structure], list[Found], None]
+
+
+def _nsga2(space: Space, population: int, seed: int) -> Asking:
+    problem = Problem(
+        n_var=len(space.limits),
+        n_obj=len(OBJECTIVES),
+        xl=np.zeros(len(space.limits)),
+        xu=space.limits,
+        vtype=int,
+    )
+    repair = _Used(space)
+    algorithm = NSGA2(
+        pop_size=population,
+        sampling=_Drawn(),
+        crossover=UX(repair=repair),
+        mutation=_Redrawn(repair=repair),
+        repair=repair,
+    )
+    # It goes on for as long as it is asked.
+    algorithm.setup(problem, termination=("n_gen", np.iinfo(np.int32).max), seed=seed)
+    while algorithm.has_next():
+        infills = algorithm.ask()
+        if infills is None or not len(infills):
+            break
+        told = yield [space.structure(row) for row in infills.get("X")]
+        infills.set("F", np.asarray([one.objectives for one in told]))
+        algorithm.tell(infills=infills)
+    yield []
+
+
+def _random(space: Space, population: int, seed: int) -> Asking:
+    random = np.random.default_rng(seed)
+    # As evolution begins.
+    limits = space.limits
+    wanted = [space.structure(genes) for genes in (0 * limits, limits)]
+    seen = set(wanted)
+    while True:
+        # A space of few may have no other one.
+        for _ in range(1000 * population):
+            one = space.structure(random.integers(limits + 1))
+            if one not in seen:
+                seen.add(one)
+                wanted.append(one)
+            if len(wanted) >= population:
+                break
+        yield wanted
+        wanted = []
+
+
+ALGORITHMS: dict[str, Callable[[Space, int, int], Asking]] = {
+    "nsga2": _nsga2,
+    "random": _random,
+}

@@ -1,0 +1,1 @@
+"""Networks that grow while they are trained: what may be added, when and where."""

@@ -1,0 +1,315 @@
+"""Input pipelines: examples lie in device memory (resident), or are streamed."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from dresnet_jax.data import catalog, pipeline, sources, streaming
+from dresnet_jax.data.streaming import Call
+from dresnet_jax.errors import UserError, pick
+from dresnet_jax.training import sharding
+
+Splits = Mapping[str, sources.Examples]
+
+# Of a device's memory, what a resident set may take. The rest is the model's; on a CPU
+# the host's own copies, while it reads, are in it too.
+_RESIDENT_SHARE = 0.25
+_MIB = 2**20
+
+
+class StepInputs(NamedTuple):
+    """What one call of the compiled program reads besides the state; a pytree.
+
+    Attributes:
+      fixed: arrays that stay on the devices from call to call, the same for every seed.
+      own: arrays of this call.
+    """
+
+    fixed: Any
+    own: Any
+
+
+class TrainSplit(NamedTuple):
+    """A training split that is ready for use.
+
+    Attributes:
+      examples: of the split.
+      fixed: what of it lies on the devices, as in `StepInputs`.
+    """
+
+    examples: sources.Examples
+    fixed: Any
+
+
+class InputPipeline(Protocol):
+    """How examples reach the devices."""
+
+    @property
+    def description(self) -> str:
+        """One line on the pipeline and why it was chosen."""
+
+    def abstract(self, steps: int) -> StepInputs:
+        """Returns shapes, dtypes and shardings of the inputs of a call of n steps."""
+
+    def batch(
+        self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """Makes the batch of the i-th step of a call, inside the compiled program."""
+
+    def open(self, splits: Splits) -> Splits:
+        """Returns the splits as this pipeline reads them."""
+
+    def place(self, examples: sources.Examples) -> TrainSplit:
+        """Puts a training split on the devices, if it stays there."""
+
+    def data(
+        self, split: TrainSplit, seed: int, calls: Sequence[Call]
+    ) -> Generator[tuple[StepInputs, int]]:
+        """Yields the inputs of each call of a run, and how many records it skips.
+
+        Another record takes the place of each corrupt one that is skipped.
+        """
+
+    def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
+        """Reads the batches of an evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """The whole training split lies in device memory, as uint8.
+
+    Attributes:
+      recipe: how batches are made.
+      mesh: the devices.
+      num_examples: of the training split.
+      sharded: whether each device holds a part; else each holds the whole.
+      reason: why this pipeline was chosen.
+    """
+
+    recipe: pipeline.Recipe
+    mesh: Mesh
+    num_examples: int
+    sharded: bool
+    reason: str
+
+    @property
+    def description(self) -> str:
+        """One line on the pipeline and why it was chosen."""
+        parts = f"in {self.mesh.size} parts" if self.sharded else "whole on each device"
+        return f"resident, {parts}: {self.reason}"
+
+    def abstract(self, steps: int) -> StepInputs:
+        """Images and labels, fixed, and the epoch's order, for any number of steps."""
+        del steps
+        view = self.recipe.view
+        images = (self._filled_up, view.size, view.size, view.channels)
+        place, everywhere = self._place, sharding.replicated(self.mesh)
+        fixed = (
+            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
+            jax.ShapeDtypeStruct(images[:1], jnp.int32, sharding=place),
+        )
+        order = jax.ShapeDtypeStruct(
+            (self.num_examples,), jnp.int32, sharding=everywhere
+        )
+        return StepInputs(fixed, order)
+
+    def batch(
+        self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """Makes the batch of a step, whichever of a call it is."""
+        del i
+        images, labels = inputs.fixed
+        pixels, labels = pipeline.take(self.recipe, images, labels, inputs.own, step)
+        return pipeline.train_batch(self.recipe, pixels, labels, key, step)
+
+    def open(self, splits: Splits) -> Splits:
+        """Loads the splits into the host's memory."""
+        view, skip_corrupt = self.recipe.view, self.recipe.skip_corrupt
+        return {
+            name: sources.load(examples, view.evaluate, skip_corrupt=skip_corrupt)
+            for name, examples in splits.items()
+        }
+
+    def place(self, examples: sources.Examples) -> TrainSplit:
+        """Puts images and labels on the devices."""
+        assert isinstance(examples, sources.Arrays), "of another pipeline's `open`"
+        arrays = tuple(
+            sharding.put(self._fill_up(array), self._place)
+            for array in (examples.images, examples.labels)
+        )
+        return TrainSplit(examples, arrays)
+
+    def data(
+        self, split: TrainSplit, seed: int, calls: Sequence[Call]
+    ) -> Generator[tuple[StepInputs, int]]:
+        """Yields the same images and labels for each call, and its epoch's order."""
+        examples = split.examples
+        assert isinstance(examples, sources.Arrays), "of another pipeline's `place`"
+        skipped = len(examples.corrupt)
+        steps_per_epoch = self.recipe.steps_per_epoch(len(examples))
+        by_epoch = itertools.groupby(calls, lambda call: call.start // steps_per_epoch)
+        for epoch, group in by_epoch:
+            order = pipeline.epoch_order(seed, epoch, len(examples))
+            inputs = StepInputs(
+                split.fixed, sharding.put(order, sharding.replicated(self.mesh))
+            )
+            for _ in group:
+                yield inputs, skipped
+                skipped = 0
+
+    def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
+        """Reads the batches, which are in memory already."""
+        return (batches[i] for i in range(len(batches)))
+
+    @property
+    def _filled_up(self) -> int:
+        parts = self.mesh.size if self.sharded else 1
+        return -(-self.num_examples // parts) * parts
+
+    def _fill_up(self, array: np.ndarray) -> np.ndarray:
+        more = self._filled_up - len(array)
+        if not more:
+            return array
+        return np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)))
+
+    @property
+    def _place(self) -> jax.sharding.NamedSharding:
+        if self.sharded:
+            return sharding.split_batch(self.mesh)
+        return sharding.replicated(self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Streaming:
+    """Batches are read from files, decoded on the host and sent ahead of their use.
+
+    Attributes:
+      recipe: how batches are made.
+      mesh: the devices.
+      threads: that read, in every process that reads.
+      workers: processes that read, beside each that trains; 0 for none.
+      reason: why this pipeline was chosen.
+    """
+
+    recipe: pipeline.Recipe
+    mesh: Mesh
+    threads: int
+    workers: int
+    reason: str
+
+    @property
+    def description(self) -> str:
+        """One line on the pipeline and why it was chosen."""
+        readers = f"{self.workers} processes of " if self.workers else ""
+        return f"streaming, {readers}{self.threads} threads: {self.reason}"
+
+    def abstract(self, steps: int) -> StepInputs:
+        """Images and labels, [steps, batch, ...]."""
+        view = self.recipe.view
+        rows = (steps, self.recipe.batch_size)
+        images = (*rows, view.size, view.size, view.channels)
+        place = sharding.split_batch(self.mesh, axis=1)
+        own = (
+            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
+            jax.ShapeDtypeStruct(rows, jnp.int32, sharding=place),
+        )
+        return StepInputs((), own)
+
+    def batch(
+        self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """Makes the batch of the i-th step of a call."""
+        pixels, labels = (array[i] for array in inputs.own)
+        return pipeline.train_batch(self.recipe, pixels, labels, key, step)
+
+    def open(self, splits: Splits) -> Splits:
+        """Returns the splits as they are."""
+        return splits
+
+    def place(self, examples: sources.Examples) -> TrainSplit:
+        """Puts nothing on the devices."""
+        return TrainSplit(examples, ())
+
+    def data(
+        self, split: TrainSplit, seed: int, calls: Sequence[Call]
+    ) -> Generator[tuple[StepInputs, int]]:
+        """Yields the images and labels of each call's steps."""
+        rows = sharding.local_rows(self.mesh, self.recipe.batch_size)
+        place = sharding.split_batch(self.mesh, axis=1)
+
+        def to_devices(batch: streaming.HostBatch) -> tuple[StepInputs, int]:
+            own = tuple(
+                sharding.put_rows(array, place, batch_axis=1)
+                for array in (batch.images, batch.labels)
+            )
+            return StepInputs((), own), int((~batch.mask).sum())
+
+        batches = streaming.TrainBatches(split.examples, self.recipe, seed, rows, calls)
+        ahead = streaming.read_ahead(batches, self.threads, self.workers, to_devices)
+        # Ends the readers where the run ends early.
+        with contextlib.closing(ahead):
+            yield from ahead
+
+    def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
+        """Reads the batches ahead of their use."""
+        return streaming.read_ahead(batches, self.threads, self.workers)
+
+
+def choose(
+    config: ml_collections.ConfigDict,
+    dataset: catalog.Dataset,
+    recipe: pipeline.Recipe,
+    mesh: Mesh,
+    device_bytes: int,
+) -> InputPipeline:
+    """Chooses the pipeline that `config.data.mode` names; `auto`: by size and memory.
+
+    Args:
+      config: the `data` part of a config.
+      dataset: what the dataset is.
+      recipe: how batches are made.
+      mesh: the devices.
+      device_bytes: memory of each.
+
+    Raises:
+      UserError: the mode is unknown, or resident is asked for and not possible.
+    """
+    pick("data.mode", config.mode, dict.fromkeys(("auto", "resident", "streaming")))
+    needed = dataset.splits["train"] * recipe.view.size**2 * recipe.view.channels
+    room = int(_RESIDENT_SHARE * device_bytes)
+    size = f"{needed / _MIB:,.1f} MiB of images"
+    obstacle = None
+    if not dataset.fixed_size:
+        obstacle = f"the images of {dataset.name} differ in size"
+    elif recipe.view.augments:
+        obstacle = "min_crop_area and rand_augment_layers work on the host"
+    elif needed > room * mesh.size:
+        obstacle = (
+            f"{size} are more than a quarter of the memory of {mesh.size} devices, "
+            f"{room * mesh.size / _MIB:,.0f} MiB"
+        )
+    if config.mode == "resident" and obstacle:
+        raise UserError(f"data.mode = resident is not possible: {obstacle}.")
+    if config.mode == "streaming" or obstacle:
+        return Streaming(
+            recipe,
+            mesh,
+            config.num_threads,
+            config.num_workers,
+            reason=obstacle or "as the config says",
+        )
+    return Resident(
+        recipe,
+        mesh,
+        dataset.splits["train"],
+        sharded=needed > room,
+        reason=f"{size}, of at most {room / _MIB:,.0f} MiB a device",
+    )
