@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dresnet_jax.connections.outputs import BlockOutputs
 from dresnet_jax.connections.spec import ConnectionSpec
-from dresnet_jax.connections.weighted_sum import BlockOutputs
 
 
 class DepthWeightedAverage(nn.Module):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import ml_collections
 from flax import linen as nn
 
-from benchmarks.arrangements import SCHEMES as ARRANGEMENTS
 from benchmarks.denseformer import DepthWeightedAverage
 from dresnet_jax.costs.connection_costs import PLAIN
 from dresnet_jax.errors import UserError
@@ -17,33 +16,23 @@ Steps = Mapping[str, Mapping[str, Callable[[], object]]]
 
 
 def of(
-    config: ml_collections.ConfigDict,
-    model: str | None,
-    target: str,
-    *,
-    peers: bool,
-    arrangements: bool,
+    config: ml_collections.ConfigDict, model: str | None, target: str
 ) -> tuple[Schemes, Steps]:
-    """Schemes to measure in the place of ours, and steps to measure beside ours.
+    """Returns schemes to measure in the place of ours, and steps with ours.
 
     Args:
       config: of a run; image size, batch, width and classes are read from it.
       model: what is measured; None for a stage.
       target: where.
-      peers: whether those of others are asked for.
-      arrangements: whether other arrangements of `folded` are.
 
     Raises:
       UserError: PyTorch is not installed, or is asked to run elsewhere.
     """
-    schemes: Schemes = ARRANGEMENTS if arrangements else {}
-    if not peers:
-        return schemes, {}
     if model is None:
-        return {**schemes, "denseformer": DepthWeightedAverage}, {}
+        return {"denseformer": DepthWeightedAverage}, {}
     if target != "cpu":
         raise UserError("--peers of a model run here, not on a --target.")
-    return schemes, _pytorch_steps(config)
+    return {}, _pytorch_steps(config)
 
 
 def _pytorch_steps(config: ml_collections.ConfigDict) -> Steps:

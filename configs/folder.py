@@ -1,4 +1,4 @@
-"""A person's own images: any directory of class/image files.
+"""Your own images: any directory of class/image files.
 
 python -m dresnet_jax.prepare --dataset=folder --from_dir=flowers --data_dir=data
 python -m dresnet_jax.train --config=configs/folder.py --workdir=runs/flowers \

@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     # streaming (read from files all along), or auto, which takes resident where the set
     # has one size of image and fits.
     config.data.mode = "auto"
-    # Streaming: threads that read, and processes of so many threads that read beside
+    # Streaming: threads that read, and processes of as many threads that read next to
     # the one that trains; 0 for none. Each thread holds the batches of one call.
     config.data.num_threads = 8
     config.data.num_workers = 0
@@ -111,7 +111,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"
 
     exits = config.model.exits = ml_collections.ConfigDict()
-    # Blocks, from 1, behind which a classifier of its own stands beside the last one.
+    # Blocks, from 1, after which a classifier of its own stands besides the last one.
     exits.after = ()
     # What each counts in the gradient of the blocks, the last counting 1: a number for
     # all, or one for each. The classifiers learn from the whole of their losses.
@@ -143,13 +143,13 @@ def get_config() -> ml_collections.ConfigDict:
     # Their weights: softmax (of the block), gumbel (of the block, one operation for
     # each image) or routed (of the image).
     mixture.weights = "softmax"
-    # That logits are divided by, at the start and behind so many batches of training,
+    # That logits are divided by, at the start and after this many batches of training,
     # between which it falls by the same factor each.
     mixture.temperature_start = 1.0
     mixture.temperature_end = 0.1
     mixture.temperature_steps = 1000
     # Share of the images that do without an operation that has no kernel, at the start
-    # of training; behind temperature_steps it is 0. Else such operations win early.
+    # of training; after temperature_steps it is 0. Else such operations win early.
     mixture.skip_drop = 0.3
     # Added to the loss: this times the parameters in use, each operation's by its
     # weight and as a part of the largest's; and, if routed, this times the squared
@@ -209,14 +209,14 @@ def get_config() -> ml_collections.ConfigDict:
     growth.events = ()
     # Epochs before the first event, and from one to the next.
     growth.every_epochs = 5
-    # Epochs behind an event at whose end validation accuracy decides: where it is by
+    # Epochs after an event at whose end validation accuracy decides: where it is by
     # more than max_loss below what it was before, the run goes back to before.
     growth.trial_epochs = 1
     growth.max_loss = 0.0
     # Who is chosen: by score, or at random, for comparison.
     growth.choose = "score"
     # Connections that one event adds or removes. Those that may be added are first
-    # ranked by their gradients; so many are then tried: each alone is fitted to some
+    # ranked by their gradients; this many are then tried: each alone is fitted to some
     # batches, by some steps of L-BFGS.
     growth.connections = 2
     growth.candidates = 16
@@ -234,7 +234,7 @@ def get_config() -> ml_collections.ConfigDict:
     growth.max_params = config_dict.placeholder(int)
     growth.max_multiply_adds = config_dict.placeholder(int)
     growth.max_step_seconds = config_dict.placeholder(float)
-    # Steps behind each event in which the learning rate rises from 0 to where it was; 0
+    # Steps after each event in which the learning rate rises from 0 to where it was; 0
     # for none.
     growth.warmup_steps = 0
 
@@ -266,17 +266,18 @@ def get_config() -> ml_collections.ConfigDict:
     evolution.algorithm = "nsga2"
     evolution.population = 16
     evolution.evaluations = 128
-    # Whether as many are then drawn at random, trained and drawn beside them.
+    # Whether as many are then drawn at random, trained and drawn for comparison.
     evolution.against_random = False
     # Whether a structure begins with the weights of the largest one trained before
-    # that it has all of, or anew.
+    # that it has all of, or from scratch.
     evolution.inherit = True
     # Structures of equal shapes that one program trains side by side.
     evolution.together = 1
 
     config.init = ml_collections.ConfigDict()
     # Run whose newest weights this one starts from, where both have the same leaf; and
-    # a regular expression of the paths, as params/head/linear/kernel, that start anew.
+    # a regular expression of the paths, as params/head/linear/kernel, that start from
+    # scratch.
     config.init.workdir = ""
     config.init.skip = ""
 
@@ -294,14 +295,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 5e-4
     # Global norm above which gradients are scaled down; 0 for never.
     config.optimizer.clip_norm = 1.0
-    # Learning rate of gate weights and sharpness, as a multiple of the common one.
-    # At 1 sigmoid gates hardly move.
+    # Learning rate of gate weights and sharpness, as a multiple of the base learning
+    # rate. At 1 sigmoid gates hardly move.
     config.optimizer.gate_multiplier = 10.0
     # Regular expression of the paths, as head/linear/kernel, of parameters that are not
     # trained; "" for none.
     config.optimizer.freeze = ""
     # Whether batch norms whose scale and bias are not trained use their running
-    # statistics, and keep them; else they go on with those of each batch.
+    # statistics, and keep them; else they continue with those of each batch.
     config.optimizer.freeze_statistics = True
     # Parts of the run, at its start and at its end, in which gates are frozen.
     config.optimizer.gate_freeze_first = 0.0
@@ -338,9 +339,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.log_every_steps = 20
     config.train.checkpoint_every_steps = 200
     config.train.eval_every_epochs = 1
-    # Checkpoints kept: so many of the newest, two at least; those of the multiples of a
-    # step, 0 for none; and so many of those with the highest validation accuracy, for
-    # which every evaluated step has one.
+    # Checkpoints kept: how many of the newest, two at least; those of the multiples of
+    # a step, 0 for none; and how many of those with the highest validation accuracy,
+    # for which every evaluated step has one.
     config.train.keep_checkpoints = 3
     config.train.keep_every_steps = 0
     config.train.keep_best = 0
@@ -351,66 +352,3 @@ def get_config() -> ml_collections.ConfigDict:
     # state as it was before that batch and stops after 10 such batches in a row.
     config.train.on_non_finite = "stop"
     return config.lock()
-
-
-# The largest image side and number of steps: steps are counted by an int32.
-_MOST_PIXELS, _MOST_STEPS = 2**15, 2**31 - 1
-
-# Intervals in which fields lie; a round bracket leaves out the end beside it. Fields
-# that are None are not checked; what depends on other fields is checked where it is
-# used.
-RANGES = {
-    "seed": "[0, 4294967295]",
-    "data.crop_padding": f"[0, {_MOST_PIXELS}]",
-    "data.cut_out": f"[0, {_MOST_PIXELS}]",
-    "data.background": "[0, 255]",
-    "data.pixel_rule": "[1, 2]",
-    "data.mix_up": "[0, inf)",
-    "data.cut_mix": "[0, inf)",
-    "data.min_crop_area": "[0, 1]",
-    "data.rand_augment_layers": "[0, 100]",
-    "data.rand_augment_magnitude": "[0, 10]",
-    "data.num_threads": "[1, 10000]",
-    "data.num_workers": "[0, 10000]",
-    "model.drop_path": "[0, 1)",
-    "model.dropout": "[0, 1)",
-    "optimizer.learning_rate": "[0, inf)",
-    "optimizer.warmup_fraction": "[0, 1)",
-    "optimizer.momentum": "[0, 1)",
-    "optimizer.b1": "[0, 1)",
-    "optimizer.b2": "[0, 1)",
-    "optimizer.weight_decay": "[0, inf)",
-    "optimizer.clip_norm": "[0, inf)",
-    "optimizer.gate_multiplier": "[0, inf)",
-    "optimizer.gate_freeze_first": "[0, 1)",
-    "optimizer.gate_freeze_last": "[0, 1)",
-    "sharding.replica": "[1, inf)",
-    "sharding.fsdp": "[1, inf)",
-    "train.num_steps": f"[1, {_MOST_STEPS}]",
-    "train.num_epochs": f"(0, {_MOST_STEPS}]",
-    "train.steps_per_call": f"[1, {_MOST_STEPS}]",
-    "train.accumulate_steps": f"[1, {_MOST_STEPS}]",
-    "train.label_smoothing": "[0, 1)",
-    "train.gate_penalty": "[0, inf)",
-    "train.ema_decay": "[0, 1)",
-    "train.log_every_steps": f"[1, {_MOST_STEPS}]",
-    "train.checkpoint_every_steps": f"[1, {_MOST_STEPS}]",
-    "train.eval_every_epochs": f"[1, {_MOST_STEPS}]",
-    "train.keep_checkpoints": f"[1, {_MOST_STEPS}]",
-    "train.keep_every_steps": f"[0, {_MOST_STEPS}]",
-    "train.keep_best": f"[0, {_MOST_STEPS}]",
-    "growth.connections": "[1, inf)",
-    "growth.candidates": "[1, inf)",
-    "growth.trial_batches": "[1, inf)",
-    "growth.trial_steps": "[1, inf)",
-    "growth.bucket": "[1, inf)",
-    "growth.warmup_steps": "[0, inf)",
-    "growth.quantile": "[0, 1)",
-    "growth.noise": "[0, inf)",
-    "growth.max_loss": "[0, inf)",
-    "search.share": "[0, 1)",
-    "search.learning_rate": "(0, inf)",
-    "evolution.population": "[2, inf)",
-    "evolution.evaluations": "[1, inf)",
-    "evolution.together": "[1, inf)",
-}

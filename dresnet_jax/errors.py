@@ -6,7 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Of a command that was told to stop and goes on where it is called again (EX_TEMPFAIL).
+# Of a command that was told to stop and resumes where it is called again (EX_TEMPFAIL).
 PREEMPTED_EXIT_CODE = 75
 
 
@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 class RunFailedError(RuntimeError):
-    """A run that cannot go on, by no wrong value.
+    """A run that cannot continue, by no wrong value.
 
     Attributes:
       exit_code: of the commands.

@@ -12,8 +12,8 @@
 #     launch/gke.sh --name=digits --accelerator=gpu:h100:8 --nodes=2 ...
 #
 # launch/Containerfile makes the image. The workdir must be seen by all pods: a bucket. A
-# pod that is pre-empted, or ends with a code other than 0 and 2, has all pods start anew,
-# and they go on. Code 2, a wrong value, ends the JobSet at once.
+# pod that is pre-empted, or ends with a code other than 0 and 2, restarts all pods,
+# and they resume. Code 2, a wrong value, ends the JobSet at once.
 #
 #   --name=NAME           name of the JobSet
 #   --accelerator=A       tpu:TYPE, such as tpu:v5litepod-16, tpu:v5p-32 or tpu:v6e-16, or
@@ -23,7 +23,7 @@
 #   --nodes=N             GPU nodes (default: 1)
 #   --image=IMAGE         container image
 #   --spot                only on spot nodes
-#   --max_restarts=N      how often it starts anew (default: 100)
+#   --max_restarts=N      how often it restarts (default: 100)
 #   --grace=S             seconds that a pod has to save before SIGKILL (default: 120)
 #   --service_account=N   Kubernetes service account of the pods
 #   --via=WAY             kubectl (the default) or xpk
@@ -33,7 +33,7 @@
 #   --project, --zone     XPK's project and zone (default: gcloud's)
 #   --status              says how the pods are
 #   --logs                prints the last 1,000 lines of each pod
-#   --stop                deletes the JobSet: the pods save and are gone; the same line goes on
+#   --stop                deletes the JobSet: the pods save and are gone; the same line resumes
 #   --dry-run             prints what would run, the manifest too
 #   --help                prints this
 
@@ -156,7 +156,7 @@ spec:
     enableDNSHostnames: true
   failurePolicy:
     maxRestarts: ${OPTION[max_restarts]}
-    # What the pods' own policy fails would fail again. All else starts anew, and goes on.
+    # What the pods' own policy fails would fail again. All else restarts, and resumes.
     rules:
       - name: wrongValue
         action: FailJobSet
@@ -170,7 +170,7 @@ spec:
           parallelism: $PODS
           completions: $PODS
           completionMode: Indexed
-          # The first pod that fails ends its job, and so starts all anew.
+          # The first pod that fails ends its job, and so restarts all.
           backoffLimit: 0
           podFailurePolicy:
             rules:

@@ -10,7 +10,7 @@
 #         --config=configs/digits.py --workdir=/shared/runs/digits
 #
 # It prints the number of the job. The workdir must be seen by all nodes. A job that is
-# pre-empted or comes to its time limit saves, is queued again and goes on.
+# pre-empted or comes to its time limit saves, is queued again and resumes.
 #
 #   --nodes=N            nodes (default: 1)
 #   --tasks-per-node=N   processes on each node (default: its GPUs, else 1)

@@ -11,7 +11,7 @@
 #         --config=configs/digits.py --workdir=gs://my-bucket/digits
 #
 # What is committed here is what trains there. The workdir must be seen by all workers: a
-# bucket. The training goes on when this command has ended, and does not end the TPU.
+# bucket. The training continues when this command has ended, and does not end the TPU.
 #
 #   --name=NAME      name of the queued resource and, for one slice, of the TPU
 #   --zone=ZONE      zone
@@ -22,7 +22,7 @@
 #   --runtime=NAME   TPU software version (default: the one that fits the type)
 #   --poll=S         seconds between two looks at the queue (default: 30)
 #   --worker=I       for --logs: the worker, of the first slice (default: 0)
-#   --resume         goes on: with a new TPU where the old one was pre-empted, suspended or
+#   --resume         resumes: with a new TPU where the old one was pre-empted, suspended or
 #                    failed; waits where it is queued; leaves alone what still trains
 #   --status         state of the queued resource, and of the training on each worker
 #   --logs           prints the log of a worker
@@ -151,7 +151,7 @@ start() {
   local found
   if ((!DRY_RUN)); then
     found=$(state)
-    [[ -z $found ]] || fail "${OPTION[name]} exists and is $found: --resume goes on with it," \
+    [[ -z $found ]] || fail "${OPTION[name]} exists and is $found: --resume continues with it," \
       "--delete deletes it."
   fi
   create

@@ -16,12 +16,12 @@ from etils import epath
 from PIL import Image
 
 from configs import digits
-from dresnet_jax.data import image_folder
+from dresnet_jax.data import folder_records, image_folder
 from dresnet_jax.data.views import View
 from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.inference import exported
 from dresnet_jax.models import table
-from dresnet_jax.training import experiment, torch_weights, workdir
+from dresnet_jax.training import experiment, run_config, torch_weights
 from tests.training.test_workdir import fields_of
 
 NUMBERS = (
@@ -112,7 +112,7 @@ class Draws:
         else:
             text = self.damaged(json.dumps(whole).encode())
         (directory / "config.json").write_bytes(text)
-        config = workdir.read_config(directory)
+        config = run_config.read_config(directory)
         try:
             experiment.build(config)
         except (KeyError, AttributeError) as error:
@@ -215,8 +215,8 @@ class Draws:
         target = epath.Path(self.place / "data")
         shutil.rmtree(target, ignore_errors=True)
         skip = bool(self.random.randint(2))
-        image_folder.write(root, found, target, skip_corrupt=skip)
-        about = image_folder.about(target)
+        folder_records.write(root, found, target, skip_corrupt=skip)
+        about = folder_records.about(target)
         of_class = collections.Counter(label for _, label in found.files["train"])
         assert len(about["class_names"]) >= 2
         assert of_class.keys() <= set(range(len(about["class_names"])))

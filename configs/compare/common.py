@@ -43,7 +43,7 @@ def get_config(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     # parameters or flops (it is widened for them), or time (it gets more steps, by the
     # measured time of both).
     config.budgets = ("parameters", "flops", "time")
-    # Validation accuracy whose time is told.
+    # Validation accuracy whose time is reported.
     config.target_accuracy = 0.9
     return config
 
@@ -64,7 +64,7 @@ def small_fashion_mnist() -> ml_collections.ConfigDict:
 def dresnet(gate: str = "sigmoid", **connections: Any) -> dict[str, Any]:
     """The fields of a DResNet-18 with some gate function, and other connections.
 
-    Unless told otherwise they are the published ones, which the results compare.
+    By default they are the published ones, which the results compare.
     """
     published = {"topology": "dense", "projection": "per_edge", "opening": 0.5}
     own = {"gate": gate} | published | connections

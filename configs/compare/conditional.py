@@ -1,4 +1,4 @@
-r"""Conditional paths beside ResNet and DResNet, on Fashion-MNIST.
+r"""Conditional paths compared with ResNet and DResNet, on Fashion-MNIST.
 
 python -m dresnet_jax.compare --config=configs/compare/conditional.py \
     --workdir=runs/conditional

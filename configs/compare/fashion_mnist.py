@@ -36,5 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _multiplied(rate: float) -> dict[str, object]:
-    """A DResNet whose gates learn at so many times the common rate."""
+    """A DResNet whose gates learn at a multiple of the base learning rate."""
     return common.dresnet() | {"optimizer": {"gate_multiplier": rate}}

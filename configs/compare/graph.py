@@ -1,4 +1,4 @@
-r"""Free graphs beside ResNet and DResNet, on Fashion-MNIST.
+r"""Free graphs compared with ResNet and DResNet, on Fashion-MNIST.
 
 python -m dresnet_jax.compare --config=configs/compare/graph.py \
     --workdir=runs/graph

@@ -1,4 +1,4 @@
-r"""Blocks that choose their operations beside a ResNet's, on Fashion-MNIST.
+r"""Blocks that choose their operations compared with a ResNet's, on Fashion-MNIST.
 
 python -m dresnet_jax.compare --config=configs/compare/mixed.py --workdir=runs/mixed
 

@@ -1,4 +1,4 @@
-r"""The default connections beside projections per edge, and beside none.
+r"""The default connections compared with projections per edge, and with none.
 
 python -m dresnet_jax.compare --config=configs/compare/projections.py \
     --workdir=runs/projections

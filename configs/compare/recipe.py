@@ -1,4 +1,4 @@
-r"""The DResNet that a search on other seeds found best, beside ResNets.
+r"""The DResNet that a search on other seeds found best, compared with ResNets.
 
 python -m dresnet_jax.compare --config=configs/compare/recipe.py \
     --workdir=runs/recipe

@@ -1,4 +1,4 @@
-r"""Learned residuals x + a F(x) beside ResNet and DResNet, on Fashion-MNIST.
+r"""Learned residuals x + a F(x) compared with ResNet and DResNet, on Fashion-MNIST.
 
 python -m dresnet_jax.compare --config=configs/compare/residual.py \
     --workdir=runs/residual

@@ -9,8 +9,8 @@ r"""Looks into networks, trained or not.
 
 `gradients` draws the norm of the loss's gradient by the output of each block, before
 training: for the blocks of the config's model without shortcuts (plain), with them
-(residual), and with learned connections beside them (dense). It draws each of --runs at
-its start and at its newest checkpoint. The batch is the first of the training split.
+(residual), and with learned connections added to them (dense). It draws each of --runs
+at its start and at its newest checkpoint. The batch is the first of the training split.
 
 `graph` draws who reads whom in a run, from the stem to the classifier, each connection
 as wide as it is open at the newest checkpoint.
@@ -22,16 +22,14 @@ class of the images, on the validation split.
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ml_collections
 from absl import flags
 from etils import epath
 
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import pick
-
-if TYPE_CHECKING:
-    import numpy as np
 
 command = cli.Command(
     __doc__, "config workdir compilation_cache json", words=("subject",)
@@ -55,103 +53,74 @@ def main(subject: str) -> None:
         "routes": _routes,
         "residuals": _residuals,
     }
-    pick("analysis", subject, subjects)()
-
-
-def _gradients() -> None:
-    picture, config = cli.picture_file(_OUT.value), command.config()
-
-    from dresnet_jax.figures import gradient_flow, pictures
-    from dresnet_jax.training import evaluation
-
+    analyse = pick("analysis", subject, subjects)
+    picture = cli.picture_file(_OUT.value)
+    given: Any = command.config() if subject == "gradients" else command.workdir()
     command.use_compilation_cache()
-    runs = [evaluation.open_run(epath.Path(name).expanduser()) for name in _RUNS.value]
-    stacks = gradient_flow.stacks(config)
-    title = f"at the start, {_SEEDS.value} seeds"
-    panels: dict[str, dict[str, np.ndarray]] = {title: {}}
-    batch = evaluation.first_batch(stacks["plain"])  # The data of all.
-    for name, part in stacks.items():
-        states = [part.with_seed(n).create_state() for n in range(_SEEDS.value)]
-        panels[title][name] = gradient_flow.norms(part, batch, states)
-    for name, (part, restored) in zip(_RUNS.value, runs, strict=True):
-        states = [part.create_state(), restored.state]
-        found = gradient_flow.norms(part, evaluation.first_batch(part), states)
-        ends = ("step 0", f"step {restored.step}")
-        panels[name] = dict(zip(ends, found[:, None], strict=True))
+    found = analyse(given, picture)
+    print(f"picture: {_OUT.value}")
+    command.finish({"picture": _OUT.value} | found)
+
+
+def _gradients(
+    config: ml_collections.ConfigDict, picture: epath.Path
+) -> dict[str, Any]:
+    from dresnet_jax.figures import gradient_flow, pictures
+
+    runs = [epath.Path(name).expanduser() for name in _RUNS.value]
+    panels = gradient_flow.panels(config, _SEEDS.value, runs)
     for title, flows in panels.items():
         print(gradient_flow.table(title, flows))
     pictures.save(gradient_flow.draw(panels), picture)
-    print(f"picture: {_OUT.value}")
-    command.finish({"picture": _OUT.value, "norms": _listed(panels)})
+    norms = {
+        title: {name: norms.tolist() for name, norms in flows.items()}
+        for title, flows in panels.items()
+    }
+    return {"norms": norms}
 
 
-def _graph() -> None:
-    picture, directory = cli.picture_file(_OUT.value), command.workdir()
-
+def _graph(directory: epath.Path, picture: epath.Path) -> dict[str, Any]:
     from dresnet_jax.figures import graph, pictures
     from dresnet_jax.training import evaluation
 
-    command.use_compilation_cache()
     parts, restored = evaluation.open_run(directory)
     topology = parts.model.spec.connections.topology
-    openings = parts.gate_openings(restored.state)
+    openings = parts.gate_values(restored.state)
     pictures.save(graph.draw(topology, openings), picture)
     print(f"blocks: {len(topology.blocks)}, connections: {len(topology.edges)}")
-    print(f"picture: {_OUT.value}")
     edges = [
         [i, k, opening] for i, row in openings.items() for k, opening in row.items()
     ]
-    command.finish({"picture": _OUT.value, "step": restored.step, "edges": edges})
+    return {"step": restored.step, "edges": edges}
 
 
-def _routes() -> None:
-    picture, directory = cli.picture_file(_OUT.value), command.workdir()
-
+def _routes(directory: epath.Path, picture: epath.Path) -> dict[str, Any]:
     from dresnet_jax.figures import pictures, routes
     from dresnet_jax.training import evaluation
 
-    command.use_compilation_cache()
     parts, restored = evaluation.open_run(directory)
-    named = routes.operations(parts)
+    named, classes = routes.operations(parts), parts.dataset.class_names
     examples = parts.open_splits()["validation"]
     found = routes.by_class(parts, restored.state, examples)
     print(routes.table(parts, found))
-    classes = parts.dataset.class_names
     pictures.save(routes.draw(found, named, classes), picture)
-    print(f"picture: {_OUT.value}")
-    command.finish(
-        {
-            "picture": _OUT.value,
-            "step": restored.step,
-            "operations": named,
-            "classes": classes,
-            "weights": {i: weights.tolist() for i, weights in found.items()},
-        }
-    )
+    weights = {i: weights.tolist() for i, weights in found.items()}
+    return {
+        **{"step": restored.step, "operations": named},
+        **{"classes": classes, "weights": weights},
+    }
 
 
-def _residuals() -> None:
-    picture, directory = cli.picture_file(_OUT.value), command.workdir()
-
+def _residuals(directory: epath.Path, picture: epath.Path) -> dict[str, Any]:
     from dresnet_jax.figures import pictures, residuals
     from dresnet_jax.training import evaluation
 
-    command.use_compilation_cache()
     parts, restored = evaluation.open_run(directory)
     found = residuals.scales(parts, restored.state)
     print(residuals.table(found))
     pictures.save(residuals.draw(found), picture)
-    print(f"picture: {_OUT.value}")
-    listed = {i: a.tolist() for i, a in found.items()}
-    command.finish({"picture": _OUT.value, "step": restored.step, "scales": listed})
-
-
-def _listed(panels: "dict[str, dict[str, np.ndarray]]") -> dict[str, Any]:
-    """{panel: {line: [states, blocks]}}, for JSON."""
-    return {
-        title: {name: norms.tolist() for name, norms in flows.items()}
-        for title, flows in panels.items()
-    }
+    scales = {i: a.tolist() for i, a in found.items()}
+    return {"step": restored.step, "scales": scales}
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@
     python -m dresnet_jax.benchmark conditional --workdir=runs/gated
     python -m dresnet_jax.benchmark input --config=configs/fashion_mnist.py
 
-`connections` compiles the gradient of one stage of so many blocks, or the training step
-of a model, in each form and without connections, and prints ratios. The chips of a
+`connections` compiles the gradient of one stage of this many blocks, or the training
+step of a model, in each form and without connections, and prints ratios. The chips of a
 --target need not be there (requirements-tpu-plan.txt); the time is then an estimate, by
 FLOPs / peak and bytes / bandwidth. --peers adds DenseFormer's average to a stage, the
 original in PyTorch to a model (requirements-peers.txt). `conditional` prints the FLOPs
-and the time that gates save beside the network without them: those of a run on
+and the time that gates save compared with the network without them: those of a run on
 validation images, or of a fresh network on noise, set to some rates; in batches of 256.
-`input` prints the images per second of the pipeline, of the step and of both, for
-each input pipeline. Rounds are interleaved; configs/synthetic.py is the config if none
-is given.
+`input` prints the images per second of the pipeline, of the step and of both, for each
+input pipeline. Rounds are interleaved; configs/synthetic.py is the config if none is
+given.
 """
 
 import dataclasses
@@ -48,9 +48,6 @@ _FORMS = command.flag(
 )
 _PEERS = command.flag(
     flags.DEFINE_bool, "peers", False, "Measure what others have made too."
-)
-_ARRANGEMENTS = command.flag(
-    flags.DEFINE_bool, "arrangements", False, "Of folded, the others too."
 )
 _TRAFFIC = command.flag(
     flags.DEFINE_bool, "traffic", False, "Print where a model's bytes go."
@@ -112,11 +109,10 @@ def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
     command.use_compilation_cache()
     asked = _MODEL.value, _FORMS.value, _DEPTHS.value, _PROJECTION.value
     added: tuple[Any, Any] = ({}, {})
-    if _PEERS.value or _ARRANGEMENTS.value:
+    if _PEERS.value:
         from benchmarks import peers  # Outside the package, and no part of it.
 
-        kinds = {"arrangements": _ARRANGEMENTS.value, "peers": _PEERS.value}
-        added = peers.of(config, _MODEL.value, _TARGET.value, **kinds)
+        added = peers.of(config, _MODEL.value, _TARGET.value)
     subjects = connection_costs.subjects(config, *asked, added[0])
     if _TARGET.value == "cpu":
         rows = connection_costs.measure(subjects, _RUNS.value, added[1])

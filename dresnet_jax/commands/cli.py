@@ -8,12 +8,10 @@ import json
 import logging as stdlib_logging
 import os
 import re
-import runpy
 import shlex
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from dresnet_jax import signals
+from dresnet_jax.commands import config_files
 from dresnet_jax.errors import (
     PREEMPTED_EXIT_CODE,
     RunFailedError,
@@ -30,6 +29,7 @@ from dresnet_jax.errors import (
     printable,
     unknown,
 )
+from dresnet_jax.training import json_files
 
 _SHARED_HELP = {
     "config": "File of the config, such as configs/digits.py; "
@@ -162,7 +162,7 @@ class Command:
           UserError: none was given.
         """
         if self.flags.config is None:
-            raise UserError(f"--config is missing: {_config_files()}.")
+            raise UserError(f"--config is missing: {config_files.choices()}.")
         return self.flags.config
 
     def workdir(self) -> epath.Path:
@@ -187,9 +187,7 @@ class Command:
     def finish(self, result: dict[str, Any]) -> None:
         """Prints the result as the last line, if --json was given."""
         if self.flags.json:
-            from dresnet_jax.training import workdir
-
-            print(json.dumps(workdir.finite(result), allow_nan=False), flush=True)
+            print(json.dumps(json_files.finite(result), allow_nan=False), flush=True)
 
     def _parse(self, argv: list[str]) -> list[str]:
         for name in [name for name in self.flags if "." in name]:
@@ -201,12 +199,12 @@ class Command:
         ):
             argv.insert(1, f"--config={self._default_config}")
         self._argv[:] = argv
-        tree = _check_config(argv) if "config" in self.flags else None
+        tree = config_files.check(argv) if "config" in self.flags else None
         try:
             given = self.flags(argv)[1:]
         except flags.UnrecognizedFlagError as error:
             name = error.flagname
-            meant = [f"config.{path}" for path in _elsewhere(tree, name)]
+            meant = [f"config.{path}" for path in config_files.elsewhere(tree, name)]
             raise unknown("flag", name, list(self.flags), meant) from None
         words = [*self._words, self._rest] if self._rest else self._words
         if len(given) > len(words) and not self._rest:
@@ -300,102 +298,3 @@ def _log_warnings_only() -> None:
 def _failed(message: str, code: int) -> int:
     print(printable(message), file=sys.stderr, flush=True)
     return code
-
-
-def _check_config(argv: list[str]) -> ml_collections.ConfigDict | None:
-    """Finds mistakes in --config flags whose own messages would be a traceback.
-
-    Returns:
-      The config of the file, if one is given.
-
-    Raises:
-      UserError: the file is missing, or a field does not exist.
-    """
-    path = None
-    for i, argument in enumerate(argv):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
-            path = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
-    fields = [m[1] for m in (re.match(r"--?config\.([^=]+)", a) for a in argv) if m]
-    if path is None:
-        if fields:
-            raise UserError(f"--config.{fields[0]} needs --config: {_config_files()}.")
-        return None
-    if not Path(path).is_file():
-        files = _config_files(Path(path).parent)
-        raise UserError(f"Config file '{path}' does not exist: {files}.")
-    file = Path(path)
-    # Config files import each other as configs.<name>, from wherever one stands.
-    root = str(file.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.append(root)
-    tree = _load(file)
-    for field in fields:
-        _check_field(tree, field)
-    return tree
-
-
-def _load(file: Path) -> ml_collections.ConfigDict:
-    try:
-        tree = runpy.run_path(str(file))["get_config"]()
-    # A config is code: any error in it is the person's to mend.
-    except Exception as error:
-        lines = [
-            f.lineno
-            for f in traceback.extract_tb(error.__traceback__)
-            if f.filename == str(file)
-        ]
-        where = f", line {lines[-1]}" if lines else ""
-        raise UserError(
-            f"Config file '{file}'{where}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-    if not isinstance(tree, ml_collections.ConfigDict):
-        raise UserError(f"Config file '{file}': get_config() returns no ConfigDict.")
-    return tree
-
-
-def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
-    node: Any = tree
-    parts = field.split(".")
-    for depth, part in enumerate(parts):
-        inside = ".".join(["config", *parts[:depth]])
-        if not isinstance(node, ml_collections.ConfigDict):
-            raise UserError(f"{inside} has no fields, so no '{part}'.")
-        if part not in node:
-            # Of a group that is misspelt the nearest group is meant.
-            is_last = depth == len(parts) - 1
-            meant = _elsewhere(tree, part if is_last else field)
-            raise unknown(f"field of {inside}", part, list(node), meant)
-        node = node[part]
-    if isinstance(node, ml_collections.ConfigDict):
-        raise UserError(f"config.{field} is a group: set one of {', '.join(node)}.")
-
-
-def _elsewhere(tree: ml_collections.ConfigDict | None, field: str) -> list[str]:
-    """The paths of fields of a config, wherever they are, that end like this one."""
-    return [path for path in _paths(tree or {}) if f".{path}".endswith(f".{field}")][:3]
-
-
-def _paths(tree: Any, before: str = "") -> Iterator[str]:
-    """The path of every field of a config that is no group."""
-    for name in tree:
-        # Not items(), which would resolve what a field refers to.
-        node = tree[name]
-        if isinstance(node, ml_collections.ConfigDict):
-            yield from _paths(node, f"{before}{name}.")
-        else:
-            yield before + name
-
-
-def _config_files(near: Path = Path("configs")) -> str:
-    """What a person may give: what lies near, if those are configs."""
-    configs = Path("configs")
-    directory = near if near.is_dir() and configs in near.parents else configs
-    found = sorted(
-        str(path)
-        for path in directory.glob("*.py")
-        if path.stem not in ("__init__", "common")
-    )
-    if not found:
-        return "give the path of a config; there is no directory configs here"
-    return f"give one of {', '.join(found)}"

@@ -5,9 +5,9 @@
 
 The file is a state dict of torchvision, timm or Hugging Face: .safetensors, or .pth,
 .pt or .bin, which need requirements-convert.txt. The run begins with these weights:
-evaluate, predict and train go on with it, and train --config.init.workdir= takes them
-for another dataset, or for a model with connections. The dataset of --config says how
-many classes there are. --to writes the names of torchvision.
+evaluate, predict and train continue with it, and train --config.init.workdir= takes
+them for another dataset, or for a model with connections. The dataset of --config says
+how many classes there are. --to writes the names of torchvision.
 """
 
 import copy

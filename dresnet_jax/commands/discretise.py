@@ -4,7 +4,7 @@ r"""Leaves each mixed block the operation of its largest weight.
 
 Writes a run of an ordinary, smaller network, whose config names one operation for each
 block and whose parameters are those of the chosen ones: evaluate and predict read it,
-and train --config.init.workdir= goes on from it.
+and train --config.init.workdir= starts from it.
 """
 
 import sys

@@ -10,7 +10,7 @@ them to evaluation_<split>.json in the run directory.
 With --max_loss or --budget, a network with exits (config.model.exits) answers each
 image at the first exit that is sure enough. The thresholds are fitted on the validation
 split, and written to early_exit.json, where predict --early_exit reads them; what they
-save is measured beside the whole network, and drawn in early_exit.png.
+save is measured against the whole network, and drawn in early_exit.png.
 """
 
 import sys
@@ -20,6 +20,7 @@ from absl import flags
 from dresnet_jax.commands import cli
 from dresnet_jax.data import catalog
 from dresnet_jax.errors import UserError
+from dresnet_jax.training import json_files
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
@@ -81,7 +82,7 @@ def main() -> None:
 
     from dresnet_jax.figures import evaluation_tables
     from dresnet_jax.inference import early_exit_report
-    from dresnet_jax.training import evaluation, workdir
+    from dresnet_jax.training import evaluation
 
     command.use_compilation_cache()
     # Wrong values are named before the run is opened, which takes its time.
@@ -113,7 +114,7 @@ def main() -> None:
         ),
     }
     print(evaluation_tables.table(report))
-    workdir.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)
+    json_files.write_json(directory / f"evaluation_{_SPLIT.value}.json", report)
     command.finish(report)
 
 

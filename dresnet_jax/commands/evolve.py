@@ -15,6 +15,7 @@ import itertools
 import sys
 
 from dresnet_jax.commands import cli
+from dresnet_jax.training import json_files
 
 command = cli.Command(
     __doc__, "config workdir overwrite compilation_cache json", resumes=True
@@ -75,7 +76,7 @@ def main() -> None:
                 for one in front
             ],
         }
-        workdir.write_json(directory / "report.json", report)
+        json_files.write_json(directory / "report.json", report)
         picture = directory / "evolution.png"
         pictures.save(plot.evolution(found, front, volumes), picture)
     print(evolution.table(front, population.member))

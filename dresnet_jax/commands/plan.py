@@ -8,7 +8,7 @@ memory as the compiler counts them, per device. With --target the step is compil
 TPU chips that need not be there (requirements-tpu-plan.txt): 2xv5e:4x4 are two slices
 of 4x4 chips. Memory, bytes and collectives are the compiler's counts; times, and
 what follows from them, are estimates by published figures of the chip. Data are not
-read. --sweep=32,64,128 compiles for each of these batches per chip, and tells of the
+read. --sweep=32,64,128 compiles for each of these batches per chip, and prints the
 largest that fits.
 """
 
@@ -76,7 +76,7 @@ def _here() -> dict[str, Any]:
 
 def _on_target() -> dict[str, Any]:
     if _NO_COMPILE.value:
-        raise UserError("--no_compile tells nothing of a --target.")
+        raise UserError("--no_compile prints nothing about a --target.")
     config, batches = command.config(), _batches()
 
     from dresnet_jax.costs import chips, pod, tables

@@ -8,7 +8,7 @@
 --exported takes what dresnet_jax.export wrote in the place of a run.
 
 A network with exits answers early with --early_exit, by the thresholds that evaluate
-fitted, or with --within_ms, at the deepest exit that this machine reaches in so many
+fitted, or with --within_ms, at the deepest exit that this machine reaches in this many
 milliseconds, measured for one image first.
 
 Takes files, directories, whose images are found at any depth, and - for a list of files
@@ -16,10 +16,9 @@ on standard input. Prints the most probable classes of each. An image that canno
 read is named, and the others are still classified; the exit code is then 1.
 """
 
+import functools
 import itertools
-import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -29,9 +28,6 @@ from dresnet_jax.commands import cli
 from dresnet_jax.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from dresnet_jax.data.views import View
     from dresnet_jax.inference.classifiers import ImageClassifier
 
 command = cli.Command(__doc__, "workdir compilation_cache json", rest="image")
@@ -62,42 +58,36 @@ def main(*names: str) -> None:
     """Reads, classifies, prints."""
     import numpy as np
 
-    from dresnet_jax.data import images
+    from dresnet_jax.data.images import printable
+    from dresnet_jax.inference.image_files import ImageFiles
 
-    unreadable: list[dict[str, str]] = []
-    files = _files(names, unreadable)
+    files = ImageFiles(names, functools.partial(print, file=sys.stderr, flush=True))
     network = _classifier()
-    classes = network.class_names
     predictions: list[dict[str, Any]] = []
-    readable = _readable(files, network.view, unreadable)
+    readable = files.read(network.view)
     while batch := list(itertools.islice(readable, network.batch_size)):
         paths, pixels = zip(*batch, strict=True)
         for path, (row, depth) in zip(paths, network.answers(pixels), strict=True):
-            path = images.printable(path)
             if not np.isfinite(row).all():
-                _name(path, "is answered by what is no number", unreadable)
+                files.leave_out(path, "is answered by what is no number")
                 continue
             top = [
                 {
-                    "class": classes[i],
+                    "class": network.class_names[i],
                     "label": int(i),
                     "probability": float(row[i]),
                 }
                 for i in np.argsort(-row, kind="stable")[: _TOP.value]
             ]
-            predictions.append({"image": path, "top": top} | depth)
+            predictions.append({"image": printable(path), "top": top} | depth)
             cells = [f"{x['class']} {x['probability']:.3f}" for x in top]
-            cells += [f"behind block {n}" for n in depth.values()]
-            print(f"{path}: {', '.join(cells)}", flush=True)
-    command.finish(
-        {
-            **network.about,
-            "predictions": predictions,
-            "unreadable": unreadable,
-        }
-    )
-    if unreadable:
-        raise RunFailedError(f"{len(unreadable)} of {len(files)} are not answered.")
+            cells += [f"after block {n}" for n in depth.values()]
+            print(f"{printable(path)}: {', '.join(cells)}", flush=True)
+    found = {"predictions": predictions, "unreadable": files.unreadable}
+    command.finish(network.about | found)
+    if files.unreadable:
+        many = f"{len(files.unreadable)} of {len(files.paths)}"
+        raise RunFailedError(f"{many} are not answered.")
 
 
 def _classifier() -> "ImageClassifier":
@@ -121,64 +111,6 @@ def _classifier() -> "ImageClassifier":
     if early:
         return classifiers.with_exits(directory, within)
     return classifiers.of_run(directory)
-
-
-def _files(names: tuple[str, ...], unreadable: list[dict[str, str]]) -> list[str]:
-    """The files that the words of the command line mean, in their order.
-
-    Raises:
-      UserError: there is none.
-    """
-    from dresnet_jax.data import images
-
-    files: list[str] = []
-    for name in names:
-        directory = epath.Path(name).expanduser()
-        if name == "-":
-            lines = sys.stdin.buffer.read().split(b"\n")
-            files += [os.fsdecode(line.rstrip(b"\r")) for line in lines if line]
-        elif directory.is_dir():
-            found = images.files_in(directory)
-            for path, why in found.unreadable:
-                _name(images.printable(path), f"cannot be read: {why}", unreadable)
-            if not found.images and not found.unreadable:
-                kinds = ", ".join(images.SUFFIXES)
-                raise UserError(f"Directory {directory} holds no image: {kinds}.")
-            if found.others:
-                print(
-                    f"{images.printable(name)}: files that are no images by their "
-                    f"names, passed over: {found.others}",
-                    file=sys.stderr,
-                )
-            files += found.images
-        else:
-            files.append(name)
-    if not files and not unreadable:
-        raise UserError("No image is named on standard input.")
-    return files
-
-
-def _readable(
-    files: list[str], view: "View", unreadable: list[dict[str, str]]
-) -> "Iterator[tuple[str, np.ndarray]]":
-    """The pixels of each file; those that cannot be read are named and collected."""
-    from dresnet_jax.data import images
-
-    for name in files:
-        path = epath.Path(name).expanduser()
-        try:
-            if path.exists() and not path.is_file():
-                raise OSError("it is no regular file")
-            yield name, view.fit(path.read_bytes())
-        # A name with a NUL byte is a ValueError.
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            _name(images.printable(name), f"cannot be read: {why}", unreadable)
-
-
-def _name(path: str, why: str, unreadable: list[dict[str, str]]) -> None:
-    print(f"{path} {why}", file=sys.stderr, flush=True)
-    unreadable.append({"image": path, "error": why})
 
 
 if __name__ == "__main__":

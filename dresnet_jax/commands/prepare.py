@@ -1,4 +1,4 @@
-"""Prepares a dataset for training, or tells its pixels' mean and standard deviation.
+"""Prepares a dataset for training, or prints its pixels' mean and standard deviation.
 
     python -m dresnet_jax.prepare --dataset=fashion_mnist
     python -m dresnet_jax.prepare --dataset=fashion_mnist --from_dir=archives
@@ -11,8 +11,8 @@ else in this package does.
 
     python -m dresnet_jax.prepare --dataset=folder --from_dir=flowers --data_dir=data
 
-takes a person's own images instead: flowers/<class>/<image>, or flowers/train/<class>
-with validation (or val, valid) and test beside train. An image that cannot be read is
+takes your own images instead: flowers/<class>/<image>, or flowers/train/<class>
+with validation (or val, valid) and test next to train. An image that cannot be read is
 named and ends it, or is left out with --skip_corrupt. docs/data.md says what is taken.
 """
 

@@ -11,6 +11,7 @@ import sys
 from absl import flags
 
 from dresnet_jax.commands import cli
+from dresnet_jax.data.calls import Call
 
 command = cli.Command(__doc__, "config compilation_cache json")
 
@@ -49,7 +50,7 @@ def main() -> None:
             dataclasses.replace(recipe, view=view),
             seed,
             rows,
-            [streaming.Call(0, 1)],
+            [Call(0, 1)],
         )[0]
         for view in (plain, recipe.view)
     )

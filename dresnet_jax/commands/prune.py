@@ -5,8 +5,8 @@ r"""Removes the learned connections that carry least.
 
 Ranks the connections of a run by the root mean square of what they carry, F(w) P(y),
 and writes a run of an ordinary, smaller network, whose config lists the connections
-that are left: evaluate and predict read it, and train --config.init.workdir= goes on
-from it. --keep leaves so many; --threshold those that carry at least so much;
+that are left: evaluate and predict read it, and train --config.init.workdir= starts
+from it. --keep leaves this many; --threshold those that carry at least this much;
 --max_loss removes as many as accuracy on the validation split allows.
 """
 

@@ -1,4 +1,4 @@
-"""Trains a model, or goes on with a run that was stopped.
+"""Trains a model, or resumes a run that was stopped.
 
     python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/digits
 
@@ -19,6 +19,7 @@ import sys
 from absl import flags
 
 from dresnet_jax.commands import cli
+from dresnet_jax.training import run_config
 
 command = cli.Command(
     __doc__, "config workdir overwrite compilation_cache json", resumes=True
@@ -75,7 +76,7 @@ def main() -> None:
     if jax.process_count() > 1:
         processes.say(processes.description())
     if not command.flags.overwrite:
-        config = workdir.as_begun(directory, config)
+        config = run_config.as_begun(directory, config)
     parts = experiment.build(config)
     prepared.require(parts.dataset, config.data.data_dir)
     watch = functools.partial(

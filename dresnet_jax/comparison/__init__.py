@@ -1,1 +1,1 @@
-"""Comparisons of models: several seeds of several variants, and what they tell."""
+"""Comparisons of models: several seeds of several variants, and what they show."""

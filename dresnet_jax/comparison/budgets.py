@@ -45,7 +45,7 @@ class Together:
     """How many seeds of a variant one program trains.
 
     Attributes:
-      seeds: so many; 1 where they are trained one after the other.
+      seeds: how many; 1 where they are trained one after the other.
       tried: seeds of the program that was measured; 0 for none.
       ratio: a step's time in it, a seed, to that of a step of one seed alone.
     """
@@ -70,7 +70,7 @@ class Together:
 
 
 def measure_together(config: ml_collections.ConfigDict, seeds: int) -> Together:
-    """Whether so many seeds of a run train faster in one program; measured in turn."""
+    """Measures whether several seeds of a run train faster in one program."""
     if seeds == 1:
         return Together(1)
     parts = experiment.build(config)
@@ -165,7 +165,7 @@ def widened(
       count: `count_params` or `count_flops`, which grow with the width.
 
     Raises:
-      UserError: no width within a factor of 4 has so much or so little.
+      UserError: no width within a factor of 4 fits.
     """
 
     def at(step: int) -> ml_collections.ConfigDict:

@@ -30,7 +30,7 @@ class Finding:
 
 
 def findings(found: Mapping[str, Any]) -> list[Finding]:
-    """What a report answers beside its main question.
+    """What a report answers besides its main question.
 
     Args:
       found: the report, before numbers that are not finite are replaced.
@@ -43,12 +43,12 @@ def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
 
     Args:
       row: of the report's comparisons.
-      in_points: whether its difference is told in points of a hundred.
+      in_points: whether its difference is in percentage points.
     """
     p = row["p_corrected"]
     if np.isnan(p):
         what = "a single seed" if row["seeds"] == 1 else "the same in all seeds, which"
-        return f"{what} tells nothing of chance"
+        return f"{what} says nothing about chance"
     low, high = (
         f"{100 * row[end]:+.2f}" if in_points else f"{row[end]:+.4f}"
         for end in ("low", "high")
@@ -109,7 +109,7 @@ def _of_gates(found: Mapping[str, Any]) -> Iterator[Finding]:
         for name, variant in gated.items()
     )
     yield Finding(
-        "How far do the gates move, and do they solidify?",
+        "How far do the gates move, and do they stop changing?",
         f"Mean change of F(w) over the run, and in its last quarter: {moved}. "
         f"Below {SOLID} in the last quarter, and so solid: "
         f"{'; '.join(solid) or 'none'}. Below {SOLID} over the whole run, and so never "
@@ -138,7 +138,7 @@ def _of_gates(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _kept(gates: Mapping[str, Mapping[str, float]]) -> str:
-    """Which connections are open, and whether distance tells."""
+    """Which connections are open, and whether distance matters."""
     edges = [
         (opening, int(i), int(k))
         for i, row in gates.items()

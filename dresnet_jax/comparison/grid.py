@@ -2,9 +2,10 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -14,7 +15,7 @@ from dresnet_jax.comparison import budgets
 from dresnet_jax.comparison.budgets import Costs, Together
 from dresnet_jax.costs import cost
 from dresnet_jax.errors import UserError, pick, unknown
-from dresnet_jax.training import experiment, metrics, workdir
+from dresnet_jax.training import experiment, json_files, metrics, run_config
 from dresnet_jax.training.experiment import Experiment
 
 # Seeds of a variant that are tried in one program, if there are as many.
@@ -28,7 +29,7 @@ class Plan:
     """What is run.
 
     Attributes:
-      variants: the config of a run by the variant's name, but for its seed.
+      variants: the config of a run by the variant's name, except its seed.
       references: names of the reference and its forms with the main variant's budgets,
         by the budget: steps, parameters, flops, time.
       costs: of a step of each variant.
@@ -110,7 +111,6 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
         name: _changed(config.base, changes, f"variants.{name}")
         for name, changes in config.variants.items()
     }
-    _check_directories(config)
     for field in ("reference", "main"):
         pick(f"variant, as {field},", config[field], variants)
     if config.reference == config.main:
@@ -123,22 +123,6 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
     if found.exists():
         return _read_plan(variants, json.loads(found.read_text()))
     return _new_plan(config, variants)
-
-
-def _check_directories(config: ml_collections.ConfigDict) -> None:
-    """Checks that no two variants would be trained in one directory."""
-    matched = [_matched(config.reference, budget) for budget in config.budgets]
-    names: dict[str, str] = {}
-    for name in (*config.variants, *matched):
-        slug = _slug(name)
-        if not slug:
-            raise UserError(f"Variant {name!r} needs a letter or a digit in its name.")
-        if slug in names:
-            raise UserError(
-                f"Variants {names[slug]!r} and {name!r} would both be trained in "
-                f"runs/{slug}: give one of them another name."
-            )
-        names[slug] = name
 
 
 def _matched(reference: str, budget: str) -> str:
@@ -182,8 +166,8 @@ def _together(
 
 
 def write_plan(plan: Plan, directory: epath.Path) -> None:
-    """Keeps what was measured, so that a comparison goes on with the same runs."""
-    workdir.write_json(
+    """Keeps what was measured, so that a comparison continues with the same runs."""
+    json_files.write_json(
         directory / _PLAN,
         {
             "references": dict(plan.references),
@@ -231,11 +215,12 @@ def runs(
         name: config.seeds if name in compared else others for name in plan.variants
     }
     parts = {name: experiment.build(config) for name, config in plan.variants.items()}
+    directories = _directories(plan.variants)
     found = [
         Run(
             name,
             config.first_seed + i,
-            directory / "runs" / _slug(name) / str(config.first_seed + i),
+            directory / "runs" / directories[name] / str(config.first_seed + i),
             parts[name].with_seed(config.first_seed + i),
         )
         for i in range(max(seeds.values()))
@@ -244,7 +229,7 @@ def runs(
     ]
     for run in found:
         if run.is_done:
-            workdir.require_config(run.directory, run.experiment.config)
+            run_config.require_config(run.directory, run.experiment.config)
     return found
 
 
@@ -262,8 +247,17 @@ def read(found: list[Run]) -> tuple[list[Finished], dict[str, str]]:
     return finished, failed
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+def _directories(variants: Iterable[str]) -> dict[str, str]:
+    """Returns the name of each variant's directory, which no other variant has."""
+    found: dict[str, str] = {}
+    for name in variants:
+        slug = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+        if not slug.strip("."):
+            slug = "variant"
+        numbered = (f"{slug}_{number}" for number in itertools.count(2))
+        names = itertools.chain([slug], numbered)
+        found[name] = next(x for x in names if x not in found.values())
+    return found
 
 
 def _changed(

@@ -1,4 +1,4 @@
-"""Networks that grow beside networks that do not, for the same training."""
+"""Networks that grow compared with networks that do not, for the same training."""
 
 import contextlib
 import copy
@@ -21,7 +21,10 @@ from dresnet_jax.training import (
     checkpointing,
     evaluation,
     experiment,
+    json_files,
     loop,
+    optimizer,
+    run_config,
     watching,
     workdir,
 )
@@ -30,7 +33,7 @@ GROWN = "grown"
 # What it is compared with, each for as many multiply-adds of training.
 LAST, FIRST, RANDOM = "its last structure", "its first structure", "grown at random"
 VARIANTS = (GROWN, LAST, FIRST, RANDOM)
-# What a run that grows at random costs is known only behind it: with other steps it is
+# What a run that grows at random costs is known only after it: with other steps it is
 # tried again, at most so often, until one comes so near; else the nearest counts.
 _TRIES, _NEAR = 4, 0.05
 
@@ -64,7 +67,7 @@ def run(
         for name, report in _of_seed(config.base, seed, directory).items():
             found[name].append(report)
     report = _report(config, found, command)
-    workdir.write_json(directory / "report.json", report)
+    json_files.write_json(directory / "report.json", report)
     figure = plots.accuracy(report["variants"])
     pictures.save(figure, directory / "accuracy.png")
     (directory / "report.md").write_text(_page(report))
@@ -118,7 +121,7 @@ def _by_chance(
       place: gives the directory of each try, by its name.
     """
     growth, epoch = start.growth, experiment.build(start).steps_per_epoch
-    *_, event = experiment.event_steps(growth, epoch)
+    *_, event = optimizer.event_steps(growth, epoch)
     least = event + growth.trial_epochs * epoch
     found: dict[int, dict[str, Any]] = {}
     for number in range(_TRIES):
@@ -167,7 +170,7 @@ def _trained(
     path = directory / "report.json"
     is_done = path.exists()
     if is_done:
-        workdir.require_config(directory, config)
+        run_config.require_config(directory, config)
     else:
         watch = functools.partial(watching.Watch, directory)
         with (
@@ -227,7 +230,7 @@ def _report(
         },
         "history": [report["history"] for report in found[GROWN]],
     }
-    return workdir.finite(result)
+    return json_files.finite(result)
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Capt
                 "drift",
                 "How far the gates moved",
                 "Mean change of F(w) since the start of the run: flat at its end where "
-                "gates solidify.",
+                "gates stop changing.",
                 _drift(gated),
             )
         )

@@ -13,13 +13,13 @@ from etils import epath
 
 from dresnet_jax.comparison import findings, plots, statistics
 from dresnet_jax.comparison.grid import Finished, Plan
-from dresnet_jax.connections import module as connections
+from dresnet_jax.connections import gate_values
 from dresnet_jax.errors import RunFailedError
 from dresnet_jax.figures import pictures
 from dresnet_jax.models import zoo
-from dresnet_jax.training import workdir
+from dresnet_jax.training import json_files, run_config
 
-# What is compared beside the test accuracy, of the main variant alone.
+# What is compared besides the test accuracy, of the main variant alone.
 _MORE_METRICS = ("train_loss", "overfit")
 
 
@@ -71,12 +71,12 @@ def report(
         "comparisons": compared,
         "failed": dict(failed),
         "versions": finished[0].report["versions"],
-        "config": workdir.plain(config),
+        "config": run_config.plain(config),
     }
     result["findings"] = [
         dataclasses.asdict(finding) for finding in findings.findings(result)
     ]
-    return workdir.finite(result)
+    return json_files.finite(result)
 
 
 def _variant(
@@ -151,13 +151,13 @@ def _late_drift(run: Finished) -> float:
     gates = [(line["step"], line["gates"]) for line in run.lines if "gates" in line]
     last_step, last = gates[-1]
     before = [found for step, found in gates if step <= 0.75 * last_step][-1]
-    return connections.drift(before, last)
+    return gate_values.drift(before, last)
 
 
 def _comparisons(
     config: ml_collections.ConfigDict, plan: Plan, variants: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The main variant beside every reference, the others beside that of equal size."""
+    """Compares the main variant with each reference, others with that of equal size."""
     others = [
         name
         for name in variants
@@ -295,7 +295,7 @@ def write(
     found: Mapping[str, Any], finished: Sequence[Finished], directory: epath.Path
 ) -> None:
     """Writes report.json, runs.csv, the figures, report.html and report.md."""
-    workdir.write_json(directory / "report.json", found)
+    json_files.write_json(directory / "report.json", found)
     (directory / "runs.csv").write_text(_csv(finished))
     figures = plots.figures(found, finished)
     for figure in figures:

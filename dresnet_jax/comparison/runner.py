@@ -21,6 +21,7 @@ from dresnet_jax.errors import PREEMPTED_EXIT_CODE, RunFailedError
 from dresnet_jax.training import (
     compilation_cache,
     experiment,
+    json_files,
     late_report,
     loop,
     processes,
@@ -39,7 +40,7 @@ Trainer = Callable[[Iterable[list[Run]], Started], Iterator[tuple[list[Run], flo
 
 
 def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
-    """The runs that one program trains together: so many seeds of a variant."""
+    """The runs that one program trains together: this many seeds of a variant."""
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.seed // together, run.variant), []).append(run)
@@ -47,7 +48,7 @@ def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
 
 
 def train(group: Sequence[Run], together: int) -> None:
-    """Trains runs to their end, or goes on with them; what they print goes to log.txt.
+    """Trains runs to their end, or resumes them; what they print goes to log.txt.
 
     A run whose loss is not finite has failed, and is not tried again.
 
@@ -65,7 +66,7 @@ def train(group: Sequence[Run], together: int) -> None:
             members[run.seed % together] = member
         for slot, error in _trained(members, together).items():
             directory = members[slot].directory
-            workdir.write_json(directory / FAILED, {"error": str(error)})
+            json_files.write_json(directory / FAILED, {"error": str(error)})
 
 
 def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exception]:
@@ -89,7 +90,7 @@ def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exceptio
 def trainers(
     at_once: int | None, together: int, cache: str | None
 ) -> Iterator[Trainer]:
-    """What trains groups of runs, so many at once.
+    """What trains groups of runs, several at once.
 
     On a CPU small steps leave cores idle, so that runs side by side end sooner than one
     after the other.

@@ -23,7 +23,7 @@ class Gate:
         gate that compares sources the one at which a single source has it by `or_none`.
       formula: F(w), as people write it.
       has_sharpness: whether the function reads the sharpness k.
-      or_none: of a gate that compares sources, as `function`, but beside them stands
+      or_none: of a gate that compares sources, as `function`, but with them stands
         no source at all, with weight 0, so that openings may add up to less than 1.
       closed: a weight with F(w) = 0 from which it can learn, or None where F has none.
       dies: whether a gate that has closed stays so, since its gradient is gone.

@@ -12,7 +12,7 @@ from dresnet_jax.errors import UserError, unknown
 
 Edge = tuple[int, int]
 
-# A kind of random graph: of so many nodes, undirected, by its numbers and a seed.
+# A kind of random graph: of this many nodes, undirected, by its numbers and a seed.
 RandomGraph = Callable[..., networkx.Graph]
 
 RANDOM_GRAPHS: dict[str, tuple[RandomGraph, tuple[str, ...]]] = {

@@ -10,18 +10,12 @@ import numpy as np
 from flax import linen as nn
 
 from dresnet_jax.connections import gates, stacked, weighted_sum
+from dresnet_jax.connections.outputs import BlockOutputs
 from dresnet_jax.connections.spec import ConnectionSpec
-from dresnet_jax.connections.weighted_sum import BlockOutputs
 
 # Leaf names of what a gate is made of: these take no weight decay and may have a
 # learning rate of their own.
 GATE_PARAMETERS = ("gate_weights", "gate_sharpness")
-
-# F(w) of a gate that is as good as closed.
-DEAD = 1e-3
-
-# F(w) of each edge, the mean over its channels: {reader: {source: opening}}.
-Openings = dict[int, dict[int, float]]
 
 
 class Connections(nn.Module):
@@ -190,7 +184,7 @@ class Connections(nn.Module):
         return tuple([one.get(name) for one in found] for name in names)
 
     def _projection(self, block: int, source: int) -> Mapping[str, jax.Array]:
-        """What P_ik is made of: a kernel, and what comes before and behind it, if any.
+        """What P_ik is made of: a kernel, and what comes before and after it, if any.
 
         Empty if it only pools.
         """
@@ -389,71 +383,3 @@ def _mixing(
     of_bases = np.asarray([(i - blocks.start, 0, places[i - 1]) for i in blocks])
     mixing = jnp.zeros(shape).at[tuple(of_edges.T)].set(openings)
     return mixing.at[tuple(of_bases.T)].add(1.0)
-
-
-def openings(
-    spec: ConnectionSpec, channels: tuple[int, ...], parameters: Mapping[str, Any]
-) -> Openings:
-    """F(w) of every edge, on the host: {reader: {source: opening}}."""
-    arrays = jax.device_get(_compiled_openings(spec, channels, parameters))
-    return {
-        i: {
-            k: float(values.mean())
-            for k, values in zip(spec.topology.sources(i), rows, strict=True)
-        }
-        for i, rows in arrays.items()
-    }
-
-
-def sharpness(params: Any) -> float | None:
-    """The mean k of a network's gauss gates; None where it has no k."""
-    found = [
-        gates.positive(leaf).mean()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if getattr(path[-1], "key", None) == "gate_sharpness"
-    ]
-    return float(np.mean(jax.device_get(found))) if found else None
-
-
-def drift(start: Openings, end: Openings) -> float:
-    """The mean of |change of F(w)| over the edges that both have; 0 where none is."""
-    changes = [
-        abs(end[i][k] - start[i][k])
-        for i in end.keys() & start.keys()
-        for k in end[i].keys() & start[i].keys()
-    ]
-    return sum(changes) / max(1, len(changes))
-
-
-def dead(spec: ConnectionSpec, values: Openings) -> list[tuple[int, int]]:
-    """Find the edges whose gates have closed for good, as (reader, source).
-
-    Those with F(w) below `DEAD`, where the gate is one whose gradient is then gone.
-    """
-    if not gates.GATES[spec.gate].dies:
-        return []
-    return [(i, k) for i, row in values.items() for k, x in row.items() if x < DEAD]
-
-
-def total_opening(
-    spec: ConnectionSpec, channels: tuple[int, ...], parameters: Mapping[str, Any]
-) -> jax.Array:
-    """Sum of |F(w)| over all edges, the mean over the channels of each: a scalar."""
-    total = jnp.zeros(())
-    for rows in _openings(spec, channels, parameters).values():
-        total += jnp.abs(rows).reshape(len(rows), -1).mean(axis=-1).sum()
-    return total
-
-
-def _openings(
-    spec: ConnectionSpec, channels: tuple[int, ...], parameters: Mapping[str, Any]
-) -> dict[int, jax.Array]:
-    if not spec.topology.edges:
-        return {}
-    module = Connections(spec, channels)
-    arrays: Any = module.apply({"params": parameters}, method=Connections.openings)
-    return arrays
-
-
-# One program for all edges: one by one, there would be one for each shape.
-_compiled_openings = jax.jit(_openings, static_argnums=(0, 1))

@@ -26,7 +26,7 @@ PROJECTIONS = ("per_edge", "per_stage", "between_stages", "matching", "none")
 # `stacked` is no function of one block's sum: it runs the blocks of a stage together.
 FORMS = (*weighted_sum.FORMS, "stacked")
 
-# From so many blocks in a stage on, `automatic_form` takes `stacked`.
+# From this many blocks in a stage on, `automatic_form` takes `stacked`.
 STACKED_FROM = 16
 
 # Starts that are no number: 1/2, or, for edges without a projection, as much less as
@@ -119,7 +119,7 @@ class ConnectionSpec:
         if self.weights == "per_channel" and self.projection == "per_stage":
             return (
                 "weights 'per_channel' with projection 'per_stage', where the gates "
-                "act behind a projection of the sum"
+                "act after a projection of the sum"
             )
         return ""
 
@@ -218,7 +218,7 @@ class ConnectionSpec:
     def start_growth(self) -> float:
         """By how much unprojected sources may let images grow in a stage, at the start.
 
-        1 where that cannot be told, by the published start.
+        1 where that is not known, by the published start.
         """
         opening = self.opening
         if isinstance(opening, str):
@@ -238,7 +238,7 @@ class ConnectionSpec:
         return max(stages.values(), default=1.0)
 
     def _sum(self, count: int, opening: float) -> float:
-        """What the openings of so many sources of a block add up to."""
+        """What the openings of this many sources of a block add up to."""
         if not gates.GATES[self.gate].compares_sources:
             return count * opening
         if not self._may_choose_none:
@@ -255,7 +255,7 @@ class ConnectionSpec:
 def automatic_form(spec: ConnectionSpec, platform: str) -> tuple[str, str]:
     """The form that was measured to be best, and why.
 
-    The rules, and the figures behind them, stand in docs/connections.md.
+    The rules, and their figures are in docs/connections.md.
 
     Args:
       spec: of the connections; its form is not read.

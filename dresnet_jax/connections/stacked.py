@@ -89,7 +89,7 @@ def _forward(
         buffer = jax.lax.dynamic_update_index_in_dim(buffer, new, place, 0)
         return (buffer, y), auxiliary
 
-    # The last output is carried beside the buffer: to read it there would copy all.
+    # The last output is carried next to the buffer: to read it there would copy all.
     carry = _flat(jnp.concatenate([start, empty]), mixing), start[-1]
     filled = len(start) + jnp.arange(blocks)
     (buffer, last), auxiliary = jax.lax.scan(
@@ -143,13 +143,8 @@ def _backward(
 
     # Without a second sum there is no kernel, and its gradient stays 0.
     carry = _flat(buffer, mixing), jnp.zeros(() if kernel is None else kernel.shape)
-    given = (
-        jnp.arange(blocks),
-        mixing,
-        jnp.concatenate([readers[first:], jnp.zeros_like(readers[:1])]),
-        parameters,
-        d_auxiliary,
-    )
+    later = jnp.concatenate([readers[first:], jnp.zeros_like(readers[:1])])
+    given = jnp.arange(blocks), mixing, later, parameters, d_auxiliary
     (buffer, d_exact), (d_parameters, d_mixing) = jax.lax.scan(
         step, carry, given, reverse=True, unroll=unroll
     )

@@ -19,9 +19,9 @@ def subset(
 ) -> tuple[ConnectionSpec, dict[str, Any]]:
     """Connections with some of their edges, which carry what they did before.
 
-    With the gate `softmax` the edges of a reader that are left share its openings anew.
-    With a learned base, what is no longer on a path from the stem to the classifier
-    goes too.
+    With the gate `softmax` the edges of a reader that are left share its gate values
+    again. With a learned base, what is no longer on a path from the stem to the
+    classifier goes too.
 
     Args:
       spec: what the connections are.

@@ -9,7 +9,7 @@ from dresnet_jax.errors import UserError, pick, unknown
 # The stage, from 0, of each block.
 Stages = Sequence[int]
 
-# About so many blocks of a stage read others by `stage_ends`, however deep it is.
+# About this many blocks of a stage read others by `stage_ends`, however deep it is.
 READERS_PER_STAGE = 4
 
 # What becomes of the edge from each block to the one before it: it is there with weight
@@ -210,7 +210,7 @@ PATTERNS = {
     "stage_ends": stage_ends,
     "powers_of_two": powers_of_two,
 }
-# These take a whole number above 0, written behind a colon: "last:3".
+# These take a whole number above 0, written after a colon: "last:3".
 COUNTED_PATTERNS = {"dilated": dilated, "last": last}
 
 

@@ -1,4 +1,4 @@
-"""What conditional paths save: floating-point operations beside measured time."""
+"""Measures what conditional paths save: FLOPs, and time."""
 
 import copy
 import dataclasses
@@ -196,7 +196,7 @@ def _set(
 
 
 def measure(network: Network, runs: int) -> list[Row]:
-    """Counts and times the network at each rate beside the same without gates.
+    """Counts and times the network at each rate and the same without gates.
 
     Args:
       network: what is measured.
@@ -294,7 +294,7 @@ def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int,
 
 
 def _run_share(needed: np.ndarray, batch: int) -> np.ndarray:
-    """The share of a batch that is run where so many examples need it."""
+    """The share of a batch that is run where this many examples need it."""
     there = np.asarray(conditional.sizes(batch))
     return there[np.searchsorted(there, needed)] / batch
 

@@ -1,4 +1,4 @@
-"""What learned connections cost, beside the same network without them."""
+"""What learned connections cost, compared with the same network without them."""
 
 import copy
 import dataclasses
@@ -156,7 +156,7 @@ def subjects(
       forms: those measured; None for all that can express the connections.
       depths: of the stages, blocks.
       projection: of the stages.
-      schemes: measured beside ours.
+      schemes: measured with ours.
 
     Raises:
       UserError: a depth is no number, or so few blocks have no connections.

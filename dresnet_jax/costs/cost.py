@@ -84,7 +84,7 @@ def machine() -> str:
 
 
 def _processor() -> str:
-    """The processor's name and widest vectors, where Linux tells them."""
+    """The processor's name and widest vectors, where Linux has them."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.training import experiment
 from dresnet_jax.training.inputs import StepInputs
@@ -150,7 +150,7 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
 
 
 def _calls(config: ml_collections.ConfigDict, steps: int) -> int:
-    """The calls that make so many steps, or a few more."""
+    """The calls that make this many steps, or a few more."""
     return -(-steps // config.train.steps_per_call)
 
 

@@ -11,7 +11,7 @@ from dresnet_jax.costs.connection_costs import Row
 
 
 def connection_costs(rows: Sequence[Row]) -> Figure:
-    """What each form costs beside the plain network: a panel a figure, over depth."""
+    """Draws what each form costs, as ratios to the plain network, over the depth."""
     panels = {
         "flops_ratio": "FLOPs",
         "bytes_ratio": "bytes accessed",
@@ -47,14 +47,14 @@ def connection_costs(rows: Sequence[Row]) -> Figure:
         else:
             axis.set_xticks([])
         axis.axhline(1, color="black", linewidth=0.5)
-    figure.suptitle("beside the plain network, which is 1")
+    figure.suptitle("compared with the plain network, which is 1")
     handles, labels = axes.flat[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
 def conditional_costs_bars(rows: Sequence[conditional_costs.Row]) -> Figure:
-    """What conditional paths save, by the rate of the gates: FLOPs beside time."""
+    """Draws what conditional paths save, by the rate of the gates: FLOPs and time."""
     figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
     bars = {
         "FLOPs, of what the gates let through": [row.flops_saving for row in rows],

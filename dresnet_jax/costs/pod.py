@@ -55,7 +55,7 @@ class Seconds:
     """An estimate of a step, by the published figures of a chip.
 
     A chip computes while it reads its memory, so the longer of the two counts. What is
-    sent is added to it, as though nothing hid behind anything: the compiler may hide a
+    sent is added to it, assuming no overlap: the compiler may hide a
     part.
 
     Attributes:

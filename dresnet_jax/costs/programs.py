@@ -32,7 +32,7 @@ class Program:
         own.
       given: its arguments.
       flops: of one run on each device.
-      cost: of all turns of its loops; None where that cannot be told.
+      cost: of all turns of its loops; None where that is not known.
       temp_bytes: temporary memory.
       saved_bytes: what is saved of a batch for the backward pass.
       traffic: bytes by part of the network, of a step.
@@ -207,7 +207,7 @@ def _of_all_turns(
     model = part.model.copy(spec=dataclasses.replace(spec, connections=unrolled))
     function = _function(dataclasses.replace(part, model=model), is_stage=is_stage)
     twice = cost.of(jax.jit(function).lower(*given).compile(), once.flops)
-    # What is left of an odd number of turns stands behind the loop.
+    # What is left of an odd number of turns stands after the loop.
     factor = (turns_of_each - 1) / (1 + turns_of_each % 2)
     return dataclasses.replace(
         once,

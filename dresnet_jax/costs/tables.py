@@ -55,7 +55,7 @@ def pod_table(plan: pod.Plan) -> str:
         "memory of a chip, counted by the compiler (* by shapes, without padding)",
         *_memory_lines(plan.memory),
         "",
-        "a step of a chip, counted by the compiler but for FLOPs",
+        "a step of a chip, counted by the compiler except FLOPs",
         f"  {'FLOPs':34s}{plan.cost.flops / 1e9:12,.1f} G",
         f"  {'bytes read and written':34s}{_mib(plan.cost.bytes_accessed)}",
         *_collective_lines(plan.collectives),
@@ -249,7 +249,7 @@ def _ratio(value: float | None, digits: str = ".3f") -> str:
 
 
 def conditional_cost_table(rows: Sequence[conditional_costs.Row]) -> str:
-    """A row for each rate of the gates: what is saved beside no gates, and the time."""
+    """Lists what gates save compared with no gates, by their rate, and the time."""
     names = ("open", "FLOPs", "of batches", "time", "(quartiles)", "masked")
     lines = [
         f"{'saved':12s}"

@@ -1,30 +1,15 @@
-"""A person's own images as a dataset: found in a directory, checked, written, read.
-
-`folder/2.0.0` of a data directory holds `dataset.json` and one array_record file for
-each split, whose records are a label, the name of the file that the image was, and the
-file's bytes. Earlier versions wrote `folder/1.0.0` through TensorFlow Datasets.
-"""
+"""Finds your own images in a directory, sorted by split and class."""
 
 import collections
-import concurrent.futures
 import dataclasses
-import functools
 import hashlib
-import json
 import os
-import shutil
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from etils import epath
 
 from dresnet_jax.data import images
-from dresnet_jax.data.images import Example
-from dresnet_jax.errors import RunFailedError, UserError
+from dresnet_jax.errors import UserError
 
-_ABOUT = "dataset.json"
 # What a directory may be called that is a split, in any case.
 _SPLITS = {
     "train": "train",
@@ -33,20 +18,12 @@ _SPLITS = {
     "validation": "validation",
     "test": "test",
 }
-# Directories that systems and programs leave behind, beside those that begin with a
+# Directories that systems and programs leave behind, besides those that begin with a
 # point.
 _OF_SYSTEMS = {
     *("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir"),
     *("lost+found", "__pycache__"),
 }
-# A record begins with its label and the length of its file's name.
-_HEAD = struct.Struct("<IH")
-# Images that are read at once.
-_AHEAD = 256
-
-
-class UnreadableImageError(RunFailedError):
-    """An image of the folder that is prepared cannot be read."""
 
 
 @dataclasses.dataclass
@@ -85,7 +62,7 @@ def find(root: Path) -> Found:
 
     Raises:
       UserError: there are no classes, they differ between splits, one has no training
-        image, a name is no text, or beside the splits are other directories.
+        image, a name is no text, or next to the splits are other directories.
     """
     if not root.is_dir():
         raise UserError(f"--from_dir={root} is not a directory.")
@@ -160,10 +137,10 @@ def _splits(root: Path, left_out: collections.Counter[str]) -> dict[str, Path]:
         have = ", ".join(repr(path.name) for path in found.values())
         lacks = "has no train" if "train" not in found else f"has also {others[0]!r}"
         raise UserError(
-            f"{root} has the splits {have} and {lacks}: beside train there may be "
+            f"{root} has the splits {have} and {lacks}: next to train there may be "
             "validation (or val, valid) and test, and nothing else."
         )
-    left_out["files beside the splits"] += sum(p.is_file() for p in root.iterdir())
+    left_out["files next to the splits"] += sum(p.is_file() for p in root.iterdir())
     left_out["hidden or system directories"] += len(inside) - len(found)
     return dict(sorted(found.items(), key=lambda x: list(_SPLITS).index(x[0])))
 
@@ -234,199 +211,3 @@ class _Walk:
                 self._seen.add(real)
                 found.append(os.fspath(path.relative_to(self._root)))
         return found
-
-
-def write(
-    root: Path, found: Found, directory: epath.Path, *, skip_corrupt: bool
-) -> None:
-    """Writes the images of a directory as a dataset, whole or not at all.
-
-    Each is decoded once, so that one that cannot be read is named here.
-
-    Args:
-      root: the directory.
-      found: what `find` found there; files that are left out are counted there.
-      directory: where the dataset will lie, a local one.
-      skip_corrupt: whether images that cannot be read are left out.
-
-    Raises:
-      UnreadableImageError: an image cannot be read.
-    """
-    from array_record.python import array_record_module
-
-    partial = Path(os.fspath(directory) + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    digest = hashlib.sha256(json.dumps(found.class_names).encode())
-    try:
-        for split, files in found.files.items():
-            writer = array_record_module.ArrayRecordWriter(
-                str(partial / f"{split}.array_record"), "group_size:1"
-            )
-            kept = []
-            for (name, label), data in zip(
-                files, _read_ahead(root, files), strict=True
-            ):
-                if isinstance(data, OSError):
-                    why = data.strerror or str(data)
-                    if not skip_corrupt:
-                        raise UnreadableImageError(
-                            f"{images.printable(name)} cannot be read: {why}. Mend or "
-                            "remove it, or leave out such images with --skip_corrupt."
-                        ) from data
-                    found.left_out["images that cannot be read"] += 1
-                    continue
-                text = os.fsencode(name)
-                record = _HEAD.pack(label, len(text)) + text + data
-                digest.update(hashlib.sha256(record).digest())
-                writer.write(record)
-                kept.append((name, label))
-            writer.close()
-            found.files[split] = kept
-            if not kept:
-                raise UnreadableImageError(f"No image of {split} can be read.")
-        about = {
-            "class_names": found.class_names,
-            "splits": {split: len(files) for split, files in found.files.items()},
-            "digest": digest.hexdigest(),
-        }
-        (partial / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        partial.rename(os.fspath(directory))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _read_ahead(
-    root: Path, files: Sequence[tuple[str, int]]
-) -> Iterator[bytes | OSError]:
-    """The bytes of each file, or why it is no image, read and decoded by threads."""
-
-    def read(name: str) -> bytes | OSError:
-        try:
-            data = (root / name).read_bytes()
-            images.decode(data, 3)
-            return data
-        except OSError as error:
-            return error
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), _AHEAD):
-            names = [name for name, _ in files[start : start + _AHEAD]]
-            yield from pool.map(read, names)
-
-
-def about(directory: epath.Path) -> dict[str, Any] | None:
-    """What `write` noted of a dataset; None where it wrote none.
-
-    Raises:
-      UserError: the note is damaged.
-    """
-    path = directory / _ABOUT
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        if set(found) >= {"class_names", "splits", "digest"}:
-            return found
-        raise ValueError("it lacks a field")
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}. Prepare the folder again."
-        ) from error
-
-
-def open_splits(directory: epath.Path) -> dict[str, "Records"]:
-    """The examples of a dataset that `write` wrote, by the names of its own splits.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    noted = about(directory)
-    counts = noted["splits"] if noted else {}
-    return {
-        split: Records(os.fspath(directory / f"{split}.array_record"), count)
-        for split, count in counts.items()
-    }
-
-
-def num_records(file: str) -> int:
-    """How many records an array_record file has; 0 for one that cannot be read."""
-    from array_record.python import array_record_module
-
-    try:
-        reader = array_record_module.ArrayRecordReader(file)
-        found = reader.num_records() if reader.ok() else 0
-        reader.close()
-    except RuntimeError:
-        return 0
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """The examples of one file.
-
-    Attributes:
-      file: its path.
-      count: how many there are.
-    """
-
-    file: str
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        # Open files stay behind when a worker process gets a copy.
-        return {field: self.__dict__[field] for field in self.__dataclass_fields__}
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at some places."""
-        try:
-            found = self._source.__getitems__(indices)
-        except RuntimeError:
-            # array_record does not say which; one of them is unreadable.
-            found = [self._read_alone(index) for index in indices]
-        return [_split_record(record)[1] for record in found]
-
-    def where(self, index: int) -> str:
-        """The name of the file that a place was, or the record's where it is lost."""
-        if record := self._read_alone(index):
-            return _split_record(record)[0]
-        return f"record {index} of {self.file}"
-
-    def check_files(self) -> None:
-        """Opens the file.
-
-        Raises:
-          UserError: it is missing or not whole.
-        """
-        found = num_records(self.file)
-        if found != self.count:
-            raise UserError(
-                f"{self.file} is truncated or missing: it has {found} of {self.count} "
-                "records. Prepare the folder again."
-            )
-
-    def _read_alone(self, index: int) -> bytes:
-        try:
-            return self._source[index]
-        except RuntimeError:
-            return b""
-
-    @functools.cached_property
-    def _source(self) -> Any:
-        from array_record.python import array_record_data_source
-
-        return array_record_data_source.ArrayRecordDataSource([self.file])
-
-
-def _split_record(record: bytes) -> tuple[str, Example]:
-    """The name of the file, and what it holds."""
-    if len(record) < _HEAD.size:
-        return "", Example(None, 0)
-    label, length = _HEAD.unpack_from(record)
-    end = _HEAD.size + length
-    name = images.printable(os.fsdecode(record[_HEAD.size : end]))
-    return name, Example(record[end:], label)

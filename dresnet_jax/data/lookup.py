@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from dresnet_jax.data import catalog, image_folder
+from dresnet_jax.data import catalog, folder_records
 from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.errors import UserError, pick
 
@@ -92,7 +92,7 @@ def require_folder(dataset: Dataset, data_dir: str) -> None:
 
 def _folder(data_dir: str) -> Dataset:
     earlier = earlier_folder_path(data_dir)
-    if about := image_folder.about(folder_path(data_dir)):
+    if about := folder_records.about(folder_path(data_dir)):
         class_names, official = about["class_names"], about["splits"]
         digest = about["digest"]
     elif (earlier / "dataset_info.json").exists():
@@ -102,7 +102,7 @@ def _folder(data_dir: str) -> Dataset:
         info = tfds.builder_from_directory(earlier).info
         class_names = info.features["label"].names
         official = {name: split.num_examples for name, split in info.splits.items()}
-        # Of the classes and counts: more cannot be told without reading it all.
+        # Of the classes and counts: more is not known without reading it all.
         text = json.dumps([class_names, official])
         digest = hashlib.sha256(text.encode()).hexdigest()
     else:
@@ -119,7 +119,7 @@ def _folder(data_dir: str) -> Dataset:
         **_folder_splits(official),
         mean=catalog.IMAGENET_MEAN,
         std=catalog.IMAGENET_STD,
-        citation="None: a person's own images.",
+        citation="None: your own images.",
         licence="Theirs.",
         source="Prepared from a directory of class/image files.",
         fixed_size=False,
@@ -172,7 +172,7 @@ def _normalised(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
 
 
 def _with_validation(dataset: Dataset, asked: int | None) -> Dataset:
-    """The dataset with so many validation examples; as it is for None."""
+    """The dataset with this many validation examples; as it is for None."""
     if asked is None:
         return dataset
     train, validation = dataset.splits["train"], dataset.splits["validation"]
@@ -189,7 +189,7 @@ def _with_validation(dataset: Dataset, asked: int | None) -> Dataset:
 
 
 def _with_training(dataset: Dataset, asked: int | None) -> Dataset:
-    """The dataset with so many training examples; as it is for None."""
+    """The dataset with this many training examples; as it is for None."""
     if asked is None:
         return dataset
     available = dataset.splits["train"]
@@ -200,7 +200,7 @@ def _with_training(dataset: Dataset, asked: int | None) -> Dataset:
     if not 1 <= asked <= available:
         raise UserError(
             f"data.train_examples = {asked} must be between 1 and the {available} that "
-            f"{dataset.name} has beside those for validation."
+            f"{dataset.name} has besides those for validation."
         )
     splits = dataset.splits | {"train": asked}
     return dataclasses.replace(dataset, splits=splits, unused=available - asked)

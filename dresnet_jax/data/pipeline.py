@@ -132,7 +132,7 @@ def take(
     Args:
       recipe: how batches are made.
       images: of the split, [examples, height, width, channels], uint8; it may be
-        filled up behind the last example.
+        filled up after the last example.
       labels: [examples], int32.
       order: `epoch_order` of the step's epoch, [examples].
       step: from 0, int32 scalar.

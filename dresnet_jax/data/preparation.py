@@ -1,4 +1,4 @@
-"""Preparation of a dataset, by TensorFlow Datasets or of a person's own images.
+"""Preparation of a dataset, by TensorFlow Datasets or of your own images.
 
 The only code that needs TensorFlow, and only `prepare` calls it.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from dresnet_jax.data import image_folder, lookup, prepared
+from dresnet_jax.data import folder_records, image_folder, lookup, prepared
 from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.errors import UserError
 
@@ -101,7 +101,7 @@ def prepare_folder(
         raise UserError("folder needs --from_dir: the directory of class/image files.")
     root = Path(from_dir).expanduser()
     found = image_folder.find(root)
-    image_folder.write(root, found, path, skip_corrupt=skip_corrupt)
+    folder_records.write(root, found, path, skip_corrupt=skip_corrupt)
     return path, found
 
 

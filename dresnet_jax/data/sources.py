@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dresnet_jax.data import image_folder, lookup, prepared
+from dresnet_jax.data import folder_records, lookup, prepared
 from dresnet_jax.data.catalog import SPLITS, Dataset
 from dresnet_jax.data.images import Example
 from dresnet_jax.errors import RunFailedError, UserError
@@ -75,7 +75,7 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some of the examples of a split, one behind the other.
+    """Some of the examples of a split, one after the other.
 
     Attributes:
       whole: the split.
@@ -170,7 +170,7 @@ class Records:
         parts = self.builder.info.splits[self._slice].file_instructions
 
         def check(part: Any) -> None:
-            found = image_folder.num_records(part.filename)
+            found = folder_records.num_records(part.filename)
             if found != part.examples_in_shard:
                 raise UserError(
                     f"{part.filename} is truncated or missing: it has {found} of "
@@ -216,7 +216,7 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     if dataset.name == "folder":
         lookup.require_folder(dataset, data_dir)
     if lookup.is_folder(dataset, data_dir):
-        of_folder = image_folder.open_splits(lookup.folder_path(data_dir))
+        of_folder = folder_records.open_splits(lookup.folder_path(data_dir))
         for records in of_folder.values():
             records.check_files()
         ranges = {name: dataset.tfds_range(name) for name in SPLITS}

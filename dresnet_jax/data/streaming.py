@@ -9,55 +9,17 @@ import functools
 import math
 import signal
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import flags
 
 from dresnet_jax.data import sources
+from dresnet_jax.data.calls import Call
 from dresnet_jax.data.pipeline import Recipe, epoch_order
 
 # Calls whose data wait on the devices.
 _ON_DEVICES = 2
-
-
-class Call(NamedTuple):
-    """Steps that are dispatched together.
-
-    Attributes:
-      start: steps done before.
-      steps: how many.
-    """
-
-    start: int
-    steps: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SingleSteps(Sequence[Call]):
-    """Calls of one step each, however many: none is made before it is asked for.
-
-    Attributes:
-      start: steps done before.
-      end: the last step.
-    """
-
-    start: int
-    end: int
-
-    def __len__(self) -> int:
-        return max(0, self.end - self.start)
-
-    @overload
-    def __getitem__(self, index: int) -> Call: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Call]: ...
-    def __getitem__(self, index: int | slice) -> Call | list[Call]:
-        """One of them, or some."""
-        steps = range(self.start, self.end)[index]
-        if isinstance(steps, range):
-            return [Call(step, 1) for step in steps]
-        return Call(steps, 1)
 
 
 class HostBatch(NamedTuple):

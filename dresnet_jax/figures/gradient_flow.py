@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from etils import epath
 from flax import linen as nn
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from dresnet_jax.data import pipeline
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import with_form
-from dresnet_jax.training import experiment, steps
+from dresnet_jax.training import evaluation, experiment, steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
@@ -110,6 +111,38 @@ def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array
         return jnp.stack([optax.tree.norm(gradients[name]) for name in names])
 
     return of_state
+
+
+def panels(
+    config: ml_collections.ConfigDict, seeds: int, runs: Sequence[epath.Path]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Measures stacks of a config before training, and runs at their start and end.
+
+    Args:
+      config: of a run.
+      seeds: starts of each stack.
+      runs: directories.
+
+    Returns:
+      {title: {line: [states, blocks]}}.
+    """
+    opened = [evaluation.open_run(directory) for directory in runs]
+    at_start = stacks(config)
+    batch = evaluation.first_batch(at_start["plain"])  # The data of all.
+    found = {
+        f"at the start, {seeds} seeds": {
+            name: norms(
+                part, batch, [part.with_seed(n).create_state() for n in range(seeds)]
+            )
+            for name, part in at_start.items()
+        }
+    }
+    for directory, (part, restored) in zip(runs, opened, strict=True):
+        states = [part.create_state(), restored.state]
+        of_run = norms(part, evaluation.first_batch(part), states)
+        ends = ("step 0", f"step {restored.step}")
+        found[str(directory)] = dict(zip(ends, of_run[:, None], strict=True))
+    return found
 
 
 def table(title: str, flows: Mapping[str, np.ndarray]) -> str:

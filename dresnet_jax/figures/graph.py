@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 
-from dresnet_jax.connections.module import Openings
+from dresnet_jax.connections.gate_values import GateValues
 from dresnet_jax.connections.topology import Topology
 
 _RADIUS = 0.24
@@ -19,7 +19,7 @@ _WIDEST = 3.5
 _BEND = 0.32
 
 
-def draw(topology: Topology, openings: Openings) -> Figure:
+def draw(topology: Topology, openings: GateValues) -> Figure:
     """Draws the stem, the blocks in their order and the classifier.
 
     Connections of an even length run above the blocks, those of an odd one below, and

@@ -10,13 +10,13 @@ from etils import epath
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from dresnet_jax.connections.gate_values import GateValues
 from dresnet_jax.connections.gates import GATES
-from dresnet_jax.connections.module import Openings
 from dresnet_jax.figures import growth_plot, pictures
 from dresnet_jax.training import metrics, workdir
 
 
-def gate_table(openings: Openings) -> str:
+def gate_table(openings: GateValues) -> str:
     """F(w) of every edge: a row per reader, a column per source.
 
     A free graph alone has the stem, 0, as a source; its last reader is the classifier.

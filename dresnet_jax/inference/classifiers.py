@@ -120,7 +120,7 @@ def of_exported(directory: epath.Path) -> ImageClassifier:
 
 
 def _deepest(milliseconds: np.ndarray, within: float) -> int:
-    """The number of the deepest exit that answers in so many milliseconds."""
+    """The number of the deepest exit that answers in this many milliseconds."""
     reached = np.flatnonzero(milliseconds <= within)
     if not len(reached):
         raise UserError(

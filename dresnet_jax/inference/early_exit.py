@@ -180,7 +180,7 @@ class EarlyExit:
         return np.cumsum([np.median(values) for values in seconds.values()])
 
     def size_for(self, images: int) -> int:
-        """The smallest size of a batch that holds so many, or the largest."""
+        """The smallest size of a batch that holds this many, or the largest."""
         return next((s for s in self._sizes if s >= images), self._sizes[-1])
 
     def merged(self, waiting: Any, new: Any, rows: np.ndarray) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What early exits save and cost: fitted on validation, measured, told and drawn."""
+"""Fits early exits on the validation split, and measures what they save and cost."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from dresnet_jax.figures import pictures
 from dresnet_jax.inference import early_exit, thresholds
 from dresnet_jax.inference.early_exit import EarlyExit, Rule, Split
 from dresnet_jax.inference.thresholds import Point
-from dresnet_jax.training import workdir
+from dresnet_jax.training import json_files
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
@@ -83,7 +83,7 @@ class Measured:
         """The report for a person."""
         found, split = self.report["measured"], self.report["split_measured"]
         fitted = self.report["validation"]
-        lines = ["behind block  threshold  answers there  right alone  FLOPs so far"]
+        lines = [" after block  threshold  answers there  right alone  FLOPs so far"]
         for exit_ in self.report["exits"]:
             threshold = exit_["threshold"]
             shown = "-" if threshold is None else f"{threshold:.4f}"
@@ -126,7 +126,6 @@ def measure(
     network = EarlyExit(parts, state, wanted.confidence)
     first_exit = _first_exit(network, wanted.min_depth)
     splits = parts.open_splits()
-    batch = network.batch_size
     flops = network.flops() / network.whole_flops()
     costs = np.cumsum(flops)
 
@@ -143,11 +142,11 @@ def measure(
     pixels, labels = early_exit.read(parts, splits[split])
     answers = network(pixels, rule)
     at_all = early_exit.at_all_exits(network, pixels, labels)
-    full = [images for images in pixels if len(images) == batch]
+    full = [images for images in pixels if len(images) == network.batch_size]
     if not full:
         raise UserError(
             f"The {split} split has {len(labels)} images, fewer than a batch of "
-            f"{batch}: there is nothing to time."
+            f"{network.batch_size}: there is nothing to time."
         )
     seconds = network.seconds(full, rule, _RUNS)
     ratios = seconds["early"] / seconds["whole"]
@@ -173,18 +172,7 @@ def measure(
             "time_ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
             "whole_seconds": float(np.median(seconds["whole"])),
         },
-        "exits": [
-            {
-                "depth": depth,
-                "threshold": threshold,
-                "share": float(np.mean(answers.exits == n)),
-                "accuracy_alone": float(alone[n]),
-                "cost": float(costs[n]),
-            }
-            for n, (depth, threshold) in enumerate(
-                zip(network.depths, (*chosen.thresholds, None), strict=True)
-            )
-        ],
+        "exits": _exits(network.depths, chosen.thresholds, answers.exits, alone, costs),
         "classes": _classes(
             parts.dataset.class_names, network.depths, answers.exits, right, at_all
         ),
@@ -197,7 +185,7 @@ def write(directory: epath.Path, found: Measured, about: dict[str, Any]) -> None
     """Writes early_exit.json and early_exit.png to a run's directory."""
     curve = [(point.cost, point.accuracy) for point in found.curve]
     pictures.save(draw(found.report, curve), directory / _PICTURE)
-    workdir.write_json(directory / _FILE, about | found.report)
+    json_files.write_json(directory / _FILE, about | found.report)
 
 
 def read(directory: epath.Path) -> dict[str, Any]:
@@ -225,10 +213,32 @@ def _first_exit(network: EarlyExit, min_depth: int) -> int:
     deep = [n for n, depth in enumerate(early) if depth >= min_depth]
     if not deep:
         raise UserError(
-            f"--min_depth={min_depth} is behind every exit before the last: they stand "
-            f"behind blocks {', '.join(map(str, early))}."
+            f"--min_depth={min_depth} is after every exit before the last: they stand "
+            f"after blocks {', '.join(map(str, early))}."
         )
     return deep[0]
+
+
+def _exits(
+    depths: Sequence[int],
+    chosen: Sequence[float],
+    exits: np.ndarray,
+    alone: np.ndarray,
+    costs: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Lists what each exit does: how many images leave there, and how well."""
+    return [
+        {
+            "depth": depth,
+            "threshold": threshold,
+            "share": float(np.mean(exits == n)),
+            "accuracy_alone": float(alone[n]),
+            "cost": float(costs[n]),
+        }
+        for n, (depth, threshold) in enumerate(
+            zip(depths, (*chosen, None), strict=True)
+        )
+    ]
 
 
 def _classes(
@@ -238,7 +248,7 @@ def _classes(
     right: np.ndarray,
     split: Split,
 ) -> dict[str, Any]:
-    """By class: accuracy, depth, and how many are right only behind the first exit."""
+    """By class: accuracy, depth, and how many are right only after the first exit."""
     passed = np.asarray(depths)[exits]
     needs = split.correct[:, -1] & ~split.correct[:, 0]
     return {

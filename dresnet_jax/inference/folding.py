@@ -19,7 +19,7 @@ def folded(
 ) -> tuple[Backbone, dict[str, Tree]]:
     """The same function in fewer operations; it cannot be trained.
 
-    Batch norms behind a convolution become its kernel and bias, and F(w) of every
+    Batch norms after a convolution become its kernel and bias, and F(w) of every
     connection a number. Norms that stand elsewhere, as before an activation, stay.
 
     Args:

@@ -15,7 +15,7 @@ NEVER = 2.0
 _ONE_SIDED = 1.645
 # Of the whole network's cost, in answers.
 _PRICES = np.geomspace(1e-3, 3, 150)
-# At most so often all thresholds are set anew.
+# At most so often all thresholds are set again.
 _SWEEPS = 20
 
 

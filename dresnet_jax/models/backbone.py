@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dresnet_jax.connections.module import Connections
-from dresnet_jax.connections.weighted_sum import BlockOutputs
+from dresnet_jax.connections.outputs import BlockOutputs
 from dresnet_jax.models import conditional, stems
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
@@ -79,7 +79,7 @@ class _Network(nn.Module):
                 outputs.append(self._run_one(i, x, train=train))
 
     def _classify(self, block: int, x: jax.Array, *, train: bool) -> jax.Array:
-        """The logits of the classifier behind a block."""
+        """The logits of the classifier after a block."""
         spec = self.spec
         own = "norm_act" if BLOCKS[spec.block].pre_activation else "linear"
         head, is_last = spec.head or own, block == len(spec.stages)

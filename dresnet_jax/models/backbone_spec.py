@@ -39,7 +39,7 @@ class BackboneSpec:
       width: channels of the stem.
       blocks_per_stage: how many there are.
       ratios: channels of each stage, before the block's expansion, divided by the
-        width. A fraction is rounded behind the product.
+        width. A fraction is rounded after the product.
       strides_of_stages: of the first block of each.
       dilated_stages: numbers, from 1, of the stages that have a dilation, twice that of
         the stage before, instead of their stride.
@@ -61,7 +61,7 @@ class BackboneSpec:
       drop_path: share of the examples for which the last block is left out in
         training; it grows evenly from the first block's, 0.
       dropout: rate before the classifier.
-      exits: the classifiers beside the last one.
+      exits: the classifiers besides the last one.
       layers: what all layers have in common.
     """
 
@@ -188,7 +188,7 @@ class BackboneSpec:
     def alike(self) -> list[range]:
         """The blocks, from 1, in groups of consecutive ones that differ in nothing.
 
-        No group goes on behind an exit.
+        No group continues after an exit.
         """
         kinds = list(zip(self.channels, self.blocks, strict=False))
         changes = {i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]}
@@ -196,7 +196,7 @@ class BackboneSpec:
 
     @property
     def parts(self) -> list[range]:
-        """The blocks, from 1, before each classifier and behind the one before it."""
+        """The blocks, from 1, before each classifier and after the one before it."""
         return _split(len(self.stages), {*self.exits.after})
 
     def read_after(self, block: int) -> list[int]:

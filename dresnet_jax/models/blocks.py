@@ -80,7 +80,7 @@ class BottleneckBlock(Block):
 
 
 class _PreActivationBlock(Block):
-    """Norm and activation before each convolution, nothing behind the sum.
+    """Norm and activation before each convolution, nothing after the sum.
 
     He et al. (2016), "Identity Mappings in Deep Residual Networks".
     """
@@ -93,7 +93,7 @@ class _PreActivationBlock(Block):
 
 
 class PreActivationBasicBlock(_PreActivationBlock):
-    """Two 3x3 convolutions, each behind norm and activation (He et al. 2016)."""
+    """Two 3x3 convolutions, each after norm and activation (He et al. 2016)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -114,7 +114,7 @@ class PreActivationBasicBlock(_PreActivationBlock):
 
 
 class PreActivationBottleneckBlock(_PreActivationBlock):
-    """1x1, 3x3 and 1x1 convolutions behind norm and activation (He et al. 2016)."""
+    """1x1, 3x3 and 1x1 convolutions after norm and activation (He et al. 2016)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -131,7 +131,7 @@ class PreActivationBottleneckBlock(_PreActivationBlock):
 
 
 class SeparableBlock(_PreActivationBlock):
-    """Two depthwise-separable convolutions, each behind norm and activation.
+    """Two depthwise-separable convolutions, each after norm and activation.
 
     A 3x3 convolution of each channel, then a 1x1 across them (Chollet 2017). With
     attention "se" it is the block of `dssresnet18`.
@@ -190,7 +190,7 @@ class ConvNeXtBlock(Block):
     """7x7 of each channel, norm, 1x1 to 4 times as many and back (Liu et al. 2022).
 
     Where the shape changes, a norm and a convolution with its stride come before, and
-    the shortcut begins behind them.
+    the shortcut begins after them.
     """
 
     @property
@@ -256,12 +256,12 @@ class Kind:
       expansion: output channels divided by the width of the stage.
       pre_activation: whether it begins with norm and activation, so that the stem has
         none and the head begins with them.
-      settings: of the module, beside those.
+      settings: of the module, besides those.
       hidden: where the channels between its convolutions are; None where their number
         cannot be chosen.
       last: the module whose norm's scale at 0, or whose kernel where it has no norm,
         lets the block add nothing.
-      activates: whether it ends with an activation, behind the sum.
+      activates: whether it ends with an activation, after the sum.
     """
 
     make: Callable[..., Block]

@@ -1,4 +1,4 @@
-"""Classifiers behind several blocks: where they stand, and how they answer together."""
+"""Classifiers after several blocks: where they stand, and how they answer together."""
 
 import dataclasses
 import math
@@ -20,16 +20,16 @@ FUSIONS = dict.fromkeys(("none", "mean", "learned", "attention"))
 
 @dataclasses.dataclass(frozen=True)
 class ExitSpec:
-    """Where a network has classifiers beside the last one.
+    """Where a network has classifiers besides the last one.
 
     Attributes:
-      after: the blocks, from 1, behind which they stand, in ascending order.
+      after: the blocks, from 1, after which they stand, in ascending order.
       loss_weights: what the loss of each counts for the blocks, that of the last one
         counting 1 (deep supervision, Lee et al. 2015). The classifiers themselves learn
         from the whole of their losses.
       head: one of `heads.HEADS`; "" for the network's own.
       fusion: a key of `FUSIONS`.
-      learn_confidence: whether each learns, beside its answer, how probable it is that
+      learn_confidence: whether each learns, besides its answer, how probable it is that
         this is right.
     """
 
@@ -105,7 +105,7 @@ class Fusion(nn.Module):
 
 
 class Confidence(nn.Module):
-    """How probable it is that an answer is right, as learned beside it."""
+    """How probable it is that an answer is right, as learned with it."""
 
     @nn.compact
     def __call__(self, logits: jax.Array, x: jax.Array) -> jax.Array:

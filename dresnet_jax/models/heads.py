@@ -7,7 +7,7 @@ from flax import linen as nn
 from dresnet_jax.errors import pick
 from dresnet_jax.models.layers import Layers
 
-# What stands before or behind the average pooling: nothing; a norm and an activation,
+# What stands before or after the average pooling: nothing; a norm and an activation,
 # which pre-activation blocks leave to be done; a 1x1 convolution to 4 times the
 # channels with norm and activation (MobileNetV2); a norm of the pooled channels
 # (ConvNeXt).

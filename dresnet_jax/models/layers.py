@@ -29,7 +29,7 @@ class Layers:
       frozen: regular expression of the paths of parameters that are not trained; batch
         norms whose scale and bias are among them use, and keep, their running
         statistics. Empty for none.
-      folded: whether what norms behind convolutions do stands in the kernels and biases
+      folded: whether what norms after convolutions do stands in the kernels and biases
         of these, for inference.
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
     """
@@ -56,8 +56,8 @@ class Layers:
     ) -> nn.Conv:
         """A square convolution.
 
-        Padding is symmetric, as in PyTorch: an odd kernel keeps the side, but for the
-        stride, which rounds up; an even kernel has none. Kernels start as He et al.
+        Padding is symmetric, as in PyTorch: an odd kernel keeps the side, except for
+        the stride, which rounds up; an even kernel has none. Kernels start as He et al.
         (2015) propose, by fan-out.
 
         Args:
@@ -169,7 +169,7 @@ Norm = Callable[[jax.Array, bool], jax.Array]
 def _batch_norm(layers: Layers, start: Any, name: str) -> Norm:
     """Over the batch and all pixels; under `jit`, of the whole global batch.
 
-    With `norm_shards`, of each of so many equal parts of the batch.
+    With `norm_shards`, of each of this many equal parts of the batch.
     """
     settings: dict[str, Any] = {
         "momentum": _MOMENTUM,

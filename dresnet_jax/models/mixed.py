@@ -65,8 +65,8 @@ def _shares(branches: Sequence[Branch]) -> jax.Array:
 class Weights(nn.Module):
     """The weights p_o of a block's operations, which start equal.
 
-    The steps of training that the temperature depends on are counted beside the
-    averages of the norms: a run that goes on has them. In evaluation the temperature is
+    The steps of training that the temperature depends on are counted with the
+    averages of the norms: a run that resumes has them. In evaluation the temperature is
     the one that training has come to, and there is no noise.
 
     Attributes:

@@ -174,7 +174,7 @@ SHORTCUT_RULES: dict[str, Callable[[int, bool], str]] = {
     "pad": lambda block, keeps_shape: "identity" if keeps_shape else "pad",
     # Option B.
     "identity": lambda block, keeps_shape: "identity" if keeps_shape else "conv",
-    # Option C, but for the first block.
+    # Option C, except for the first block.
     "conv": lambda block, keeps_shape: (
         "identity" if block == 1 and keeps_shape else "conv"
     ),

@@ -103,7 +103,7 @@ class TableNetwork(nn.Module):
     """The network of a table; what a layer reads is added.
 
     Attributes:
-      rows: in an order in which each layer comes behind those that it reads.
+      rows: in an order in which each layer comes after those that it reads.
       layers: what all layers have in common.
     """
 
@@ -223,7 +223,7 @@ def _rows(table: Sequence[Sequence[Any]]) -> dict[str, Row]:
 
 
 def _order(rows: Mapping[str, Row]) -> list[str]:
-    """The layers, each behind those that it reads."""
+    """The layers, each after those that it reads."""
     graph = {
         name: [read for read in row.reads if read != IMAGES]
         for name, row in rows.items()

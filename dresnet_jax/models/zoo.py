@@ -158,6 +158,30 @@ def build(
       UserError: a name is unknown, a value is out of range, or the images are too
         small for the strides.
     """
+    spec = _spec(config, num_classes, norm_shards, num_devices, frozen)
+    if config.connections.form == AUTOMATIC:
+        form, _ = chosen_form(spec, platform)
+        connections = dataclasses.replace(spec.connections, form=form)
+        spec = dataclasses.replace(spec, connections=connections)
+    _check_spec(spec, config)
+    if image_size < spec.total_stride:
+        raise UserError(
+            f"Images of {image_size}x{image_size} are too small for the strides of "
+            f"{config.name} with stem '{spec.stem}', {spec.total_stride} in all: use "
+            f"images of at least {spec.total_stride}x{spec.total_stride}, stem 'cifar' "
+            "or fewer stages."
+        )
+    return Backbone(spec)
+
+
+def _spec(
+    config: ml_collections.ConfigDict,
+    num_classes: int,
+    norm_shards: int,
+    num_devices: int,
+    frozen: str,
+) -> BackboneSpec:
+    """Returns what the `model` part of a config asks for, of a model of the zoo."""
     model = pick("model", config.name, MODELS)
     pick("model.dtype", config.dtype, dict.fromkeys(DTYPES))
     blocks = blocks_per_stage(config)
@@ -171,7 +195,7 @@ def build(
         pick(f"model.{field}", value, registry)
         return value
 
-    spec = BackboneSpec(
+    return BackboneSpec(
         num_classes=num_classes,
         connections=_connections(config.connections, model, stages(blocks)),
         width=width(config),
@@ -207,19 +231,6 @@ def build(
             dtype=config.dtype,
         ),
     )
-    if config.connections.form == AUTOMATIC:
-        form, _ = chosen_form(spec, platform)
-        connections = dataclasses.replace(spec.connections, form=form)
-        spec = dataclasses.replace(spec, connections=connections)
-    _check_spec(spec, config)
-    if image_size < spec.total_stride:
-        raise UserError(
-            f"Images of {image_size}x{image_size} are too small for the strides of "
-            f"{config.name} with stem '{spec.stem}', {spec.total_stride} in all: use "
-            f"images of at least {spec.total_stride}x{spec.total_stride}, stem 'cifar' "
-            "or fewer stages."
-        )
-    return Backbone(spec)
 
 
 def _check_spec(spec: BackboneSpec, config: ml_collections.ConfigDict) -> None:
@@ -382,11 +393,7 @@ def _connections(
 def _conditional(
     config: ml_collections.ConfigDict, num_devices: int
 ) -> ConditionalSpec | None:
-    """What the gates are asked for; None where there are none.
-
-    Raises:
-      UserError: a number is out of range.
-    """
+    """Returns what the gates are asked for; None where there are none."""
     if config.target_rate is None:
         return None
     # The examples that run a block would have to change devices.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from dresnet_jax.data.calls import Call
 from dresnet_jax.data.pipeline import Batch, derive_key
-from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.counting import multiply_adds
@@ -190,7 +190,7 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
 def training_batches(
     network: Network, data: Data, start: int, count: int
 ) -> Iterator[Batch]:
-    """The augmented batches of training behind a step.
+    """The augmented batches of training after a step.
 
     Args:
       network: whose run it is.

@@ -22,7 +22,7 @@ _NUMBERED = re.compile(r"(?<![a-z])(block|exit|confidence|from)_(\d+)")
 
 
 def why_not(spec: BackboneSpec, after: int) -> str:
-    """Why no block can be put behind one; empty if it can."""
+    """Why no block can be put after one; empty if it can."""
     kind, topology = BLOCKS[spec.block], spec.connections.topology
     if not 1 <= after <= len(spec.stages):
         return f"there is no block {after}"
@@ -35,7 +35,7 @@ def why_not(spec: BackboneSpec, after: int) -> str:
     if spec.drop_path:
         return "blocks would be left out at other rates, as drop_path is not 0"
     if spec.conditional is not None:
-        return "gates of conditional paths draw other numbers behind it"
+        return "gates of conditional paths draw other numbers after it"
     shortcut = _with_block(spec, after).blocks[after].shortcut
     if shortcut != "identity":
         return f"its shortcut is '{shortcut}', and not the identity"
@@ -49,13 +49,13 @@ def deepened(
 ) -> tuple[Network, Change]:
     """The network with a block more, which adds nothing yet, and trains on.
 
-    The new block begins as such blocks do, but for the scale behind its last
+    The new block begins as such blocks do, except the scale after its last
     convolution, or the kernel where there is none, which is 0. It has no learned
     connections; those of the others stay, whatever is between.
 
     Args:
       network: what grows; it stays as it is.
-      after: the block, from 1, behind which it comes, in the same stage.
+      after: the block, from 1, after which it comes, in the same stage.
       batch: on which the difference is measured; None for not at all.
       hidden: channels between its convolutions; 0 for its own number.
 
@@ -64,7 +64,7 @@ def deepened(
     """
     spec, config = network.parts.model.spec, network.parts.config
     if why := why_not(spec, after):
-        raise UserError(f"No block can be put behind block {after}: {why}.")
+        raise UserError(f"No block can be put after block {after}: {why}.")
     new = after + 1
     topology = spec.connections.topology
     edges = tuple((_moved(i, new), _moved(k, new)) for i, k in topology.edges)
@@ -91,7 +91,7 @@ def deepened(
 
 
 def _with_block(spec: BackboneSpec, after: int) -> BackboneSpec:
-    """The spec with a block more, but for what is said of each block."""
+    """The spec with a block more, except what is said of each block."""
     blocks = list(spec.blocks_per_stage)
     blocks[spec.stages[after - 1]] += 1
     return dataclasses.replace(

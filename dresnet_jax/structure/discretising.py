@@ -59,7 +59,7 @@ def choices(network: Network) -> list[Choice]:
 def discretised(network: Network, chosen: list[Choice]) -> Network:
     """The network of the chosen operations alone, with the weights that they had.
 
-    Averaged weights are taken where there are; the optimiser starts anew. What norms
+    Averaged weights are taken where there are; the optimiser restarts. What norms
     have averaged is as it was: see `pruning.measured`.
     """
     parts, state = network.parts, network.state

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from dresnet_jax.connections import graphs
 from dresnet_jax.connections.subset import subset
+from dresnet_jax.data.calls import Call
 from dresnet_jax.data.pipeline import Batch
-from dresnet_jax.data.streaming import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone import with_form
 from dresnet_jax.training import (
@@ -86,7 +86,7 @@ def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
         batch = evaluation.first_batch(parts)
     program = jax.jit(carried, out_shardings=sharding.replicated(parts.mesh))
     found = jax.device_get(program(state, batch.images))
-    openings = parts.gate_openings(state)
+    openings = parts.gate_values(state)
     carriers = [
         Carrier((i, k), openings[i][k], float(value))
         for i in connections.topology.readers
@@ -100,8 +100,8 @@ def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
 def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     """The network with some of its connections, and the weights that it had.
 
-    Averaged weights are taken where there are; the optimiser starts anew. What norms
-    have averaged is measured anew, on augmented batches of training. With a learned
+    Averaged weights are taken where there are; the optimiser restarts. What norms
+    have averaged is measured again, on augmented batches of training. With a learned
     base, blocks that are then on no path from the stem to the classifier go with all
     their connections.
 

@@ -71,9 +71,9 @@ def widened(
 ) -> tuple[Network, Change]:
     """The network with copies of some channels inside its blocks.
 
-    It answers as it did, but for noise, and trains on. Where a channel was divided by
-    n, so are the running means of gradients of the weights that come in, and those of
-    squared gradients by n^2, as the gradients themselves are from then on.
+    It answers as it did, except for noise, and trains on. Where a channel was divided
+    by n, so are the running means of gradients of the weights that come in, and those
+    of squared gradients by n^2, as the gradients themselves are from then on.
 
     Args:
       network: what grows; it stays as it is.

@@ -166,7 +166,7 @@ def step(
       read: makes parameters what the loss reads, which are whole on every device.
 
     Returns:
-      The state after the step, and what the host is told of the network's.
+      The state after the step, and what the host reads of the network's.
     """
     key = jax.random.fold_in(derive_key(state.key, "search"), state.step)
 

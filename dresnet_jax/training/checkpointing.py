@@ -24,10 +24,11 @@ class Keep:
     """Which checkpoints of a run are kept.
 
     Attributes:
-      newest: so many of the newest, and two at least: orbax deletes an older one before
+      newest: how many of the newest, and two at least: orbax deletes an older one
+      before
         the newest is finished.
       every_steps: those of the multiples of this step too; 0 for none.
-      best: so many of those with the highest metric too.
+      best: how many of those with the highest metric too.
       metric: its name.
       always: the steps of some that are kept too.
     """
@@ -59,7 +60,7 @@ class Keep:
 
 
 class Checkpoints:
-    """The checkpoints a run writes beside its steps; use as a context manager."""
+    """The checkpoints a run writes while it trains; use as a context manager."""
 
     def __init__(
         self, workdir: epath.Path, keep: Keep, about: Mapping[str, Any]
@@ -69,7 +70,7 @@ class Checkpoints:
         Args:
           workdir: the run directory.
           keep: which checkpoints are kept.
-          about: what is written into each beside its state, of JSON's types.
+          about: what is written into each with its state, of JSON's types.
         """
         self._directory = _directory(workdir)
         self._about = dict(about)
@@ -97,10 +98,10 @@ class Checkpoints:
     def save(
         self, step: int, state: object, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Copies a state and writes it while the run goes on.
+        """Copies a state and writes it while the run continues.
 
         A checkpoint appears whole or not at all. Where one cannot be written, the run
-        is told so and goes on; those before it stay.
+        is reported and the run continues; those before it stay.
 
         Args:
           step: of the checkpoint.
@@ -173,7 +174,7 @@ class Checkpoints:
             return ""
         return (
             f"no space left in {self._directory}, {lacks / 1e6:.1f} MB more are "
-            "needed. Earlier checkpoints are kept, and the run goes on."
+            "needed. Earlier checkpoints are kept, and the run continues."
         )
 
 
@@ -279,7 +280,7 @@ def _newest_whole(
 
 
 def newest(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
-    """The step of the newest whole checkpoint, and what is written beside its state.
+    """The step of the newest whole checkpoint, and what is written with its state.
 
     Raises:
       UserError: there are checkpoints, but none is whole.
@@ -290,12 +291,12 @@ def newest(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def about(workdir: epath.Path, step: int) -> dict[str, Any]:
-    """What was written into a checkpoint beside its state."""
+    """What was written into a checkpoint with its state."""
     return dict(ocp.metadata(_directory(workdir) / str(step)).custom_metadata or {})
 
 
 def discard(workdir: epath.Path, unwanted: Sequence[int]) -> None:
-    """Deletes checkpoints, the newest first, so that none is left behind a gap."""
+    """Deletes checkpoints, the newest first, so that none is left after a gap."""
     for step in sorted(unwanted, reverse=True):
         (_directory(workdir) / str(step)).rmtree()
 

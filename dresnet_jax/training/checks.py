@@ -7,8 +7,8 @@ from typing import Any
 import ml_collections
 
 from dresnet_jax.data import catalog
-from dresnet_jax.defaults import RANGES
 from dresnet_jax.errors import UserError, pick
+from dresnet_jax.ranges import RANGES
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -35,7 +35,7 @@ def use(name: str | None) -> None:
     """Keeps the programs that this process compiles from now on.
 
     A directory that cannot be written is a warning, not an error: what it holds is used
-    where it can be read, and training goes on.
+    where it can be read, and training continues.
 
     Args:
       name: a directory, also one such as gs://bucket/cache; "off" for none; None for
@@ -112,7 +112,7 @@ class _Directory:
                 self._path
             ):
                 self.stop_writing("no permission, or a read-only file system")
-        # Whatever a file system raises, which may be a bucket's: the run goes on.
+        # Whatever a file system raises, which may be a bucket's: the run continues.
         except Exception as error:
             self.stop_writing(error)
 

@@ -27,7 +27,7 @@ def write(checkpoint: epath.Path, step: int) -> None:
 
 
 def verify(checkpoint: epath.Path) -> None:
-    """Reads every byte that was written of a checkpoint; files beside it do not count.
+    """Reads every byte that was written of a checkpoint; other files do not count.
 
     Raises:
       ValueError: names the first file that is not as it was written.

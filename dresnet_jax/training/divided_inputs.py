@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Sequence
 import jax
 
 from dresnet_jax.data import pipeline, sources, streaming
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.training.inputs import (
     InputPipeline,

@@ -19,6 +19,7 @@ from dresnet_jax.training import (
     checkpointing,
     compilation,
     experiment,
+    run_config,
     sharding,
     steps,
     workdir,
@@ -60,7 +61,7 @@ def open_run(
       UserError: there is no run, it holds no whole checkpoint, or its config is that of
         another version.
     """
-    config = workdir.read_config(directory)
+    config = run_config.read_config(directory)
     try:
         if data_dir is not None:
             config.data.data_dir = data_dir
@@ -76,7 +77,7 @@ def open_run(
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint: train it first.")
     about = checkpointing.about(directory, restored.step)
-    workdir.require_own(directory, parts.config, about)
+    run_config.require_own(directory, parts.config, about)
     return parts, restored
 
 
@@ -87,11 +88,11 @@ def config_of(
 
     Args:
       config: of the run, with the structure that it began with.
-      about: what is written beside the checkpoint's state.
+      about: what is written with the checkpoint's state.
     """
     if not about.get("history"):
         return config
-    found, there = copy.deepcopy(config).unlock(), workdir.completed(about["config"])
+    found, there = copy.deepcopy(config).unlock(), run_config.completed(about["config"])
     found.model = ml_collections.ConfigDict(there["model"])
     found.init = ml_collections.ConfigDict(there["init"])
     return found.lock()

@@ -13,9 +13,9 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from dresnet_jax.connections import module as connections
-from dresnet_jax.data import catalog, lookup, pipeline, sources
-from dresnet_jax.data.streaming import Call, SingleSteps
+from dresnet_jax.connections import gate_values
+from dresnet_jax.data import calls, catalog, lookup, pipeline, sources
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import counting, zoo
 from dresnet_jax.models.backbone import Backbone
@@ -26,10 +26,10 @@ from dresnet_jax.training import (
     divided_inputs,
     inputs,
     optimizer,
+    run_config,
     sharding,
     steps,
     transfer,
-    workdir,
 )
 from dresnet_jax.training import state as train_state
 from dresnet_jax.training.divided_inputs import Divided
@@ -241,37 +241,20 @@ class Experiment:
             return self._trace_train_steps(num_steps).lower().compile()
 
     def calls(self, start: int, until: int | None = None) -> Sequence[Call]:
-        """The steps after `start`, by how many are dispatched together.
-
-        No call goes past the end of an epoch, a checkpoint or the end of the run; the
-        steps left over before one are dispatched one by one.
-
-        Args:
-          start: steps done.
-          until: the last step; None for that of the run.
-        """
+        """Divides the steps from `start` to `until`, or the end, into calls."""
         train = self.config.train
-        end = self.num_steps if until is None else until
-        if train.steps_per_call == 1:
-            return SingleSteps(start, end)
-        calls = []
-        while start < end:
-            stop = min(
-                end,
-                _next_multiple(start, self.steps_per_epoch),
-                _next_multiple(start, train.checkpoint_every_steps),
-            )
-            for steps_per_call in (train.steps_per_call, 1):
-                while start + steps_per_call <= stop:
-                    calls.append(Call(start, steps_per_call))
-                    start += steps_per_call
-        return calls
+        return calls.divided(
+            start,
+            self.num_steps if until is None else until,
+            train.steps_per_call,
+            ends=(self.steps_per_epoch, train.checkpoint_every_steps),
+        )
 
-    def gate_openings(self, current: TrainState) -> connections.Openings:
+    def gate_values(self, current: TrainState) -> gate_values.GateValues:
         """F(w) of every edge, as evaluated: {reader: {source: opening}}."""
         spec = self.model.spec
         parameters = current.eval_params.get("connections", {})
-        return connections.openings(spec.connections, spec.channels, parameters)
+        return gate_values.of(spec.connections, spec.channels, parameters)
 
 
 def build(
@@ -321,9 +304,7 @@ def with_own_projections(
 
 # What the programs of the newest experiments depend on, and those experiments.
 _recent: collections.deque[tuple[Any, Experiment]] = collections.deque(maxlen=8)
-
-
-# Fields of `config.train` that only the host reads, beside the length of the run.
+# Fields of `config.train` that only the host reads, besides the length of the run.
 _HOST_FIELDS = (
     *("num_steps", "num_epochs", "steps_per_call", "eval_every_epochs", "report_on"),
     *("checkpoint_every_steps", "keep_checkpoints", "keep_every_steps", "keep_best"),
@@ -333,7 +314,7 @@ _HOST_FIELDS = (
 def _compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The fields of a config that programs may depend on, besides the run's length."""
     # As JSON has it: a config that was read from a checkpoint has lists for tuples.
-    found = workdir.plain(config)
+    found = run_config.plain(config)
     for name in ("seed", "init", "evolution"):
         del found[name]
     if not config.growth.warmup_steps:
@@ -341,6 +322,22 @@ def _compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for name in _HOST_FIELDS:
         del found["train"][name]
     return found
+
+
+def _mesh(
+    config: ml_collections.ConfigDict,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None,
+) -> Mesh:
+    """Returns the devices, over which each part of a batch can be split."""
+    mesh = sharding.make_mesh(config.sharding, batch_size, devices)
+    parts = mesh.size * config.train.accumulate_steps
+    if batch_size % parts:
+        raise UserError(
+            f"data.batch_size = {batch_size} is not divisible by {mesh.size} "
+            f"devices x train.accumulate_steps = {config.train.accumulate_steps}."
+        )
+    return mesh
 
 
 def _build(
@@ -354,13 +351,7 @@ def _build(
     dataset = dataset or lookup.from_config(config.data)
     recipe = pipeline.Recipe.from_config(config.data, dataset)
     checks.check_data(config.data, dataset)
-    mesh = sharding.make_mesh(config.sharding, recipe.batch_size, devices)
-    parts = mesh.size * config.train.accumulate_steps
-    if recipe.batch_size % parts:
-        raise UserError(
-            f"data.batch_size = {recipe.batch_size} is not divisible by {mesh.size} "
-            f"devices x train.accumulate_steps = {config.train.accumulate_steps}."
-        )
+    mesh = _mesh(config, recipe.batch_size, devices)
     norms = {"global": 1, "per_shard": mesh.size}
     shards = pick("sharding.batch_norm", config.sharding.batch_norm, norms)
     model = zoo.build(
@@ -385,17 +376,14 @@ def _build(
     learner = optimizer.build(
         config.optimizer,
         num_steps,
-        event_steps(config.growth, steps_per_epoch),
+        optimizer.event_steps(config.growth, steps_per_epoch),
         config.growth.warmup_steps,
     )
     both = None
     if share:
-        is_frozen = functools.partial(optimizer.frozen, config.optimizer)
-        both = alternating.optimizers(
-            learner,
-            config.search.learning_rate,
-            is_frozen if config.optimizer.freeze else None,
-        )
+        frozen = functools.partial(optimizer.frozen, config.optimizer)
+        is_frozen = frozen if config.optimizer.freeze else None
+        both = alternating.optimizers(learner, config.search.learning_rate, is_frozen)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -408,15 +396,3 @@ def _build(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
     )
-
-
-def event_steps(growth: ml_collections.ConfigDict, steps_per_epoch: int) -> list[int]:
-    """The steps behind which a run's network changes."""
-    return [
-        number * growth.every_epochs * steps_per_epoch
-        for number in range(1, len(growth.events) + 1)
-    ]
-
-
-def _next_multiple(step: int, every: int) -> int:
-    return (step // every + 1) * every

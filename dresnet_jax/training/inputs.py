@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dresnet_jax.data import catalog, pipeline, sources, streaming
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.training import sharding
 
@@ -195,7 +195,7 @@ class Streaming:
       recipe: how batches are made.
       mesh: the devices.
       threads: that read, in every process that reads.
-      workers: processes that read, beside each that trains; 0 for none.
+      workers: processes that read, next to each that trains; 0 for none.
       reason: why this pipeline was chosen.
     """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 from absl import logging
 
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import RunFailedError
 from dresnet_jax.training import compilation, optimizer, watching
 from dresnet_jax.training.experiment import Experiment

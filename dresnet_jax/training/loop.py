@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 
-from dresnet_jax.connections import module as connections
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.connections import gate_values
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import (
     checkpointing,
@@ -18,6 +18,7 @@ from dresnet_jax.training import (
     metrics,
     processes,
     reporting,
+    run_config,
     transfer,
     watching,
     workdir,
@@ -198,7 +199,7 @@ class Trainer:
             always=segment.kept,
         )
         about = {
-            "config": workdir.plain(experiment.config),
+            "config": run_config.plain(experiment.config),
             "history": list(segment.history),
             "edges": experiment.model.spec.connections.topology.edges,
             "versions": reporting.versions(),
@@ -211,7 +212,7 @@ class Trainer:
                 Log(self._directory, segment.start, experiment.num_steps, writes=writes)
             )
             if segment.start == 0 or segment.history:
-                openings = experiment.gate_openings(self.state)
+                openings = experiment.gate_values(self.state)
                 self._log.write_gates(segment.start, openings)
             # Where the network has grown, its blocks may have other numbers.
             is_as_at_first = writes and not segment.history
@@ -301,12 +302,12 @@ class Trainer:
             "val_loss": validation.loss,
             "val_accuracy": validation.accuracy,
         }
-        openings = self._experiment.gate_openings(self.state)
+        openings = self._experiment.gate_values(self.state)
         if self._first_gates:
-            scalars["gate_drift"] = connections.drift(self._first_gates, openings)
+            scalars["gate_drift"] = gate_values.drift(self._first_gates, openings)
             self._warn_of_still_gates(step, scalars["gate_drift"])
             self._warn_of_dead_gates(step, openings)
-        sharpness = connections.sharpness(self.state.eval_params)
+        sharpness = gate_values.sharpness(self.state.eval_params)
         if sharpness is not None:
             scalars["gate_sharpness"] = sharpness
         self._log.write(step, scalars)
@@ -325,8 +326,8 @@ class Trainer:
                 multiplier,
             )
 
-    def _warn_of_dead_gates(self, step: int, openings: connections.Openings) -> None:
-        dead = connections.dead(self._experiment.model.spec.connections, openings)
+    def _warn_of_dead_gates(self, step: int, openings: gate_values.GateValues) -> None:
+        dead = gate_values.dead(self._experiment.model.spec.connections, openings)
         if dead and 2 * step >= self._experiment.num_steps:
             logging.warning(
                 "Gates have died: after step %d, F(w) is below %g in %d of %d, where "
@@ -334,7 +335,7 @@ class Trainer:
                 "connections.opening, a smaller connections.sharpness or a smaller "
                 "optimizer.gate_multiplier than %g keeps them learning.",
                 step,
-                connections.DEAD,
+                gate_values.DEAD,
                 len(dead),
                 sum(map(len, openings.values())),
                 ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else ""),
@@ -362,7 +363,7 @@ def restore_or_create(
             processes.say(taken.description)
         return state, 0
     about = checkpointing.about(directory, restored.step)
-    workdir.require_own(directory, config, about)
+    run_config.require_own(directory, config, about)
     processes.say(f"Resuming from the checkpoint of step {restored.step}.")
     return restored.state, restored.step
 

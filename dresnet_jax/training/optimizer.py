@@ -26,8 +26,8 @@ def build(
     Args:
       config: the `optimizer` part of a config.
       num_steps: the run's length, over which the learning rate falls to 0.
-      events: steps behind which the network changes.
-      warmup_steps: behind each event, in which the learning rate rises from 0 again.
+      events: steps after which the network changes.
+      warmup_steps: after each event, in which the learning rate rises from 0 again.
 
     Raises:
       UserError: the optimiser is unknown, or gates are always frozen.
@@ -154,3 +154,11 @@ OPTIMIZERS: dict[
     str,
     Callable[[ml_collections.ConfigDict, optax.Schedule], optax.GradientTransformation],
 ] = {"sgd": _sgd, "adamw": _adamw}
+
+
+def event_steps(growth: ml_collections.ConfigDict, steps_per_epoch: int) -> list[int]:
+    """Returns the steps after which a run's network changes."""
+    return [
+        number * growth.every_epochs * steps_per_epoch
+        for number in range(1, len(growth.events) + 1)
+    ]

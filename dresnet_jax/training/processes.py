@@ -50,7 +50,7 @@ def join(
       num_processes: of the run.
       process_id: of this one, from 0.
       timeout: how long it waits for the others, seconds.
-      environment: the variables by which Open MPI 5 tells a process who it is.
+      environment: the variables by which Open MPI 5 tells a process its number.
 
     Where the others do not come, it says so and the process ends, since JAX would end
     it without a clear word.
@@ -229,7 +229,7 @@ class Stop:
         """What ends the run.
 
         Args:
-          words: where it stopped, and what goes on with it.
+          words: where it stopped, and what resumes it.
         """
         if self.by_ctrl_c:
             return KeyboardInterrupt(words)

@@ -9,10 +9,11 @@ import optax
 from etils import epath
 
 import dresnet_jax
-from dresnet_jax.connections import module as connections
+from dresnet_jax.connections import gate_values
 from dresnet_jax.training import (
     checkpointing,
     connection_report,
+    json_files,
     metrics,
     processes,
     workdir,
@@ -37,7 +38,7 @@ def report(
       directory: the run directory.
       splits: its data.
       state: of the last step.
-      growth: what is told of a network that has grown, in the place of how far its
+      growth: what is reported of a network that has grown, in the place of how far its
         gates moved: its blocks may have other numbers than at the start.
     """
     step, evaluate = experiment.num_steps, Evaluator(experiment)
@@ -52,9 +53,9 @@ def report(
     found |= _report(experiment, state, evaluate, splits) | {"reported_step": step}
     if processes.is_first():
         workdir.require_held(directory)
-        drift = connections.drift(metrics.first_gates(directory), found["gates"])
+        drift = gate_values.drift(metrics.first_gates(directory), found["gates"])
         found |= {"gate_drift": drift} if growth is None else growth
-        workdir.write_json(directory / "report.json", found)
+        json_files.write_json(directory / "report.json", found)
     return found
 
 
@@ -87,8 +88,8 @@ def _report(
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "skipped_records": {"validation": validation.skipped, "test": test.skipped},
-        "gates": experiment.gate_openings(state),
-        "gate_sharpness": connections.sharpness(state.eval_params),
+        "gates": experiment.gate_values(state),
+        "gate_sharpness": gate_values.sharpness(state.eval_params),
         "versions": versions(),
     }
 

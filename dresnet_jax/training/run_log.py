@@ -1,4 +1,4 @@
-"""What a run tells while it trains: lines of JSON, TensorBoard, the screen."""
+"""What a run reports while it trains: lines of JSON, TensorBoard, the screen."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import directory_check
 from tqdm import tqdm
 
-from dresnet_jax.training import compilation, metrics, workdir
+from dresnet_jax.training import compilation, json_files, metrics
 
 # Seconds between two lines of training where standard error is no terminal, at least;
 # metrics.jsonl has them all.
@@ -31,7 +31,7 @@ class Log:
     `metrics.jsonl` holds one JSON object a line, each with its `step`. A run that
     resumes from a checkpoint first drops the lines after it, and a new run drops all,
     so that no line is lost or stands twice. Of several processes one writes.
-    What cannot be written is said once and left out: training goes on.
+    What cannot be written is said once and left out: training continues.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Log:
             if what not in self._reported:
                 self._reported.add(what)
                 logging.warning(
-                    "%s cannot be written: %s. Training goes on without it.",
+                    "%s cannot be written: %s. training continues without it.",
                     what,
                     getattr(error, "strerror", None) or error,
                 )
@@ -173,7 +173,7 @@ class _Lines:
             aside.write_text("".join(f"{line}\n" for line in damaged.values()))
             logging.warning("Damaged lines of %s were moved to %s.", self._path, aside)
         kept = [line for line in lines if line["step"] < self._first]
-        workdir.write_lines(self._path, kept)
+        json_files.write_lines(self._path, kept)
         self._file, self._size = self._path.open("a"), self._path.stat().length
         # Opened again, after it could not be written, it has lost no line.
         self._first = float("inf")

@@ -76,7 +76,7 @@ def is_finite(*trees: Any, xp: Any = jnp) -> jax.Array:
 
 
 def check(mesh: Mesh) -> Callable[[TrainState], bool]:
-    """What finds whether a state `is_finite`, but for its metrics."""
+    """What finds whether a state `is_finite`, except its metrics."""
 
     def kept(state: TrainState) -> tuple[Any, ...]:
         return state.params, state.batch_stats, state.opt_state, state.ema_params

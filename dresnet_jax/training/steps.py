@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dresnet_jax.connections.module import total_opening
+from dresnet_jax.connections import gate_values
 from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.exits import EXITS, ExitSpec
@@ -19,7 +19,7 @@ from dresnet_jax.training.state import TrainState
 
 
 class StepResult(flax.struct.PyTreeNode):
-    """What the host is told of one step.
+    """What the host reads of one step.
 
     Attributes:
       loss: of this step's batch, float32 scalar.
@@ -58,7 +58,7 @@ def train_step(
       label_smoothing: share of the label spread over all classes.
       gate_penalty: this times the sum of |F(w)| is added to the loss.
       ema_decay: of the averaged parameters, if the state has them.
-      log_every_steps: the running metrics start anew after so many steps.
+      log_every_steps: the running metrics restart after this many steps.
       accumulate_steps: parts of the batch whose gradients are made one after the other,
         and then averaged; norms see one part at a time.
       skip_non_finite: whether a batch whose loss, gradient or step is not finite leaves
@@ -66,7 +66,7 @@ def train_step(
       read: makes parameters what the loss reads, which are whole on every device.
 
     Returns:
-      The state after the step, and what the host is told.
+      The state after the step, and what the host reads.
     """
 
     def loss_function(
@@ -79,68 +79,30 @@ def train_step(
             gate_penalty=gate_penalty,
         )
 
-    gradient = jax.value_and_grad(loss_function, has_aux=True)
     key = jax.random.fold_in(derive_key(state.key, "dropout"), state.step)
-    if accumulate_steps == 1:
-        (loss, (batch_stats, metrics)), grads = gradient(
-            state.params, state.batch_stats, batch, key
-        )
-    else:
-
-        def add_part(total: Any, i: jax.Array) -> tuple[Any, None]:
-            loss, batch_stats, metrics, grads = total
-            # Every n-th example, so that each part lies on all devices.
-            part = jax.tree.map(
-                lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:])[:, i], batch
-            )
-            (part_loss, (batch_stats, part_metrics)), part_grads = gradient(
-                state.params, batch_stats, part, jax.random.fold_in(key, i)
-            )
-            grads = optax.tree.add(grads, part_grads)
-            return (
-                loss + part_loss,
-                batch_stats,
-                metrics.merge(part_metrics),
-                grads,
-            ), None
-
-        nothing = (
-            jnp.zeros(()),
-            state.batch_stats,
-            Metrics.empty(),
-            optax.tree.zeros_like(state.params),
-        )
-        (loss, batch_stats, metrics, grads), _ = jax.lax.scan(
-            add_part, nothing, jnp.arange(accumulate_steps)
-        )
-        loss, grads = optax.tree.scale(1 / accumulate_steps, (loss, grads))
+    loss, batch_stats, metrics, grads = _gradients(
+        jax.value_and_grad(loss_function, has_aux=True),
+        state,
+        batch,
+        key,
+        accumulate_steps,
+    )
     updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-        # Ramps up, so that the average soon forgets the initialisation.
-        steps = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
-        ema_params = optax.incremental_update(params, ema_params, 1 - decay)
-
+    ema_params = _averaged(state, params, ema_decay)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    after = params, batch_stats, opt_state, ema_params, metrics
     if skip_non_finite:
-        found = params, batch_stats, opt_state, ema_params, metrics
-        is_finite &= train_state.is_finite(*found[:-1])
+        is_finite &= train_state.is_finite(*after[:-1])
         before = (
             *(state.params, state.batch_stats, state.opt_state, state.ema_params),
             Metrics.empty(),
         )
-        params, batch_stats, opt_state, ema_params, metrics = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old), found, before
-        )
-    starts_anew = state.step % log_every_steps == 0
-    running = jax.tree.map(
-        lambda alone, merged: jnp.where(starts_anew, alone, merged),
-        metrics,
-        state.running.merge(metrics),
-    )
+        after = _where(is_finite, after, before)
+    params, batch_stats, opt_state, ema_params, metrics = after
+    is_first = state.step % log_every_steps == 0
+    running = _where(is_first, metrics, state.running.merge(metrics))
     new_state = state.replace(
         step=state.step + 1,
         params=params,
@@ -150,6 +112,66 @@ def train_step(
         running=running,
     )
     return new_state, StepResult(loss, grad_norm, is_finite, running)
+
+
+def _where(condition: jax.Array, tree: Any, other: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
+
+
+def _averaged(state: TrainState, params: Any, ema_decay: float) -> Any:
+    """Adds parameters to the averaged ones, if the state has them."""
+    if state.ema_params is None:
+        return None
+    # Ramps up, so that the average soon forgets the initialisation.
+    steps = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
+    return optax.incremental_update(params, state.ema_params, 1 - decay)
+
+
+def _gradients(
+    gradient: Callable[..., Any],
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    parts: int,
+) -> tuple[jax.Array, Any, Metrics, Any]:
+    """Computes loss, averages of the norms, metrics and gradients of a batch.
+
+    Args:
+      gradient: of (parameters, averages, examples, key); its value is the loss, and
+        (averages, metrics).
+      state: before the step.
+      batch: all examples.
+      key: of the step.
+      parts: of the batch, whose gradients are made one after the other and averaged.
+    """
+    if parts == 1:
+        (loss, (batch_stats, metrics)), grads = gradient(
+            state.params, state.batch_stats, batch, key
+        )
+        return loss, batch_stats, metrics, grads
+
+    def add_part(total: Any, i: jax.Array) -> tuple[Any, None]:
+        loss, batch_stats, metrics, grads = total
+        # Every n-th example, so that each part lies on all devices.
+        part = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:])[:, i], batch)
+        (part_loss, (batch_stats, part_metrics)), part_grads = gradient(
+            state.params, batch_stats, part, jax.random.fold_in(key, i)
+        )
+        grads = optax.tree.add(grads, part_grads)
+        return (loss + part_loss, batch_stats, metrics.merge(part_metrics), grads), None
+
+    nothing = (
+        jnp.zeros(()),
+        state.batch_stats,
+        Metrics.empty(),
+        optax.tree.zeros_like(state.params),
+    )
+    (loss, batch_stats, metrics, grads), _ = jax.lax.scan(
+        add_part, nothing, jnp.arange(parts)
+    )
+    loss, grads = optax.tree.scale(1 / parts, (loss, grads))
+    return loss, batch_stats, metrics, grads
 
 
 def training_loss(
@@ -162,7 +184,7 @@ def training_loss(
     label_smoothing: float,
     gate_penalty: float,
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """What training lets fall: a scalar; the norms' averages, and metrics.
+    """The training loss: a scalar; the norms' averages, and metrics.
 
     Args:
       model: the network.
@@ -180,7 +202,7 @@ def training_loss(
     loss += supervision(spec.exits, updates, batch.targets, label_smoothing)
     if gate_penalty:
         own = params.get("connections", {})
-        loss += gate_penalty * total_opening(spec.connections, spec.channels, own)
+        loss += gate_penalty * gate_values.total(spec.connections, spec.channels, own)
     metrics = Metrics.single_from_model_output(
         loss=losses, logits=logits, labels=batch.labels, mask=batch.mask
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.training import (
     compilation,
     late_report,

@@ -21,7 +21,7 @@ class Transfer:
     Attributes:
       step: of the other run's checkpoint.
       taken: paths of the leaves that were taken, such as params/stem/conv/kernel.
-      missing: of those that only this run has, which start anew.
+      missing: of those that only this run has, which start from scratch.
       extra: of those that only the other run has.
     """
 
@@ -81,7 +81,7 @@ def start_from(
     """A fresh state with the weights of another run where both have the same leaf.
 
     Averaged parameters of the other run are taken where it has them. The optimiser
-    starts anew.
+    starts from scratch.
 
     Args:
       config: `init` of a config.
@@ -100,7 +100,7 @@ def start_from(
             raise UserError(
                 f"{path} is {there[path].shape} in {config.workdir} and "
                 f"{wanted[path].shape} here: give a pattern that names it as "
-                "config.init.skip, and it starts anew."
+                "config.init.skip, and it starts from scratch."
             )
     if not taken:
         raise UserError(f"No leaf of {config.workdir} is one of this model's.")
@@ -167,7 +167,7 @@ def write_start(
 
 
 def how_to_train_on(directory: epath.Path, field: str, value: str) -> str:
-    """Lines for a person, with the flags that go on from what `write_start` wrote.
+    """Lines for a person, with the flags that start from what `write_start` wrote.
 
     Args:
       directory: of the run.

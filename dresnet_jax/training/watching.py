@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 
 # Of a process whose watchdog ended it, as of the command `timeout`.
 HUNG_EXIT_CODE = 124

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from dresnet_jax.training import checkpointing, experiment, metrics, workdir
+from dresnet_jax.training import checkpointing, experiment, metrics, run_config
 from tests.conftest import start_python
 
 # Low, since a high rate multiplies the rounding of a sum taken in another order: once
@@ -31,7 +31,7 @@ def progress_and_rest(errors):
 def final_state(directory, steps=40, *, only_params=False):
     """The leaves of the newest checkpoint, read on one device, as NumPy arrays."""
     directory = epath.Path(directory)
-    parts = experiment.build(workdir.read_config(directory))
+    parts = experiment.build(run_config.read_config(directory))
     restored = checkpointing.restore(directory, parts.create_state(abstract=True))
     assert restored.step == steps
     state = restored.state.replace(key=jax.random.key_data(restored.state.key))

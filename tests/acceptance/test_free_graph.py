@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dresnet_jax import defaults
-from dresnet_jax.connections import graphs, module
+from dresnet_jax.connections import gate_values, graphs
 from dresnet_jax.models import zoo
 
 BLOCKS, CLASSES, EXAMPLES = 5, 32, 64
@@ -85,7 +85,7 @@ def test_all_planted_edges_are_found_and_at_most_one_false_one(network):
 
         def loss(openings, step):
             error = jnp.mean((answers(openings) - targets) ** 2) / scale**2
-            total = module.total_opening(spec, channels, parameters(openings))
+            total = gate_values.total(spec, channels, parameters(openings))
             return error + PENALTY * (step >= FREE_STEPS) * total
 
         def learn(carry, step):

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from dresnet_jax.comparison import budgets
-from dresnet_jax.training import workdir
+from dresnet_jax.training import run_config
 from tests.acceptance.conftest import SEEDS
 from tests.acceptance.small_run import last_json
 from tests.conftest import run_command
@@ -55,8 +55,8 @@ def test_a_third_of_the_connections_costs_a_fifth_of_a_point(train, dresnets, tm
                 },
             }
         )
-        configs[f"pruned, seed {seed}"] = workdir.read_config(epath.Path(pruned))
-    configs["dresnet18"] = workdir.read_config(epath.Path(dresnets[0]["workdir"]))
+        configs[f"pruned, seed {seed}"] = run_config.read_config(epath.Path(pruned))
+    configs["dresnet18"] = run_config.read_config(epath.Path(dresnets[0]["workdir"]))
     plain = configs["dresnet18"].copy_and_resolve_references().unlock()
     plain.model.name = "resnet18"
     costs = budgets.measure(configs | {"resnet18": plain.lock()})

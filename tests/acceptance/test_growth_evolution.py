@@ -13,7 +13,7 @@ SEEDS, MEMBERS = 10, 8
 
 
 class Space:
-    """Which connections so many blocks have; each structure is trained once."""
+    """Which connections this many blocks have; each structure is trained once."""
 
     def __init__(self, blocks, steps):
         config = digits.get_config()

@@ -25,7 +25,7 @@ ALL = tuple(OPERATIONS)
 
 
 def searched(student, seed, answers, order):
-    """A student's gate weights behind a search on two halves of a teacher's answers."""
+    """A student's gate weights after a search on two halves of a teacher's answers."""
     keys = jax.random.split(jax.random.key(seed + 1000), 4)
     own, other = (
         jax.vmap(noise)(jax.random.split(key, BATCHES)) for key in (keys[0], keys[1])

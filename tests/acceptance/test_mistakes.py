@@ -128,16 +128,6 @@ def _assert_one_clear_line(code, output, errors, message):
             ["connections", "--model=dresnet18", "--peers", "--target=v5e:2x2"],
             "--peers of a model run here, not on a --target",
         ),
-        (
-            "benchmark",
-            ["connections", "--arrangements"],
-            "--arrangements are of projections without bias, not of projection 'none'",
-        ),
-        (
-            "benchmark",
-            ["connections", "--arrangements", "--model=dresnet18_seed"],
-            "not of projection 'per_edge' and a bias",
-        ),
         ("prepare", [], "--dataset is missing"),
         ("prepare", ["--dataset=cifar"], "Unknown dataset 'cifar'"),
         ("prepare", ["--dataset=folder"], "folder needs --from_dir"),
@@ -205,7 +195,7 @@ def _assert_one_clear_line(code, output, errors, message):
         (
             "plan",
             ["--config=configs/digits.py", "--target=v5e:2x2", "--no_compile"],
-            "--no_compile tells nothing of a --target",
+            "--no_compile prints nothing about a --target",
         ),
         ("preview", ["--config=configs/digits.py"], "--out=None must be the name of"),
         (

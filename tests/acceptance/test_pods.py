@@ -13,7 +13,7 @@ from etils import epath
 
 from configs import synthetic
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import checkpointing, digests, experiment, workdir
+from dresnet_jax.training import checkpointing, digests, experiment, run_config
 from tests.acceptance import soak
 from tests.acceptance.small_run import (
     GENTLE,
@@ -239,7 +239,7 @@ def exchange(a, b):
 
 @pytest.mark.parametrize("all_damaged", [False, True])
 def test_no_damage_is_used_in_silence(one_process, tmp_path, caplog, all_damaged):
-    parts = experiment.build(workdir.read_config(epath.Path(one_process)))
+    parts = experiment.build(run_config.read_config(epath.Path(one_process)))
     wanted = parts.create_state(abstract=True)
     outcomes = {}
     for number, (name, damage) in enumerate(DAMAGE.items()):

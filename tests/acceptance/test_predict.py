@@ -15,7 +15,7 @@ from dresnet_jax.training import (
     evaluation,
     experiment,
     own_files,
-    workdir,
+    run_config,
 )
 from tests.acceptance.small_run import last_json, progress_and_rest
 from tests.conftest import ROOT, run_command
@@ -46,7 +46,7 @@ def test_raw_images_are_classified_as_evaluation_does(run):
     )
     assert code == 0, errors
     found = [x["top"][0]["label"] for x in last_json(output)["predictions"]]
-    parts = experiment.build(workdir.read_config(epath.Path(run / "run")))
+    parts = experiment.build(run_config.read_config(epath.Path(run / "run")))
     abstract = parts.create_state(abstract=True)
     state = checkpointing.restore(epath.Path(run / "run"), abstract).state
     evaluated = evaluation.Evaluator(parts)(state, parts.open_splits()["test"])

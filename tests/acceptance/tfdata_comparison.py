@@ -4,7 +4,7 @@
 
 Both take the same records to normalised, flipped 224x224 random-resized-crops in
 batches of float32. tf.data has them in memory; ours reads its array_record files. Each
-runs in a process of its own, on so many threads as there are cores, in turn. Seconds
+runs in a process of its own, on this many threads as there are cores, in turn. Seconds
 are those of the processor, so that other work on the machine does not count. Needs
 TensorFlow (requirements-prepare.txt).
 """
@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from configs import imagenet2012
-from dresnet_jax.data import preparation, prepared, sources, streaming
+from dresnet_jax.data import preparation, prepared, sources
+from dresnet_jax.data.calls import Call
 from dresnet_jax.training import experiment
 from tests.data import archives
 
@@ -55,7 +56,7 @@ def ours(records):
     config.data.num_threads = CORES
     config.data.num_workers = 0
     parts = experiment.build(config)
-    calls = [streaming.Call(step, 1) for step in range(IMAGES // BATCH)]
+    calls = [Call(step, 1) for step in range(IMAGES // BATCH)]
     key = jax.random.key(0)
 
     @jax.jit

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dresnet_jax.connections import gates, module, topology, weighted_sum
+from dresnet_jax.connections import gate_values, gates, module, topology, weighted_sum
+from dresnet_jax.connections.outputs import BlockOutputs, average_pool
 from dresnet_jax.connections.spec import (
     FORMS,
     NAMED_OPENINGS,
@@ -19,7 +20,6 @@ from dresnet_jax.connections.spec import (
     WEIGHTS,
     ConnectionSpec,
 )
-from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.errors import UserError
 
 CHANNELS = (4, 4, 4, 8, 8)
@@ -86,7 +86,7 @@ def test_every_gate_starts_at_the_wanted_opening(gate, weights):
     spec, _, variables = initialised(
         gate=gate, opening=0.2, sharpness=3.0, weights=weights
     )
-    found = module.openings(spec, CHANNELS, variables["params"])
+    found = gate_values.of(spec, CHANNELS, variables["params"])
     assert found.keys() == {3, 4}
     assert found[4].keys() == {1, 2}
     for row in found.values():
@@ -98,14 +98,14 @@ def test_every_gate_starts_at_the_wanted_opening(gate, weights):
 )
 def test_softmax_starts_a_blocks_sources_equal(opening, first, second):
     spec, _, variables = initialised(gate="softmax", opening=opening)
-    found = module.openings(spec, CHANNELS, variables["params"])
+    found = gate_values.of(spec, CHANNELS, variables["params"])
     assert found[3] == pytest.approx({1: first})
     assert found[4] == pytest.approx({1: second, 2: second})
 
 
 def test_a_start_of_1_over_n_squared():
     spec, _, variables = initialised(opening="1/n^2")
-    found = module.openings(spec, CHANNELS, variables["params"])
+    found = gate_values.of(spec, CHANNELS, variables["params"])
     assert found[4][1] == pytest.approx(1 / 16)
 
 
@@ -114,7 +114,7 @@ def test_the_published_start(weights):
     spec, _, variables = initialised(
         opening="published", gate="identity", weights=weights
     )
-    found = module.openings(spec, CHANNELS, variables["params"])
+    found = gate_values.of(spec, CHANNELS, variables["params"])
     assert found[3][1] == found[4][2] == 1.0
     assert 0 < found[4][1] < 0.1
 
@@ -125,7 +125,7 @@ def test_weights_by_distance_are_shared_by_all_readers():
     assert params["gate_weights"].shape == (2,)
     assert "gate_weights" not in params["block_4"]
     params = params | {"gate_weights": jnp.asarray([-1.0, 2.0])}
-    found = module.openings(spec, CHANNELS, params)
+    found = gate_values.of(spec, CHANNELS, params)
     assert found[3][1] == found[4][2] == pytest.approx(1 / (1 + np.exp(1)))
     assert found[4][1] == pytest.approx(1 / (1 + np.exp(-2)))
 
@@ -139,10 +139,10 @@ def test_the_total_opening_is_that_of_all_edges():
     spec, _, variables = initialised(opening=0.2, gate="identity")
     weights = variables["params"]["block_4"]["gate_weights"]
     variables["params"]["block_4"]["gate_weights"] = -weights
-    found = module.total_opening(spec, CHANNELS, variables["params"])
+    found = gate_values.total(spec, CHANNELS, variables["params"])
     assert float(found) == pytest.approx(0.6)
     assert (
-        float(module.total_opening(ConnectionSpec(topology.none(STAGES)), CHANNELS, {}))
+        float(gate_values.total(ConnectionSpec(topology.none(STAGES)), CHANNELS, {}))
         == 0
     )
 
@@ -150,7 +150,7 @@ def test_the_total_opening_is_that_of_all_edges():
 def test_drift_is_the_mean_change_of_an_edge():
     start = {3: {1: 0.5}, 4: {1: 0.5, 2: 0.5}}
     end = {3: {1: 0.2}, 4: {1: 0.5, 2: 0.8}}
-    assert module.drift(start, end) == pytest.approx(0.2)
+    assert gate_values.drift(start, end) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -183,7 +183,7 @@ def test_without_edges_there_are_no_parameters_and_no_operations():
     variables = connections.init(jax.random.key(0), 4, whole)
     assert not jax.tree.leaves(variables)
     assert connections.apply(variables, 4, whole) is whole.last
-    assert module.openings(spec, CHANNELS, {}) == {}
+    assert gate_values.of(spec, CHANNELS, {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ class Network:
             for i in numbers:
                 x = connections(i, outputs)
                 if i == 4:
-                    x = weighted_sum.average_pool(x, (2, 2)) @ self.widening
+                    x = average_pool(x, (2, 2)) @ self.widening
                 outputs.append(block(blocks[i], x)[0])
         return outputs.last
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dresnet_jax.connections import module, topology
+from dresnet_jax.connections import gate_values, module, topology
 from dresnet_jax.connections.gates import GATES
+from dresnet_jax.connections.outputs import BlockOutputs
 from dresnet_jax.connections.spec import (
     PROJECTIONS,
     SHARPNESS_GRANULARITIES,
@@ -14,7 +15,6 @@ from dresnet_jax.connections.spec import (
     ConnectionSpec,
 )
 from dresnet_jax.connections.subset import subset
-from dresnet_jax.connections.weighted_sum import BlockOutputs
 from dresnet_jax.errors import UserError
 from tests.conftest import products
 
@@ -101,7 +101,7 @@ def test_nothing_is_left_of_what_is_gone():
 def test_softmax_shares_its_openings_anew():
     spec, _, parameters = initialised(gate="softmax")
     left, smaller = subset(spec, parameters, [(5, 1), (5, 3)])
-    (row,) = module.openings(left, channels("per_edge"), smaller).values()
+    (row,) = gate_values.of(left, channels("per_edge"), smaller).values()
     assert sum(row.values()) == pytest.approx(1)
 
 

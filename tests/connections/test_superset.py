@@ -81,7 +81,7 @@ def test_new_edges_change_nothing_and_learn_or_are_refused(gate, weights, projec
     before = inputs(spec, of_blocks, parameters)
     after = inputs(found.after, of_blocks, larger)
     for i in before:
-        # Equal but for rounding: what is multiplied by 0 changes the order of a sum.
+        # Equal except for rounding: what is multiplied by 0 changes the order of a sum.
         np.testing.assert_allclose(after[i], before[i], rtol=0, atol=1e-6)
 
     def total(parameters):

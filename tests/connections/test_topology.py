@@ -106,7 +106,7 @@ def test_a_deep_stage_has_no_more_edges_for_its_depth():
         *((3, 1), (5, 1), (5, 3)),
         *((7, 1), (7, 3), (7, 5)),
     )
-    # The last block of the deep stage, 38, is read behind it; within it each ninth.
+    # The last block of the deep stage, 38, is read after it; within it each ninth.
     deep = topology.stage_ends([0] * 2 + [1] * 36 + [2] * 2)
     assert {i: deep.sources(i) for i in deep.readers} == {
         3: (1,),

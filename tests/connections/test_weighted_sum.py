@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dresnet_jax.connections import weighted_sum
-from dresnet_jax.connections.weighted_sum import BlockOutputs
+from dresnet_jax.connections.outputs import BlockOutputs, average_pool, rms_normalised
 
 FAST_FORMS = sorted(set(weighted_sum.FORMS) - {"reference"})
 
@@ -152,14 +152,14 @@ def adaptive_average(image, size):
 )
 def test_average_pool_is_adaptive(before, after):
     images = np.random.RandomState(0).standard_normal((2, *before, 3))
-    found = weighted_sum.average_pool(jnp.asarray(images, jnp.float32), after)
+    found = average_pool(jnp.asarray(images, jnp.float32), after)
     expected = np.stack([adaptive_average(image, after) for image in images])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_average_pool_refuses_to_enlarge():
     with pytest.raises(ValueError, match="larger"):
-        weighted_sum.average_pool(jnp.ones((1, 4, 4, 1)), (8, 8))
+        average_pool(jnp.ones((1, 4, 4, 1)), (8, 8))
 
 
 @pytest.mark.parametrize("sides", [(28, 14, 7, 4), (32, 16, 8, 4), (15, 8, 4, 2)])
@@ -173,7 +173,7 @@ def test_outputs_pooled_step_by_step_equal_outputs_pooled_at_once(sides):
     for n, side in enumerate(sides):
         blocks = tuple(range(n + 2))
         found = outputs.pooled(blocks, (side, side))
-        at_once = [weighted_sum.average_pool(arrays[k], (side, side)) for k in blocks]
+        at_once = [average_pool(arrays[k], (side, side)) for k in blocks]
         np.testing.assert_allclose(found, np.concatenate(at_once, axis=-1), atol=1e-6)
         assert outputs.pooled(blocks, (side, side)) is found
 
@@ -197,10 +197,10 @@ def test_normalised_sources_have_a_mean_square_of_1_and_the_base_is_left():
     outputs = outputs_of([jnp.asarray(images, jnp.float32)], normalise=True)
     np.testing.assert_allclose((outputs[0] ** 2).mean(axis=-1), 1.0, rtol=1e-4)
     np.testing.assert_array_equal(outputs.last, images.astype(np.float32))
-    pooled = weighted_sum.average_pool(outputs[0], (2, 2))
+    pooled = average_pool(outputs[0], (2, 2))
     np.testing.assert_array_equal(outputs.pooled((0,), (2, 2)), pooled)
 
 
 def test_normalising_zeros_keeps_the_gradient_finite():
-    gradient = jax.grad(lambda x: weighted_sum.rms_normalised(x).sum())
+    gradient = jax.grad(lambda x: rms_normalised(x).sum())
     assert np.isfinite(gradient(jnp.zeros((1, 1, 1, 4)))).all()

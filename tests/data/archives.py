@@ -22,7 +22,7 @@ needs_tensorflow = pytest.mark.skipif(
 
 
 def small(name, train, validation, test):
-    """A dataset of the catalogue with so many examples."""
+    """A dataset of the catalogue with this many examples."""
     splits = {"train": train, "validation": validation, "test": test}
     return dataclasses.replace(catalog.DATASETS[name], splits=splits)
 

@@ -1,4 +1,4 @@
-"""A person's own images become the dataset that they expect, and are trained on."""
+"""Your own images become the dataset that they expect, and are trained on."""
 
 import os
 import shutil

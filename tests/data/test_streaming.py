@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dresnet_jax.data import pipeline, preparation, prepared, sources, streaming
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError
 from tests.data import archives
 from tests.data.archives import needs_tensorflow
@@ -18,7 +19,7 @@ CIFAR = archives.small("cifar10", train=90, validation=10, test=20)
 
 
 def train_batches(examples=None, rows=ROWS, calls=((0, 1), (1, 2)), **fields):
-    calls = [streaming.Call(*call) for call in calls]
+    calls = [Call(*call) for call in calls]
     return streaming.TrainBatches(
         examples or split(), recipe(**fields), seed=3, rows=rows, calls=calls
     )
@@ -171,8 +172,8 @@ def test_a_corrupt_record_is_named_and_passed_over_by_both_pipelines(files):
     np.testing.assert_array_equal(arrays.images[30], arrays.images[31])
 
     made = recipe(view=view, skip_corrupt=True)
-    found = streaming.TrainBatches(records, made, 0, ROWS, [streaming.Call(0, 15)])[0]
-    resident = streaming.TrainBatches(arrays, made, 0, ROWS, [streaming.Call(0, 15)])[0]
+    found = streaming.TrainBatches(records, made, 0, ROWS, [Call(0, 15)])[0]
+    resident = streaming.TrainBatches(arrays, made, 0, ROWS, [Call(0, 15)])[0]
     np.testing.assert_array_equal(found.images, resident.images)
     assert (~found.mask).sum() == (~resident.mask).sum() == 1
 

@@ -20,7 +20,7 @@ NEVER = thresholds.NEVER
 
 @pytest.fixture(scope="module")
 def network():
-    """A network that has not learned, with exits behind blocks 1 and 2 of 3."""
+    """A network that has not learned, with exits after blocks 1 and 2 of 3."""
     config = digits.get_config()
     config.data.batch_size = 16
     config.model.update(width=4, blocks_per_stage=(2, 1))
@@ -69,7 +69,7 @@ def test_each_image_is_answered_by_the_first_exit_that_is_sure(
     np.testing.assert_array_equal(
         found.logits.argmax(axis=-1), at_all.predictions[np.arange(75), wanted]
     )
-    # What is skipped is not run, but for what fills the last batches.
+    # What is skipped is not run, except for what fills the last batches.
     counts = [75, np.sum(wanted > 0), np.sum(wanted > 1)]
     assert np.all(found.rows >= counts)
     assert np.all(found.rows < np.asarray(counts) + 16)
@@ -190,7 +190,7 @@ def test_the_depth_that_is_needed_is_that_of_the_last_change():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of 40 steps, with an exit behind block 2 of 4."""
+    """A run of 40 steps, with an exit after block 2 of 4."""
     directory = tmp_path_factory.mktemp("exits") / "run"
     code, _, errors = run_command(
         "train",
@@ -250,7 +250,7 @@ def test_wishes_that_cannot_be_are_named(wish, message):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("evaluate", "--max_loss=0.1", "--min_depth=3"), "behind blocks 1, 2"),
+        (("evaluate", "--max_loss=0.1", "--min_depth=3"), "after blocks 1, 2"),
         (("evaluate", "--per_batch"), "need --max_loss or --budget"),
         (("predict", "x.png", "--within_ms=0.0001"), "--within_ms=0.0001 is too short"),
     ],

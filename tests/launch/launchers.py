@@ -96,7 +96,7 @@ def wait_until(condition, seconds=60):
 
 
 def plain_tools(directory, *names):
-    """A PATH with bash's usual tools and nothing else, but for the names given."""
+    """A PATH with bash's usual tools and nothing else, except for the names given."""
     directory = Path(directory)
     directory.mkdir(exist_ok=True)
     usual = "bash basename cat date dirname env find git grep head hostname id ls mkdir"

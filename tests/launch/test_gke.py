@@ -96,7 +96,7 @@ def expanded(arguments, env):
 
 
 def restarts(jobset, code):
-    """Whether JobSet starts all anew where a pod ends with a code."""
+    """Whether JobSet starts all again where a pod ends with a code."""
     job = job_of(jobset)
     assert job["backoffLimit"] == 0
     assert pod_of(jobset)["restartPolicy"] == "Never"

@@ -108,14 +108,10 @@ def test_it_creates_waits_installs_and_trains_on_all_workers(cloud):
     assert len(cloud.homes()) == 4
     assert tuple(cloud.given()["arguments"]) == (*AWKWARD, f"--workdir={cloud.workdir}")
     head = subprocess.run(
-        ["git", "show", "HEAD:dresnet_jax/commands/train.py"],
-        cwd=ROOT,
-        capture_output=True,
+        ["git", "show", "HEAD:dresnet_jax/errors.py"], cwd=ROOT, capture_output=True
     ).stdout
     for home in cloud.homes():
-        assert (
-            home / "dresnet_jax" / "dresnet_jax" / "defaults.py"
-        ).read_bytes() == head
+        assert (home / "dresnet_jax" / "dresnet_jax" / "errors.py").read_bytes() == head
         python_calls = (home / "python_calls").read_text()
         assert "-m pip install --quiet --user uv" in python_calls
         assert "--python=3.11" in python_calls

@@ -9,7 +9,7 @@ import pytest
 
 from configs.compare import graph as study
 from dresnet_jax import defaults
-from dresnet_jax.connections.weighted_sum import average_pool
+from dresnet_jax.connections.outputs import average_pool
 from dresnet_jax.errors import UserError
 from dresnet_jax.figures import gradient_flow
 from dresnet_jax.inference.folding import folded

@@ -102,7 +102,7 @@ def test_pooling_is_the_average_of_what_is_there():
     pool = block("pool")
     x = jnp.ones((1, 5, 5, CHANNELS))
     variables = pool.init(jax.random.key(0), x, train=False)
-    # 1 + 1, but for the epsilon of the norm: an edge of zeros would be seen.
+    # 1 + 1, except for the epsilon of the norm: an edge of zeros would be seen.
     np.testing.assert_allclose(pool.apply(variables, x, train=False), 2.0, rtol=1e-5)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import changes, deepening, growing, widening

@@ -84,7 +84,7 @@ def test_a_search_is_a_function_of_its_seed(algorithm):
     assert one == same
     assert len({found.structure for found in one}) == len(one) == 24
     assert searched(made_up, algorithm, seed=1) != one
-    # One that is stopped and goes on asks for the same.
+    # One that is stopped and continues asks for the same.
     assert searched(made_up, algorithm, evaluations=12) == one[:12]
 
 
@@ -299,7 +299,7 @@ def test_a_stopped_search_goes_on(tmp_path):
     fewer = [*given_flags, "--config.evolution.evaluations=2"]
     code, _, errors = run_command("evolve", *fewer)
     assert code == 2
-    assert "start anew with --overwrite" in errors
+    assert "start from scratch with --overwrite" in errors
     code, output, errors = run_command("evolve", *fewer, "--overwrite")
     assert code == 0, errors
     assert "were trained before" not in output

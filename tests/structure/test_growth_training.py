@@ -28,7 +28,7 @@ from dresnet_jax.training.experiment import Experiment
 
 @pytest.fixture
 def config(small_config):
-    """Four epochs of two steps, with events behind the first three."""
+    """Four epochs of two steps, with events after the first three."""
     small_config.data.batch_size = 16
     small_config.data.train_examples = 32
     small_config.data.validation_examples = 64

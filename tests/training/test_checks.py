@@ -7,6 +7,7 @@ import pytest
 from dresnet_jax import defaults
 from dresnet_jax.data import images
 from dresnet_jax.errors import UserError
+from dresnet_jax.ranges import RANGES
 from dresnet_jax.training import checks
 
 
@@ -21,9 +22,9 @@ def _set(path, value):
     return config
 
 
-@pytest.mark.parametrize("path", defaults.RANGES)
+@pytest.mark.parametrize("path", RANGES)
 def test_a_field_is_held_to_its_range(path):
-    interval = defaults.RANGES[path]
+    interval = RANGES[path]
     ends = [float(end) for end in interval[1:-1].split(", ")]
     checks.check(defaults.get_config())
     for end, outside, bracket in zip(
@@ -47,4 +48,4 @@ def test_a_number_is_finite(value):
 
 
 def test_the_newest_pixel_rule_is_the_highest():
-    assert defaults.RANGES["data.pixel_rule"] == f"[1, {images.RULE}]"
+    assert RANGES["data.pixel_rule"] == f"[1, {images.RULE}]"

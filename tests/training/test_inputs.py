@@ -6,7 +6,7 @@ import pytest
 from configs import digits, synthetic
 from dresnet_jax import defaults
 from dresnet_jax.data import lookup
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import experiment, inputs, sharding
 from tests.conftest import run_python

@@ -17,6 +17,7 @@ from dresnet_jax.training import (
     late_report,
     loop,
     metrics,
+    run_config,
     watching,
     workdir,
 )
@@ -127,7 +128,7 @@ def test_a_run_resumes_with_another_input_pipeline(small_config, directory):
     again = train(small_config, directory)
     assert again["test_loss"] == first["test_loss"]
     assert again["data"].startswith("streaming, 2 threads")
-    assert workdir.read_config(directory).data.mode == "streaming"
+    assert run_config.read_config(directory).data.mode == "streaming"
 
 
 def test_tensorboard_has_the_same_scalars(small_config, directory):

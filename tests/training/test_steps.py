@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from dresnet_jax.connections import module
+from dresnet_jax.connections import gate_values
 from dresnet_jax.data import pipeline, sources
 from dresnet_jax.training import experiment, steps
 
@@ -47,18 +47,18 @@ def train(parts, num_steps, **options):
 
 
 def test_the_loss_falls_and_the_gates_move(parts):
-    before = parts.gate_openings(parts.create_state())
+    before = parts.gate_values(parts.create_state())
     state, results = train(parts, 30)
     assert results[-1].loss < 0.2 * results[0].loss
-    assert module.drift(before, parts.gate_openings(state)) > 0.01
+    assert gate_values.drift(before, parts.gate_values(state)) > 0.01
 
 
 def test_a_penalty_closes_the_gates_and_is_in_the_loss(parts):
     free, (first, *_) = train(parts, 20)
     held, (penalised, *_) = train(parts, 20, gate_penalty=1.0)
-    openings, closed = parts.gate_openings(free), parts.gate_openings(held)
+    openings, closed = parts.gate_values(free), parts.gate_values(held)
     assert closed[3][1] < openings[3][1] - 0.05
-    start = parts.gate_openings(parts.create_state())[3][1]
+    start = parts.gate_values(parts.create_state())[3][1]
     assert float(penalised.loss - first.loss) == pytest.approx(start, rel=1e-4)
     # What is logged is the cross entropy alone.
     means = [result.running.compute()["loss"] for result in (first, penalised)]

@@ -1,4 +1,4 @@
-"""Seeds in one program end as each alone, and go on after a stop bit for bit."""
+"""Seeds in one program end as each alone, and continue after a stop bit for bit."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def params(config, place, seed):
 
 
 def numbers(place, seed):
-    """What a run wrote, but for the times."""
+    """What a run wrote, except for the times."""
     told = ("step", "train_loss", "train_accuracy", "val_loss", "gates")
     lines = metrics.read(epath.Path(place / str(seed)))
     return [{name: line[name] for name in told if name in line} for line in lines]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.training import watching
 from tests.conftest import run_python, start_python
 
@@ -54,7 +54,7 @@ def test_utilisation_is_the_share_of_the_peak():
 SUSPENDED = """
 import os, time
 from etils import epath
-from dresnet_jax.data.streaming import Call
+from dresnet_jax.data.calls import Call
 from dresnet_jax.training.watching import Watch
 with Watch(epath.Path("."), watchdog=0.6) as watch:
     print("begun", flush=True)

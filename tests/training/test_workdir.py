@@ -12,7 +12,7 @@ from dresnet_jax import defaults
 from dresnet_jax.connections import topology
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
-from dresnet_jax.training import evaluation, experiment, workdir
+from dresnet_jax.training import evaluation, experiment, json_files, run_config, workdir
 
 
 def claim(directory, config, *, overwrite):
@@ -28,7 +28,7 @@ def directory(tmp_path):
 
 def test_a_new_directory_holds_the_config(directory, small_config):
     claim(directory, small_config, overwrite=False)
-    read = workdir.read_config(directory)
+    read = run_config.read_config(directory)
     assert read.model.name == small_config.model.name
     assert read.optimizer.learning_rate == small_config.optimizer.learning_rate
 
@@ -49,13 +49,13 @@ def test_another_config_is_refused_and_says_what_differs(directory, small_config
     assert "model.width is 4.0 there and 77.0 here" in str(error.value)
     assert "model.connections.gate is 'sigmoid' there and 'gauss'" in str(error.value)
     assert "--overwrite" in str(error.value)
-    assert workdir.read_config(directory).model.width == 4
+    assert run_config.read_config(directory).model.width == 4
 
 
 def test_a_run_goes_on_with_other_axes_and_is_read_on_any(directory, small_config):
     small_config.sharding.fsdp = 8
     claim(directory, small_config, overwrite=False)
-    assert workdir.read_config(directory).sharding.fsdp == 1
+    assert run_config.read_config(directory).sharding.fsdp == 1
     small_config.sharding.data = 2
     small_config.sharding.fsdp = 4
     claim(directory, small_config, overwrite=False)
@@ -85,7 +85,7 @@ def test_overwrite_deletes_the_old_run(directory, small_config):
     claim(directory, small_config, overwrite=True)
     names = {path.name for path in directory.iterdir()}
     assert names == {"config.json", "dataset.json", ".DS_Store"}
-    assert workdir.read_config(directory).model.width == 77
+    assert run_config.read_config(directory).model.width == 77
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_directory_that_cannot_be_made_is_refused(directory, small_config):
 
 def test_a_directory_without_a_run_has_no_config(directory):
     with pytest.raises(UserError, match="holds no run"):
-        workdir.read_config(directory)
+        run_config.read_config(directory)
 
 
 def test_a_directory_in_use_is_refused_and_left_alone(directory, small_config):
@@ -186,7 +186,7 @@ def test_a_damaged_config_is_named(directory, small_config, text):
     with pytest.raises(UserError, match=r"config.json is damaged"):
         claim(directory, small_config, overwrite=False)
     with pytest.raises(UserError, match=r"config.json is damaged"):
-        workdir.read_config(directory)
+        run_config.read_config(directory)
     claim(directory, small_config, overwrite=True)
 
 
@@ -207,7 +207,7 @@ def test_a_run_from_before_a_field_is_what_it_was(directory, small_config):
     small_config.unlock().model.connections.update(published)
     del small_config.model.connections["projection_rank"]
     with workdir.claim(directory, small_config, overwrite=False):
-        spec = experiment.build(workdir.read_config(directory)).model.spec
+        spec = experiment.build(run_config.read_config(directory)).model.spec
     assert spec.connections == ConnectionSpec(
         topology.dense((0, 1, 2, 3)), opening=0.5, projection_bias=False
     )
@@ -221,7 +221,7 @@ def test_a_file_that_cannot_be_written_leaves_no_part_of_it(directory, monkeypat
 
     monkeypatch.setattr(type(directory), "replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        workdir.write_json(directory / "report.json", {})
+        json_files.write_json(directory / "report.json", {})
     assert not list(directory.iterdir())
 
 
@@ -251,7 +251,7 @@ def test_a_value_of_another_type_in_a_file_is_one_clear_line(directory, small_co
             node[name] = value
             (directory / "config.json").write_text(json.dumps(config))
             with pytest.raises(UserError, match=f": {field} = .* must be") as error:
-                workdir.read_config(directory)
+                run_config.read_config(directory)
             assert "\n" not in str(error.value)
 
 
@@ -265,7 +265,7 @@ def test_a_group_in_a_file_that_is_none_is_one_clear_line(
     (config[outer[0]] if outer else config)[name] = 3
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"{group} = 3 must be a group of fields"):
-        workdir.read_config(directory)
+        run_config.read_config(directory)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -306,9 +306,9 @@ def test_a_directory_that_is_gone_or_another_one_is_told(directory, small_config
 
 
 def test_a_run_of_an_earlier_version_keeps_its_rule_of_pixels(directory, small_config):
-    assert workdir.as_begun(directory, small_config) is small_config
+    assert run_config.as_begun(directory, small_config) is small_config
     claim(directory, small_config, overwrite=False)
-    assert workdir.as_begun(directory, small_config) is small_config
+    assert run_config.as_begun(directory, small_config) is small_config
     earlier = json.loads((directory / "config.json").read_text())
     del earlier["data"]["pixel_rule"], earlier["data"]["background"]
     (directory / "config.json").write_text(json.dumps(earlier))
@@ -316,7 +316,7 @@ def test_a_run_of_an_earlier_version_keeps_its_rule_of_pixels(directory, small_c
     with pytest.raises(UserError, match="pixel_rule is 1 there and 2 here"):
         claim(directory, small_config, overwrite=False)
     for _ in range(2):  # It is then one of this version.
-        config = workdir.as_begun(directory, small_config)
+        config = run_config.as_begun(directory, small_config)
         assert (config.data.pixel_rule, config.data.background) == (1, 255)
         claim(directory, config, overwrite=False)
     assert small_config.data.pixel_rule == 2

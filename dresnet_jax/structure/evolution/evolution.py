@@ -1,7 +1,7 @@
 """Structures found by evolution, NSGA-II (Deb et al. 2002), or by chance.
 
-The search is a function of its seed and of the values it is told: with a table of
-those that are known already, it goes on where it was stopped.
+The search is a function of its seed and of the values it is given: with a table of
+those that are known already, it resumes where it was stopped.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from dresnet_jax.structure.evolution.space import Space, Structure
 
 # All are to be small.
 OBJECTIVES = ("error", "multiply_adds", "params", "unsteadiness")
-# Generations without a structure that is new, behind which there is taken to be none.
+# Generations without a structure that is new, after which there is taken to be none.
 _IN_VAIN = 100
 
 
@@ -40,7 +40,7 @@ class Found:
       unsteadiness: standard deviation of the change of the training loss from step to
         step, in the second half of training.
       parent: number of the member whose weights it began with; None where it began
-        anew.
+        again.
     """
 
     structure: Structure
@@ -75,7 +75,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if config.init.workdir:
         raise UserError(
-            f"init.workdir = {config.init.workdir}: evolution begins anew; leave it ''."
+            f"init.workdir = {config.init.workdir}: evolution starts from "
+            "scratch; leave it ''."
         )
     if asked.against_random and asked.inherit:
         raise UserError(
@@ -105,7 +106,7 @@ def search(
       evaluate: trains some at once.
       algorithm: a key of `ALGORITHMS`.
       population: how many live at a time, and are evaluated at once.
-      evaluations: after so many the search ends, or where it finds no other ones.
+      evaluations: after this many the search ends, or where it finds no other ones.
       seed: of the search.
 
     Returns:
@@ -207,7 +208,7 @@ class _Drawn(Sampling):
 
 
 class _Redrawn(Mutation):
-    """Draws some genes anew, one of each child on average."""
+    """Draws some genes again, one of each child on average."""
 
     def _do(
         self, problem: Problem, x: np.ndarray, *, random_state: Any, **options: Any
@@ -217,7 +218,7 @@ class _Redrawn(Mutation):
         return np.where(random_state.random(x.shape) < 1 / x.shape[1], drawn, x)
 
 
-# Gives the structures that are wanted next, and is told what came of them.
+# Gives the structures that are wanted next, and is given what came of them.
 Asking = Generator[list[Structure], list[Found], None]
 
 
@@ -237,7 +238,7 @@ def _nsga2(space: Space, population: int, seed: int) -> Asking:
         mutation=_Redrawn(repair=repair),
         repair=repair,
     )
-    # It goes on for as long as it is asked.
+    # It continues for as long as it is asked.
     algorithm.setup(problem, termination=("n_gen", np.iinfo(np.int32).max), seed=seed)
     while algorithm.has_next():
         infills = algorithm.ask()

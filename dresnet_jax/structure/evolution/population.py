@@ -28,10 +28,10 @@ from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     evaluation,
     experiment,
+    json_files,
     leaves,
     loop,
     transfer,
-    workdir,
 )
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import StepInputs
@@ -66,7 +66,7 @@ class Population:
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._known: dict[Structure, Found] = {}
         if directory is not None:
-            for line in workdir.read_lines(directory / _FOUND):
+            for line in json_files.read_lines(directory / _FOUND):
                 one = _from_json(line)
                 self._known[one.structure] = one
 
@@ -139,7 +139,7 @@ class Population:
         about = {"evolved_in": str(self._directory), "error": found.error}
         transfer.write_start(directory, parts.config, state, about)
         lines = [dataclasses.asdict(one) for one in self._known.values()]
-        workdir.write_lines(self._directory / _FOUND, lines)
+        json_files.write_lines(self._directory / _FOUND, lines)
 
     def _begun(
         self, shape: "_Shape", structure: Structure, before: Sequence[Found]

@@ -172,7 +172,7 @@ def of_config(config: ml_collections.ConfigDict) -> Space:
     if parts.num_steps < _FEWEST_STEPS:
         raise UserError(
             f"train.num_steps = {parts.num_steps} must be at least {_FEWEST_STEPS} for "
-            "evolution, which tells how steady training is."
+            "evolution, which measures how steady training is."
         )
     kinds = tuple(asked.blocks) or (spec.block,)
     for kind in kinds:

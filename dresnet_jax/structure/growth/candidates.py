@@ -36,7 +36,7 @@ def by_gradient(
 ) -> jax.Array:
     """By how much the loss falls along the gradient for each silent edge.
 
-    As far as a parabola tells: g'g is the slope along the mean gradient g of some
+    As far as a parabola shows: g'g is the slope along the mean gradient g of some
     batches and g'Hg the curvature, so that the best step along it is worth
     (g'g)^2 / 2 |g'Hg|. The norm of g alone would be a measure of how much the source
     gives.

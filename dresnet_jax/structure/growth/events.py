@@ -53,7 +53,7 @@ def check(parts: Experiment) -> None:
     if epochs * steps_per_epoch > parts.num_steps:
         raise UserError(
             f"growth.events = {tuple(growth.events)}: {len(growth.events)} events "
-            f"every {growth.every_epochs} epochs, and {growth.trial_epochs} behind the "
+            f"every {growth.every_epochs} epochs, and {growth.trial_epochs} after the "
             f"last, need {epochs} epochs, {epochs * steps_per_epoch} steps; the run "
             f"has {parts.num_steps}."
         )
@@ -141,7 +141,7 @@ def _falls(
         edges = sorted(best[: growth.candidates])
 
     trial = functools.partial(candidates.by_trial, steps=growth.trial_steps)
-    # Of each step a gradient and all tries, and the loss behind the last.
+    # Of each step a gradient and all tries, and the loss after the last.
     each = growth.trial_steps * (changes.GRADIENT + candidates.TRIES) + 1
     return scores(edges, trial), passes + len(batches) * len(edges) * each
 
@@ -227,7 +227,7 @@ def _prune(
 
 
 def _random(network: Network) -> np.random.Generator:
-    """Of the run's seed and step, so that a run that goes on draws the same."""
+    """Of the run's seed and step, so that a run that resumes draws the same."""
     return np.random.default_rng((network.parts.config.seed, int(network.state.step)))
 
 

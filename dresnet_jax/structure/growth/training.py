@@ -1,9 +1,9 @@
 """Runs whose networks change their structure while they train.
 
 A run is a chain of segments, each of one structure, and each begins from a checkpoint.
-An event changes the network behind the last step of a segment. What follows is its
-trial; where accuracy has fallen then, the checkpoints behind the event are deleted, and
-the run goes on from the one before as if nothing had been. A change is a function of
+An event changes the network after the last step of a segment. What follows is its
+trial; where accuracy has fallen then, the checkpoints after the event are deleted, and
+the run resumes from the one before as if nothing had been. A change is a function of
 the config and of the state before it, so that a run that was killed makes it again.
 """
 
@@ -29,6 +29,7 @@ from dresnet_jax.training import (
     evaluation,
     experiment,
     loop,
+    optimizer,
     processes,
     reporting,
     watching,
@@ -112,7 +113,7 @@ class _Growth:
         self._data = loop.open_data(start)
         self._start, self._num_steps = start, start.num_steps
         growth, steps = config.growth, start.steps_per_epoch
-        self._events = experiment.event_steps(growth, steps)
+        self._events = optimizer.event_steps(growth, steps)
         self._trial = growth.trial_epochs * steps
 
     def run(self) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class _Growth:
         parts = experiment.build(config)
         state, step = loop.restore_or_create(parts, self._directory)
         history = list(about["history"])
-        # A checkpoint does not know what was decided behind it.
+        # A checkpoint does not know what was decided after it.
         decided = workdir.read_history(self._directory)
         for entry in decided[len(history) :]:
             if entry["result"] in (TAKEN_BACK, REFUSED) and entry["step"] == step:

@@ -1,0 +1,213 @@
+"""The config that a run directory keeps: read, completed and compared."""
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from dresnet_jax import defaults
+from dresnet_jax.errors import UserError
+
+CONFIG = "config.json"
+# Axes of the devices, in the place of those that the run had.
+_ANY_DEVICES = {"replica": None, "data": None, "fsdp": 1}
+# Fields that decide where batches and the state are and how fast, but not what is in
+# them: a run may continue with others.
+_FREE_OF_A_RUN = {
+    *("data.mode", "data.data_dir", "data.num_threads", "data.num_workers"),
+    *(f"sharding.{axis}" for axis in _ANY_DEVICES),
+}
+# A comparison may have more seeds, and more hands.
+_FREE = (
+    _FREE_OF_A_RUN
+    | {f"base.{field}" for field in _FREE_OF_A_RUN}
+    | {"seeds", "other_seeds", "at_once"}
+)
+
+
+def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Checks that the run in a directory is that of a config.
+
+    Raises:
+      UserError: there is none, its config is damaged, or another one.
+    """
+    differences = _differences(raw(workdir), plain(config))
+    if differences:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config: "
+            f"{'; '.join(differences)}. Choose another workdir, or start from scratch "
+            "with --overwrite."
+        )
+
+
+def require_own(
+    workdir: epath.Path, config: ml_collections.ConfigDict, about: Mapping[str, Any]
+) -> None:
+    """Checks that a checkpoint in a run directory was written by that run.
+
+    Args:
+      workdir: the directory.
+      config: of the run.
+      about: what is written with the checkpoint's state.
+
+    Raises:
+      UserError: a field of the config there differs.
+    """
+    if "config" not in about or about.get("history"):
+        return  # It was made from elsewhere as step 0, or its network has grown.
+    there, here = _flatten(completed(dict(about["config"]))), _flatten(plain(config))
+    # Versions may differ in what fields there are.
+    shared = sorted((there.keys() & here.keys()) - _FREE_OF_A_RUN)
+    if different := [field for field in shared if there[field] != here[field]]:
+        field = different[0]
+        raise UserError(
+            f"workdir {workdir} holds a checkpoint of another run: {field} is "
+            f"{there[field]!r} there and {here[field]!r} in config.json"
+            + (f", and {len(different) - 1} more" if len(different) > 1 else "")
+            + ". Put back the checkpoints of this run, or choose another workdir."
+        )
+
+
+def as_begun(
+    workdir: epath.Path, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """The config with the rule of pixels of the run there, if that is an earlier one's.
+
+    The same command resumes with a run that an earlier version began.
+
+    Raises:
+      UserError: the config there is damaged.
+    """
+    if not (workdir / CONFIG).exists():
+        return config
+    there = _group(raw(workdir), "data")
+    if there.get("pixel_rule") != 1 or config.data.pixel_rule == 1:
+        return config
+    config = copy.deepcopy(config)
+    config.data.update(pixel_rule=1, background=there.get("background", 255))
+    return config
+
+
+def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
+    """The config of the run in a directory, for whatever devices are here.
+
+    Raises:
+      UserError: there is no run, or its config is damaged.
+    """
+    config = raw(workdir)
+    if not isinstance(config.get("sharding"), dict):
+        raise UserError(f"{workdir / CONFIG} is damaged: it holds no config.")
+    _check_types(workdir / CONFIG, config, defaults.get_config(), "")
+    config["sharding"] |= _ANY_DEVICES
+    try:
+        return ml_collections.ConfigDict(config).lock()
+    except ValueError as error:  # A field's name that none can have.
+        raise UserError(f"{workdir / CONFIG} is damaged: {error}") from error
+
+
+# By the type of a field's default: what JSON may have for it.
+_JSON_TYPES: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    tuple: (list,),
+    # Of fields that take a word, a number or a list.
+    object: (str, int, float, list),
+}
+
+
+def _check_types(
+    path: epath.Path,
+    found: dict[str, Any],
+    default: ml_collections.ConfigDict,
+    group: str,
+) -> None:
+    """Checks the fields of a config that a file holds against those of today."""
+    for name in sorted(found.keys() & set(default)):
+        value, field = found[name], f"{group}{name}"
+        if isinstance(default[name], ml_collections.ConfigDict):
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"{path}: {field} = {value!r} must be a group of fields."
+                )
+            _check_types(path, value, default[name], f"{field}.")
+            continue
+        kind = default.get_type(name)
+        if value is None and default[name] is None:
+            continue
+        wanted = _JSON_TYPES[kind]
+        is_truth = isinstance(value, bool) and kind is not bool
+        if is_truth or not isinstance(value, wanted):
+            names = " or ".join(one.__name__ for one in wanted)
+            raise UserError(f"{path}: {field} = {value!r} must be of type {names}.")
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of an earlier version with the fields that it did not have yet.
+
+    Each has the value that changes nothing. What is no group of fields stays.
+    """
+    data = _group(config, "data")
+    if data:
+        data.setdefault("pixel_rule", 1)
+        data.setdefault("background", 255)
+        data.setdefault("mean", None)
+        data.setdefault("std", None)
+    connections = _group(_group(config, "model"), "connections")
+    if connections:
+        connections.setdefault("projection_rank", 8)
+    optimizer = _group(config, "optimizer")
+    if optimizer:
+        optimizer.setdefault("freeze_statistics", not optimizer.get("freeze"))
+    return config
+
+
+def _group(config: dict[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def raw(workdir: epath.Path) -> dict[str, Any]:
+    """Reads the config of a run directory, completed but not checked.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it.")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: it holds no config.")
+    return completed(config)
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as it reads after a round trip through JSON."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    flat_there, flat_here = _flatten(there), _flatten(here)
+    return [
+        f"{field} is {flat_there.get(field)!r} there and {flat_here.get(field)!r} here"
+        for field in sorted((flat_there.keys() | flat_here.keys()) - _FREE)
+        if flat_there.get(field) != flat_here.get(field)
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
