@@ -1,5 +1,11 @@
 """Every field of a run's config with its default; a dataset's file changes a few."""
 
+import copy
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -352,3 +358,29 @@ def get_config() -> ml_collections.ConfigDict:
     # state as it was before that batch and stops after 10 such batches in a row.
     config.train.on_non_finite = "stop"
     return config.lock()
+
+
+def replace(
+    config: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns a copy of a config in which some fields have other values.
+
+    Args:
+      config: of any kind.
+      values: by the path of the field, such as {"model.width": 8}.
+
+    Raises:
+      KeyError: there is no such field.
+    """
+    changed = copy.deepcopy(config).unlock()
+    for path, value in values.items():
+        *groups, name = path.split(".")
+        group = functools.reduce(operator.getitem, groups, changed)
+        if name not in group:
+            raise KeyError(path)
+        try:
+            group[name] = value
+        except TypeError:  # A list in the place of a word, say.
+            with changed.ignore_type():
+                group[name] = value
+    return changed.lock()

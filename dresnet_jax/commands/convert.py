@@ -10,12 +10,12 @@ them for another dataset, or for a model with connections. The dataset of --conf
 how many classes there are. --to writes the names of torchvision.
 """
 
-import copy
 import sys
 from pathlib import Path
 
 from absl import flags
 
+from dresnet_jax import defaults
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError, pick
 
@@ -46,7 +46,7 @@ def main() -> None:
     if _FROM.value is None or _TO.value is not None:
         raise UserError("Give one of --from and --to. See --help.")
     source = Path(_FROM.value)
-    config = copy.deepcopy(command.config()).unlock()
+    config = command.config()
 
     from dresnet_jax.models import zoo
     from dresnet_jax.training import experiment, torch_weights, transfer
@@ -54,8 +54,9 @@ def main() -> None:
     command.use_compilation_cache()
     if _MODEL.value:
         pick("model", _MODEL.value, zoo.MODELS)
-        config.model.update(name=_MODEL.value, stem=zoo.OWN)
-    parts = experiment.build(config.lock())
+        fields = {"model.name": _MODEL.value, "model.stem": zoo.OWN}
+        config = defaults.replace(config, fields)
+    parts = experiment.build(config)
     weights = torch_weights.read(source)
     spec = parts.model.spec
     placed = torch_weights.place(spec, parts.create_state(abstract=True), weights)

@@ -1,6 +1,5 @@
 """What a run costs before it is trained, and configs that cost the same as another."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from dresnet_jax import defaults
 from dresnet_jax.costs import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
@@ -169,9 +169,7 @@ def widened(
     """
 
     def at(step: int) -> ml_collections.ConfigDict:
-        changed = copy.deepcopy(config)
-        changed.model.width = step * _WIDTH_STEP
-        return changed
+        return defaults.replace(config, {"model.width": step * _WIDTH_STEP})
 
     start = zoo.width(config.model) / _WIDTH_STEP
     least, most = max(round(1 / _WIDTH_STEP), round(start / 4)), round(start * 4)

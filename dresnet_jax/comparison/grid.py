@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
+from dresnet_jax import defaults
 from dresnet_jax.comparison import budgets
 from dresnet_jax.comparison.budgets import Costs, Together
 from dresnet_jax.costs import cost
@@ -147,10 +148,9 @@ def _new_plan(
     costs = budgets.measure(variants | matched)
     if "time" in references:
         name = references["time"]
-        longer = copy.deepcopy(reference)
         ratio = costs[config.main].step_seconds / costs[config.reference].step_seconds
-        longer.train.num_steps = round(experiment.build(reference).num_steps * ratio)
-        matched[name] = longer
+        num_steps = round(experiment.build(reference).num_steps * ratio)
+        matched[name] = defaults.replace(reference, {"train.num_steps": num_steps})
         costs[name] = costs[config.reference]
     together = _together(config, main)
     return Plan(variants | matched, references, costs, cost.machine(), together)
@@ -192,10 +192,10 @@ def _read_plan(
     variants: dict[str, ml_collections.ConfigDict], found: dict[str, Any]
 ) -> Plan:
     for name, fields in found["matched"].items():
-        changed = copy.deepcopy(variants[found["references"]["steps"]])
-        changed.model.width = fields["width"]
-        changed.train.num_steps = fields["num_steps"]
-        variants[name] = changed
+        variants[name] = defaults.replace(
+            variants[found["references"]["steps"]],
+            {"model.width": fields["width"], "train.num_steps": fields["num_steps"]},
+        )
     costs = {name: Costs(**cost) for name, cost in found["costs"].items()}
     together = Together(**found["together"])
     return Plan(variants, found["references"], costs, found["machine"], together)

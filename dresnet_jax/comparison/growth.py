@@ -1,7 +1,6 @@
 """Networks that grow compared with networks that do not, for the same training."""
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import json
@@ -11,6 +10,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
+from dresnet_jax import defaults
 from dresnet_jax.comparison import plots, statistics
 from dresnet_jax.costs import cost
 from dresnet_jax.errors import UserError
@@ -82,7 +82,7 @@ def _of_seed(
     def place(name: str) -> epath.Path:
         return directory / "runs" / name.replace(" ", "_") / str(seed)
 
-    start = _with(base, seed=seed)
+    start = defaults.replace(base, {"seed": seed})
     grown = _trained(start, place(GROWN))
     spent, first = grown["training_multiply_adds"], _each_step(start)
     structure = _structure(start, place(GROWN))
@@ -100,7 +100,9 @@ def _of_seed(
     }
     found = {GROWN: grown}
     for name, (config, steps) in plain.items():
-        config = _with(config, events=(), num_steps=steps)
+        config = defaults.replace(
+            config, {"growth.events": (), "train.num_steps": steps}
+        )
         report = _trained(config, place(name))
         found[name] = report | {"training_multiply_adds": steps * _each_step(config)}
     return found | {RANDOM: _by_chance(start, longer, spent, place)}
@@ -125,7 +127,9 @@ def _by_chance(
     least = event + growth.trial_epochs * epoch
     found: dict[int, dict[str, Any]] = {}
     for number in range(_TRIES):
-        config = _with(start, num_steps=max(steps, least), choose="random")
+        config = defaults.replace(
+            start, {"train.num_steps": max(steps, least), "growth.choose": "random"}
+        )
         directory = place(f"{RANDOM} {number}")
         report = _trained(config, directory)
         off = spent - report["training_multiply_adds"]
@@ -150,17 +154,6 @@ def _each_step(config: ml_collections.ConfigDict) -> int:
     """Multiply-adds of a step of training."""
     each = changes.products(experiment.build(config))
     return changes.step_passes(config) * each * config.data.batch_size
-
-
-def _with(
-    config: ml_collections.ConfigDict, **fields: Any
-) -> ml_collections.ConfigDict:
-    """A config with other fields of its own, of `train` and of `growth`."""
-    changed = copy.deepcopy(config).unlock()
-    for name, value in fields.items():
-        part = next(p for p in (changed, changed.train, changed.growth) if name in p)
-        part[name] = value
-    return changed.lock()
 
 
 def _trained(

@@ -1,6 +1,5 @@
 """Measures what conditional paths save: FLOPs, and time."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dresnet_jax import defaults
 from dresnet_jax.costs import cost
 from dresnet_jax.data import pipeline
 from dresnet_jax.data.streaming import EvalBatches
@@ -91,9 +91,7 @@ def trained(parts: Experiment, state: TrainState, batch_size: int | None) -> Net
     """
     examples = parts.open_splits()["validation"]
     batch_size = batch_size or min(BATCH_SIZE, len(examples))
-    config = copy.deepcopy(parts.config).unlock()
-    config.data.batch_size = batch_size
-    parts = _gated(config.lock())
+    parts = _gated(defaults.replace(parts.config, {"data.batch_size": batch_size}))
     if len(examples) < batch_size:
         raise UserError(
             f"The validation split has {len(examples)} images: give a --batch_size "
@@ -124,10 +122,8 @@ def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
     for rate in rates:
         if not 0 < rate <= 1:
             raise UserError(f"--rates: {rate} must be in (0, 1].")
-    config = copy.deepcopy(config).unlock()
     # Any: each rate is set by the biases.
-    config.model.conditional.target_rate = 0.5
-    parts = _gated(config.lock())
+    parts = _gated(defaults.replace(config, {"model.conditional.target_rate": 0.5}))
     size = parts.dataset.image_size
     shape = (config.data.batch_size, size, size, parts.dataset.channels)
     # Of several colours, since gates see what is left of an image on average.

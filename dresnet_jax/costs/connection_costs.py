@@ -1,6 +1,5 @@
 """What learned connections cost, compared with the same network without them."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
+from dresnet_jax import defaults
 from dresnet_jax.connections.spec import FORMS
 from dresnet_jax.costs import chips, cost
 from dresnet_jax.costs.programs import Program, build
@@ -135,9 +135,8 @@ class Subject:
         return self._experiment(form=form, topology=PLAIN, base="fixed")
 
     def _experiment(self, **connections: str) -> experiment.Experiment:
-        config = copy.deepcopy(self.config)
-        config.model.connections.update(connections)
-        return experiment.build(config)
+        fields = {f"model.connections.{name}": x for name, x in connections.items()}
+        return experiment.build(defaults.replace(self.config, fields))
 
 
 def subjects(
@@ -162,8 +161,7 @@ def subjects(
       UserError: a depth is no number, or so few blocks have no connections.
     """
     if model:
-        config = copy.deepcopy(config)
-        config.model.name = model
+        config = defaults.replace(config, {"model.name": model})
         return [Subject(config, forms, schemes=schemes)]
     found = []
     for depth in depths:
@@ -172,9 +170,13 @@ def subjects(
                 f"Depth '{depth}' must be a whole number of blocks, 3 or more: fewer "
                 "have no connections."
             )
-        stage = copy.deepcopy(config)
-        stage.model.blocks_per_stage = (int(depth),)
-        stage.model.connections.projection = projection
+        stage = defaults.replace(
+            config,
+            {
+                "model.blocks_per_stage": (int(depth),),
+                "model.connections.projection": projection,
+            },
+        )
         found.append(Subject(stage, forms, is_stage=True, schemes=schemes))
     return found
 

@@ -1,6 +1,5 @@
 """Compares the speed of each input pipeline with that of the training step."""
 
-import copy
 import dataclasses
 import itertools
 import time
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from dresnet_jax import defaults
 from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.training import experiment
@@ -69,11 +69,10 @@ def measure(
     """
     if not modes:
         raise UserError(f"No mode is named: give some of {', '.join(MODES)}.")
-    config = copy.deepcopy(config)
     measurements: dict[tuple[str, str], _Measurement] = {}
     for mode in modes:
-        config.data.mode = pick("mode", mode, dict(zip(MODES, MODES, strict=True)))
-        parts = experiment.build(copy.deepcopy(config))
+        pick("mode", mode, dict.fromkeys(MODES))
+        parts = experiment.build(defaults.replace(config, {"data.mode": mode}))
         for what, measurement in _measurements(parts, steps).items():
             measurements[mode, what] = measurement
     found: dict[tuple[str, str], list[tuple[float, float]]]

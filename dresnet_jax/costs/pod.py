@@ -1,6 +1,5 @@
 """What a training step takes of a pod that is not here: memory, traffic and time."""
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from dresnet_jax import defaults
 from dresnet_jax.costs import chips, collectives, cost, programs
 from dresnet_jax.costs.chips import Target
 from dresnet_jax.costs.collectives import Group
@@ -242,8 +242,8 @@ def make(
     """
     devices = chips.devices(target)
     if batch_per_chip is not None:
-        config = copy.deepcopy(config)
-        config.data.batch_size = batch_per_chip * len(devices)
+        batch_size = batch_per_chip * len(devices)
+        config = defaults.replace(config, {"data.batch_size": batch_size})
     part = experiment.build(config, devices, target.chip.hbm_bytes)
     try:
         compiled = part.compile_train_step()

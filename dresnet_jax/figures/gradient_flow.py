@@ -1,6 +1,5 @@
 """How much of the gradient arrives at the output of each block."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from flax import linen as nn
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from dresnet_jax import defaults
 from dresnet_jax.data import pipeline
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone import with_form
@@ -39,9 +39,8 @@ def stacks(config: ml_collections.ConfigDict) -> dict[str, Experiment]:
         name = name.removeprefix("d")
 
     def joined(name: str, shortcut: str) -> Experiment:
-        other = copy.deepcopy(config)
-        other.model.update({"name": name, "shortcut": shortcut})
-        return experiment.build(other)
+        fields = {"model.name": name, "model.shortcut": shortcut}
+        return experiment.build(defaults.replace(config, fields))
 
     return {
         "plain": joined(name, "none"),

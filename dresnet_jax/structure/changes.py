@@ -1,6 +1,5 @@
 """Changes of a network's structure: what they have in common, and what they record."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from dresnet_jax import defaults
 from dresnet_jax.data.calls import Call
 from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.errors import UserError
@@ -77,13 +77,10 @@ def with_model(
     config: ml_collections.ConfigDict, **fields: Any
 ) -> ml_collections.ConfigDict:
     """A config with other fields of its model; `topology` is its connections'."""
-    changed = copy.deepcopy(config).unlock()
-    changed.init.workdir = ""  # The weights are there already.
-    with changed.ignore_type():
-        for field, value in fields.items():
-            part = changed.model.connections if field == "topology" else changed.model
-            part[field] = value
-    return changed.lock()
+    groups = {"topology": "model.connections"}
+    paths = {f"{groups.get(name, 'model')}.{name}": x for name, x in fields.items()}
+    # The weights are there already.
+    return defaults.replace(config, {"init.workdir": "", **paths})
 
 
 def made(

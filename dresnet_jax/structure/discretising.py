@@ -1,10 +1,10 @@
 """Mixed blocks ranked by their weights, and networks of the chosen operations."""
 
-import copy
 import dataclasses
 
 import jax
 
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import experiment, leaves, transfer
@@ -66,12 +66,15 @@ def discretised(network: Network, chosen: list[Choice]) -> Network:
     of_blocks = [block.mixture.operations for block in parts.model.spec.blocks]
     for one in chosen:
         of_blocks[one.block - 1] = (one.chosen,)
-    config = copy.deepcopy(parts.config).unlock()
-    config.init.workdir = ""
-    config.search.share = 0.0  # Its architecture is decided.
-    with config.ignore_type():
-        config.model.mixture.operations = tuple(of_blocks)
-    other = experiment.build(config.lock(), dataset=parts.dataset)
+    config = defaults.replace(
+        parts.config,
+        {
+            "init.workdir": "",
+            "search.share": 0.0,  # Its architecture is decided.
+            "model.mixture.operations": tuple(of_blocks),
+        },
+    )
+    other = experiment.build(config, dataset=parts.dataset)
     weights = leaves.by_name(
         {"params": state.eval_params, "batch_stats": state.batch_stats}
     )

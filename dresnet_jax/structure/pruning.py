@@ -1,12 +1,12 @@
 """Learned connections ranked by what they carry, and networks without the least."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from dresnet_jax import defaults
 from dresnet_jax.connections import graphs
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.data.calls import Call
@@ -116,12 +116,15 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     connections, of_connections = subset(
         parts.model.spec.connections, state.eval_params["connections"], edges
     )
-    config = copy.deepcopy(parts.config).unlock()
-    config.init.workdir = ""
-    config.search.share = 0.0  # Its architecture is decided.
-    with config.ignore_type():
-        config.model.connections.topology = connections.topology.edges or "none"
-    other = experiment.build(config.lock(), dataset=parts.dataset)
+    config = defaults.replace(
+        parts.config,
+        {
+            "init.workdir": "",
+            "search.share": 0.0,  # Its architecture is decided.
+            "model.connections.topology": connections.topology.edges or "none",
+        },
+    )
+    other = experiment.build(config, dataset=parts.dataset)
     params = {**state.eval_params, "connections": of_connections}
     weights = leaves.by_name({"params": params, "batch_stats": state.batch_stats})
     return measured(Network(other, transfer.exchange(other.create_state(), weights)))

@@ -1,6 +1,5 @@
 """What a state makes of a whole split, every example exactly once, and of images."""
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from dresnet_jax import defaults
 from dresnet_jax.data import pipeline
 from dresnet_jax.data.sources import Examples
 from dresnet_jax.data.streaming import EvalBatches
@@ -81,6 +81,10 @@ def open_run(
     return parts, restored
 
 
+# Groups of fields that a growing network changes.
+_GROWN = ("model", "init")
+
+
 def config_of(
     config: ml_collections.ConfigDict, about: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
@@ -92,10 +96,11 @@ def config_of(
     """
     if not about.get("history"):
         return config
-    found, there = copy.deepcopy(config).unlock(), run_config.completed(about["config"])
-    found.model = ml_collections.ConfigDict(there["model"])
-    found.init = ml_collections.ConfigDict(there["init"])
-    return found.lock()
+    there = run_config.completed(about["config"])
+    groups = {
+        name: ml_collections.ConfigDict(there[name]) for name in ("model", "init")
+    }
+    return defaults.replace(config, groups)
 
 
 def first_batch(experiment: Experiment) -> pipeline.Batch:

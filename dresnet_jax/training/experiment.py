@@ -1,7 +1,6 @@
 """From a config to everything a run is made of, each value checked on the way."""
 
 import collections
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from dresnet_jax import defaults
 from dresnet_jax.connections import gate_values
 from dresnet_jax.data import calls, catalog, lookup, pipeline, sources
 from dresnet_jax.data.calls import Call
@@ -70,9 +70,7 @@ class Experiment:
 
     def with_seed(self, seed: int) -> "Experiment":
         """The same with another seed, which no program depends on."""
-        config = copy.deepcopy(self.config).unlock()
-        config.seed = seed
-        return self.with_config(config.lock())
+        return self.with_config(defaults.replace(self.config, {"seed": seed}))
 
     def with_config(self, config: ml_collections.ConfigDict) -> "Experiment":
         """Returns the same with a config whose programs are the same."""
@@ -297,9 +295,7 @@ def with_own_projections(
     """
     if config.model.connections.projection is not None:
         return config
-    found = copy.deepcopy(config).unlock()
-    found.model.connections.projection = "per_edge"
-    return found.lock()
+    return defaults.replace(config, {"model.connections.projection": "per_edge"})
 
 
 # What the programs of the newest experiments depend on, and those experiments.

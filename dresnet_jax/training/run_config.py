@@ -1,6 +1,5 @@
 """The config that a run directory keeps: read, completed and compared."""
 
-import copy
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -86,9 +85,10 @@ def as_begun(
     there = _group(raw(workdir), "data")
     if there.get("pixel_rule") != 1 or config.data.pixel_rule == 1:
         return config
-    config = copy.deepcopy(config)
-    config.data.update(pixel_rule=1, background=there.get("background", 255))
-    return config
+    background = there.get("background", 255)
+    return defaults.replace(
+        config, {"data.pixel_rule": 1, "data.background": background}
+    )
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:

@@ -5,7 +5,6 @@ them, of which some are multiplied by 0: they neither have an effect nor learn.
 """
 
 import contextlib
-import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 from etils import epath
 
+from dresnet_jax import defaults
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.connections.superset import Edge, Superset, superset
 from dresnet_jax.errors import UserError
@@ -59,9 +59,8 @@ class Population:
         Raises:
           UserError: what it holds is damaged.
         """
-        alone = copy.deepcopy(config).unlock()
-        alone.train.steps_per_call = 1
-        self._config, self._directory = alone.lock(), directory
+        self._config = defaults.replace(config, {"train.steps_per_call": 1})
+        self._directory = directory
         self._data: loop.Data | None = None
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._known: dict[Structure, Found] = {}
