@@ -47,7 +47,7 @@ _SECONDS = command.flag(
 )
 
 NETWORKS = ("resnet50", "dresnet50", "resnet18", "dresnet18", "convnext_tiny")
-# In PyTorch, beside its ResNet-50.
+# In PyTorch, with its ResNet-50.
 PEERS = ("resnet18_seed", "dresnet18_seed")
 # Of the network whose forms are compared.
 FORMS_OF, FORMS = "dresnet50", ("folded", "stacked", "reference")

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The fields that all configs share."""
+    """Returns the fields that all configs share."""
     config = ml_collections.ConfigDict()
     # Seed of the initialisation, the order of the examples, augmentation, dropout.
     config.seed = 0

@@ -11,7 +11,7 @@ PREEMPTED_EXIT_CODE = 75
 
 
 def printable(text: str) -> str:
-    """A text in one line, without what would control a terminal."""
+    """Returns a text in one line, without what would control a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -44,7 +44,7 @@ class RunFailedError(RuntimeError):
 def unknown(
     kind: str, name: object, choices: Iterable[str], meant: Iterable[str] = ()
 ) -> UserError:
-    """The error for a name that is not among the choices: nearest match, then all.
+    """Makes the error for an unknown name: the nearest match, then all choices.
 
     Args:
       kind: what it should be the name of.

@@ -1,6 +1,7 @@
-"""The layout that CONTRIBUTING.md draws holds: imports go down, files are small."""
+"""The layout that CONTRIBUTING.md draws holds, and texts are in plain English."""
 
 import ast
+import re
 from pathlib import Path
 
 import networkx as nx
@@ -87,3 +88,41 @@ def test_commands_are_thin(module):
     """Without their help and their flags."""
     if "command = cli.Command(" in MODULES[module].read_text():
         assert sum(lines for _, lines in _functions(module)) <= MOST_COMMAND_LINES
+
+
+# Of STYLE's words to avoid, those that mean nothing else.
+DIALECT = re.compile(
+    r"\banew\b|\b(goes|go|going) on\b|\bso (many|much)\b|\bbut for\b|\bbeside\b"
+    r"|\broads?\b|points of a hundred|common rate|solidif|\bwants\b|a person's own"
+)
+# A class of CIFAR-100, and the old name of a flag.
+ALLOWED = ("raccoon ray road rocket", 'command.renamed("roads", "modes")')
+TEXTS = [
+    path
+    for pattern in (
+        *("dresnet_jax/**/*.py", "dresnet_jax/**/*.html", "dresnet_jax/**/*.md"),
+        *("configs/**/*.py", "launch/*", "benchmarks/*", "docs/*.md", "*.md"),
+    )
+    for path in sorted(Path(ROOT).glob(pattern))
+    if path.is_file()
+]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_texts_are_plain_english(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not any(words in line for words in ALLOWED):
+            assert not DIALECT.search(line), f"{path}:{number}: {line.strip()}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_say_what_they_do(module):
+    """Their docstrings begin with a verb; those of properties need not."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        decorators = " ".join(map(ast.unparse, node.decorator_list))
+        docstring = ast.get_docstring(node)
+        if docstring and "propert" not in decorators:
+            verb = docstring.split()[0].rstrip(",.:")
+            assert re.fullmatch(r"[A-Z][a-z-]+s", verb), f"{node.name}: {docstring}"

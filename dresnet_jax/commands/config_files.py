@@ -83,7 +83,7 @@ def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
 
 
 def elsewhere(tree: ml_collections.ConfigDict | None, field: str) -> list[str]:
-    """The paths of fields of a config, wherever they are, that end like this one."""
+    """Returns the paths of up to three fields of a config that end like this one."""
     return [path for path in _paths(tree or {}) if f".{path}".endswith(f".{field}")][:3]
 
 
@@ -99,7 +99,7 @@ def _paths(tree: Any, before: str = "") -> Iterator[str]:
 
 
 def choices(near: Path = Path("configs")) -> str:
-    """What a person may give: what lies near, if those are configs."""
+    """Returns what a person may give: what lies near, if those are configs."""
     configs = Path("configs")
     directory = near if near.is_dir() and configs in near.parents else configs
     found = sorted(

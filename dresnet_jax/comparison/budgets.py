@@ -142,13 +142,13 @@ class _StepTogether:
 
 
 def count_params(config: ml_collections.ConfigDict) -> float:
-    """Parameters of a config's network."""
+    """Returns parameters of a config's network."""
     state = experiment.build(config).create_state(abstract=True)
     return float(sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)))
 
 
 def count_flops(config: ml_collections.ConfigDict) -> float:
-    """FLOPs of a training step of a config's network."""
+    """Returns FLOPs of a training step of a config's network."""
     return experiment.build(config).step_flops
 
 
@@ -157,7 +157,7 @@ def widened(
     wanted: float,
     count: Callable[[ml_collections.ConfigDict], float],
 ) -> ml_collections.ConfigDict:
-    """The config with the width that comes nearest to a count.
+    """Returns the config with the width that comes nearest to a count.
 
     Args:
       config: of a run; its width is where the search begins.

@@ -30,7 +30,7 @@ class Finding:
 
 
 def findings(found: Mapping[str, Any]) -> list[Finding]:
-    """What a report answers besides its main question.
+    """Returns what a report answers besides its main question.
 
     Args:
       found: the report, before numbers that are not finite are replaced.
@@ -39,7 +39,7 @@ def findings(found: Mapping[str, Any]) -> list[Finding]:
 
 
 def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
-    """How sure one may be of a comparison, in words.
+    """Returns how sure one may be of a comparison, in words.
 
     Args:
       row: of the report's comparisons.
@@ -65,7 +65,7 @@ def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
 
 
 def p_in_words(p: float) -> str:
-    """A p-value as people write it."""
+    """Returns a p-value as people write it."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

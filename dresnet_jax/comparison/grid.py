@@ -204,7 +204,7 @@ def _read_plan(
 def runs(
     config: ml_collections.ConfigDict, plan: Plan, directory: epath.Path
 ) -> list[Run]:
-    """All runs, every variant of one seed before the next seed.
+    """Returns all runs, every variant of one seed before the next seed.
 
     Raises:
       UserError: the directory of one holds a run of another config.
@@ -234,7 +234,7 @@ def runs(
 
 
 def read(found: list[Run]) -> tuple[list[Finished], dict[str, str]]:
-    """The runs that ended well, and why each of the others did not, by directory."""
+    """Reads the runs that ended well, and why the others did not, by directory."""
     finished, failed = [], {}
     for run in found:
         failure = run.directory / FAILED

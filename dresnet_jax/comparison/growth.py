@@ -227,7 +227,7 @@ def _report(
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Markdown: a row per variant, and one per difference."""
+    """Formats as Markdown a row per variant, and one per difference."""
     lines = [
         "| variant | test accuracy | 95 % interval | parameters | steps | cost |",
         "|---|---|---|---|---|---|",

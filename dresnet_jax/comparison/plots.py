@@ -34,7 +34,7 @@ class Captioned:
 
 
 def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Captioned]:
-    """All figures, in the order of the report."""
+    """Returns all figures, in the order of the report."""
     names = list(found["variants"])
     runs = {name: [run for run in finished if run.variant == name] for name in names}
     result = [
@@ -83,12 +83,12 @@ def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Capt
 
 
 def encoded(path: epath.Path) -> str:
-    """A PNG as the address of an image inside a page."""
+    """Returns a PNG as the address of an image inside a page."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def mean_gates(runs: Sequence[Finished]) -> tuple[list[int], list[dict[str, Any]]]:
-    """F(w) of every edge, mean over runs: the steps, and {reader: {source: F(w)}}."""
+    """Returns the steps, and F(w) of every edge there, {reader: {source: F(w)}}."""
     lines = [[line for line in run.lines if "gates" in line] for run in runs]
     steps = [line["step"] for line in lines[0]]
     means = []
@@ -104,7 +104,7 @@ def mean_gates(runs: Sequence[Finished]) -> tuple[list[int], list[dict[str, Any]
 
 
 def accuracy(variants: Mapping[str, Any]) -> Figure:
-    """Mean test accuracy of each variant with its interval; dots are seeds."""
+    """Returns mean test accuracy of each variant with its interval; dots are seeds."""
     names = list(variants)
     height = 1.2 + 0.4 * len(names)
     figure, axis = plt.subplots(figsize=(8, height), layout="constrained")

@@ -30,7 +30,7 @@ def report(
     failed: Mapping[str, str],
     command: str,
 ) -> dict[str, Any]:
-    """The figures of a comparison, of JSON's types.
+    """Returns the figures of a comparison, of JSON's types.
 
     Args:
       config: of the comparison.
@@ -248,7 +248,7 @@ def _answer(
 
 
 def plan_table(plan: Plan) -> str:
-    """What each variant costs."""
+    """Returns what each variant costs."""
     lines = [f"{'':34s}{'parameters':>12s}{'MFLOP a step':>14s}{'ms a step':>11s}"]
     lines += [
         f"{name:34s}{cost.params:12,d}{cost.flops / 1e6:14,.1f}"
@@ -259,7 +259,7 @@ def plan_table(plan: Plan) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Accuracies and comparisons, for a terminal."""
+    """Formats accuracies and comparisons, for a terminal."""
     lines = [f"{'test accuracy, %':34s}{'mean':>8s}{'95 % interval':>18s}{'seeds':>7s}"]
     for name, variant in found["variants"].items():
         estimate = variant["test_accuracy"]
@@ -287,7 +287,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def accuracies(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The comparisons of test accuracy."""
+    """Returns the comparisons of test accuracy."""
     return [row for row in found["comparisons"] if row["metric"] == "test_accuracy"]
 
 

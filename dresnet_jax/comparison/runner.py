@@ -40,7 +40,7 @@ Trainer = Callable[[Iterable[list[Run]], Started], Iterator[tuple[list[Run], flo
 
 
 def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
-    """The runs that one program trains together: this many seeds of a variant."""
+    """Groups runs that one program trains together: several seeds of a variant."""
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.seed // together, run.variant), []).append(run)
@@ -90,7 +90,7 @@ def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exceptio
 def trainers(
     at_once: int | None, together: int, cache: str | None
 ) -> Iterator[Trainer]:
-    """What trains groups of runs, several at once.
+    """Yields a function that trains groups of runs, several at once.
 
     On a CPU small steps leave cores idle, so that runs side by side end sooner than one
     after the other.

@@ -57,7 +57,7 @@ class Difference:
 def estimate(
     values: Sequence[float] | np.ndarray, within: tuple[float, float] = ANY
 ) -> Estimate:
-    """The mean of some runs, with its interval.
+    """Returns the mean of some runs, with its interval.
 
     Args:
       values: one of each run.
@@ -74,7 +74,7 @@ def estimate(
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """The difference of two variants, seed by seed.
+    """Returns the difference of two variants, seed by seed.
 
     Args:
       values: of one variant, [seeds].
@@ -98,7 +98,7 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """The p of several tests, corrected so that p is the chance of any false finding.
+    """Corrects the p of several tests, so that p is the chance of any false finding.
 
     Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedure". What is not
     a number stays so, and is not counted.
@@ -113,7 +113,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def percent(share: float, sign: str = "-") -> str:
-    """A share, or a difference of shares, as a number of hundredths.
+    """Returns a share, or a difference of shares, as a number of hundredths.
 
     Args:
       share: such as an accuracy.
@@ -123,7 +123,7 @@ def percent(share: float, sign: str = "-") -> str:
 
 
 def percent_interval(found: Mapping[str, Any], sign: str = "-") -> str:
-    """The interval of an estimate, its ends as `percent`; a dash for a single run."""
+    """Formats the interval of an estimate as `percent`; a dash for a single run."""
     if found["low"] is None:
         return "-"
     return f"{percent(found['low'], sign)} to {percent(found['high'], sign)}"

@@ -21,7 +21,7 @@ GateValues = dict[int, dict[int, float]]
 def of(
     spec: ConnectionSpec, channels: tuple[int, ...], parameters: Mapping[str, Any]
 ) -> GateValues:
-    """F(w) of every edge, on the host: {reader: {source: F(w)}}."""
+    """Returns F(w) of every edge, on the host: {reader: {source: F(w)}}."""
     arrays = jax.device_get(_compiled(spec, channels, parameters))
     return {
         i: {
@@ -33,7 +33,7 @@ def of(
 
 
 def sharpness(params: Any) -> float | None:
-    """The mean k of a network's gauss gates; None where it has no k."""
+    """Returns the mean k of a network's gauss gates; None where it has no k."""
     found = [
         gates.positive(leaf).mean()
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -43,7 +43,7 @@ def sharpness(params: Any) -> float | None:
 
 
 def drift(start: GateValues, end: GateValues) -> float:
-    """The mean of |change of F(w)| over the edges that both have; 0 where none is."""
+    """Averages |change of F(w)| over the edges that both have; 0 where none is."""
     changes = [
         abs(end[i][k] - start[i][k])
         for i in end.keys() & start.keys()
@@ -53,7 +53,7 @@ def drift(start: GateValues, end: GateValues) -> float:
 
 
 def dead(spec: ConnectionSpec, values: GateValues) -> list[tuple[int, int]]:
-    """Find the edges whose gates have closed for good, as (reader, source).
+    """Finds the edges whose gates have closed for good, as (reader, source).
 
     Those with F(w) below `DEAD`, where the gate is one whose gradient is then gone.
     """
@@ -65,7 +65,7 @@ def dead(spec: ConnectionSpec, values: GateValues) -> list[tuple[int, int]]:
 def total(
     spec: ConnectionSpec, channels: tuple[int, ...], parameters: Mapping[str, Any]
 ) -> jax.Array:
-    """Sum of |F(w)| over all edges, the mean over the channels of each: a scalar."""
+    """Sums |F(w)| over all edges, the mean over the channels of each: a scalar."""
     total = jnp.zeros(())
     for rows in _values(spec, channels, parameters).values():
         total += jnp.abs(rows).reshape(len(rows), -1).mean(axis=-1).sum()

@@ -109,7 +109,7 @@ GATES = {
 
 
 def starting_weight(gate: Gate, opening: float, sharpness: float) -> float:
-    """The weight at which a gate is open by `opening`.
+    """Returns the weight at which a gate is open by `opening`.
 
     Raises:
       UserError: the opening is outside (0, 1), where a gate either has no such
@@ -124,12 +124,12 @@ def starting_weight(gate: Gate, opening: float, sharpness: float) -> float:
 
 
 def positive(raw: jax.Array) -> jax.Array:
-    """Sharpness k > 0 from its unbounded trainable parameter (softplus)."""
+    """Maps an unbounded trainable parameter to sharpness k > 0 (softplus)."""
     return jax.nn.softplus(raw)
 
 
 def positive_inverse(sharpness: float) -> float:
-    """The raw parameter whose `positive` is the given sharpness.
+    """Returns the raw parameter whose `positive` is the given sharpness.
 
     Raises:
       UserError: the sharpness is not above 0.

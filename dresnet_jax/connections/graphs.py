@@ -29,7 +29,7 @@ TRIANGULAR = "triangular"
 
 
 def build(pattern: str, blocks: int) -> list[Edge]:
-    """The edges of a graph between the stem, some blocks and the classifier.
+    """Returns the edges of a graph between the stem, some blocks and the classifier.
 
     Args:
       pattern: one of `written`, with its numbers.
@@ -57,12 +57,12 @@ def build(pattern: str, blocks: int) -> list[Edge]:
 
 
 def written() -> list[str]:
-    """The graphs as a person writes them."""
+    """Returns the graphs as a person writes them."""
     return [TRIANGULAR, *map(_form, RANDOM_GRAPHS)]
 
 
 def on_paths(edges: Collection[Edge], blocks: int) -> list[Edge]:
-    """The edges that lie on a path from the stem to the classifier, sorted."""
+    """Returns the edges that lie on a path from the stem to the classifier, sorted."""
     reached, reaching = {0}, {blocks + 1}
     for reader, source in sorted(edges):
         if source in reached:

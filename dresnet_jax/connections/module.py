@@ -137,7 +137,7 @@ class Connections(nn.Module):
         return auxiliary
 
     def openings(self) -> dict[int, jax.Array]:
-        """F(w) of every reader: {block: [sources] or [sources, channels]}, float32."""
+        """Computes F(w), {block: [sources] or [sources, channels]}, float32."""
         return {i: self._openings(i) for i in self.spec.topology.readers}
 
     def _openings(self, block: int) -> jax.Array:

@@ -51,7 +51,7 @@ class BlockOutputs:
         return found
 
     def kept(self, blocks: Iterable[int]) -> dict[int, jax.Array]:
-        """Some y_k, and the newest, as they are."""
+        """Returns some y_k, and the newest, as they are."""
         return {k: self._outputs[k] for k in {*blocks, len(self._outputs) - 1}}
 
     def append(self, output: jax.Array) -> None:
@@ -77,7 +77,7 @@ class BlockOutputs:
         return [self.last] if self._has_base else []
 
     def size(self, k: int) -> tuple[int, int]:
-        """Height and width of y_k."""
+        """Returns height and width of y_k."""
         _, height, width, _ = self._outputs[k].shape
         return height, width
 
@@ -90,7 +90,7 @@ class BlockOutputs:
         return self._normalised[k]
 
     def pooled(self, blocks: tuple[int, ...], size: tuple[int, int]) -> jax.Array:
-        """Several y_k, each average-pooled to a size, their channels side by side.
+        """Average-pools several y_k to a size, and joins their channels.
 
         One array for all who ask for the same blocks. Where it can, it is pooled from
         an array of the first of these blocks at a resolution between.
@@ -112,7 +112,7 @@ class BlockOutputs:
     def narrowed(
         self, blocks: tuple[int, ...], size: tuple[int, int], narrowings: Arrays
     ) -> jax.Array:
-        """Narrow copies of several y_k, average-pooled to a size, side by side.
+        """Joins narrow copies of several y_k, average-pooled to a size.
 
         One array for all who ask for the same blocks. The y_k are pooled before they
         are made narrow, and where they can, at the next resolution, after it.
@@ -172,7 +172,7 @@ class BlockOutputs:
 
 
 def rms_normalised(images: jax.Array) -> jax.Array:
-    """Each position divided by the root mean square of its channels.
+    """Returns each position divided by the root mean square of its channels.
 
     RMSNorm (Zhang and Sennrich 2019) without trainable parameters.
 
@@ -185,7 +185,7 @@ def rms_normalised(images: jax.Array) -> jax.Array:
 
 
 def average_pool(images: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Average pooling to a given size, as PyTorch's `adaptive_avg_pool2d`.
+    """Returns average pooling to a given size, as PyTorch's `adaptive_avg_pool2d`.
 
     Args:
       images: [batch, height, width, channels].

@@ -124,7 +124,7 @@ class ConnectionSpec:
         return ""
 
     def shared_projections(self, reader: int, source: int) -> tuple[str, ...]:
-        """The names of the projections that an edge shares with others, as applied."""
+        """Names the projections that an edge shares with others, in their order."""
         match self.projection:
             case "per_stage":
                 return (self.topology.stage_projection(reader, source),)
@@ -175,7 +175,7 @@ class ConnectionSpec:
                 )
 
     def starting_weight(self, reader: int, source: int) -> float:
-        """The weight of an edge at the start, where that is an opening."""
+        """Returns the weight of an edge at the start, where that is an opening."""
         opening, gate = self.opening, gates.GATES[self.gate]
         if opening == "closed":
             assert gate.closed is not None
@@ -253,7 +253,7 @@ class ConnectionSpec:
 
 
 def automatic_form(spec: ConnectionSpec, platform: str) -> tuple[str, str]:
-    """The form that was measured to be best, and why.
+    """Returns the form that was measured to be best, and why.
 
     The rules, and their figures are in docs/connections.md.
 

@@ -111,7 +111,7 @@ def _backward(
     turned = None if kernel is None else kernel.T
 
     def from_outside(number: jax.Array) -> jax.Array:
-        """What is read of y_i after the run: the last output, and the buffer."""
+        """Returns what is read of y_i after the run: the last output, the buffer."""
         is_last = number == blocks - 1
         given = jnp.where(is_last, d_last, jnp.zeros_like(d_last))
         if read_later:

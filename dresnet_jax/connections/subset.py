@@ -17,7 +17,7 @@ def subset(
     parameters: Mapping[str, Any],
     edges: Iterable[tuple[int, int]],
 ) -> tuple[ConnectionSpec, dict[str, Any]]:
-    """Connections with some of their edges, which carry what they did before.
+    """Keeps some edges of connections, which carry what they did before.
 
     With the gate `softmax` the edges of a reader that are left share its gate values
     again. With a learned base, what is no longer on a path from the stem to the

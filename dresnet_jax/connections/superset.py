@@ -40,7 +40,7 @@ class Superset:
         return tuple(e for e in self.after.topology.edges if e not in there)
 
     def initialised(self, key: jax.Array) -> dict[str, Any]:
-        """Fresh parameters for all edges, of which the new ones are silent."""
+        """Makes fresh parameters for all edges, of which the new ones are silent."""
         module = Connections(self.after, self.channels)
         fresh = module.init(key, method=Connections.openings).get("params", {})
         found = {
@@ -52,7 +52,7 @@ class Superset:
         return found
 
     def carried(self, name: str, old: jax.Array | None, fresh: jax.Array) -> jax.Array:
-        """An array for all edges, which keeps what it held for the old ones.
+        """Returns an array for all edges, which keeps what it held for the old ones.
 
         Works for parameters and for whatever has their shapes, such as an optimiser's
         averages of them.
@@ -141,7 +141,7 @@ class Superset:
 def superset(
     spec: ConnectionSpec, channels: Sequence[int], edges: Iterable[Edge]
 ) -> Superset:
-    """Connections with some more edges.
+    """Adds edges to connections.
 
     Args:
       spec: what the connections are.

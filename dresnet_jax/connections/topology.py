@@ -98,7 +98,7 @@ class Topology:
         )
 
     def sources(self, reader: int) -> tuple[int, ...]:
-        """The blocks that `reader` reads, in ascending order."""
+        """Returns the blocks that `reader` reads, in ascending order."""
         return tuple(source for i, source in self.edges if i == reader)
 
     @property
@@ -107,24 +107,24 @@ class Topology:
         return tuple(sorted({reader for reader, _ in self.edges}))
 
     def source_stage(self, source: int) -> int:
-        """The stage that gives y_k its shape; the stem's output is of the first."""
+        """Returns the stage that gives y_k its shape; the first one for the stem."""
         return self.stages[max(source, 1) - 1]
 
     def input_stage(self, reader: int) -> int:
-        """The stage that gives x_i its shape, which is that of y_{i-1}."""
+        """Returns the stage that gives x_i its shape, which is that of y_{i-1}."""
         return self.source_stage(reader - 1)
 
     def stage_projection(self, reader: int, source: int) -> str:
-        """The name of the projection that connections of two stages may share."""
+        """Names the projection that connections of two stages may share."""
         start, end = self._ends(reader, source)
         return f"{start}_to_{end.removeprefix('stage_')}"
 
     def stage_narrowing(self, source: int) -> str:
-        """The name of the projection to few channels that a stage's outputs share."""
+        """Names the projection to few channels that a stage's outputs share."""
         return f"{self._stage_name(source)}_narrowed"
 
     def crosses_stages(self, reader: int, source: int) -> bool:
-        """Whether x_i and y_k are of different stages, so of different shapes."""
+        """Checks whether x_i and y_k are of different stages, and so shapes."""
         start, end = self._ends(reader, source)
         return start != end
 
@@ -137,7 +137,7 @@ class Topology:
 
 
 def from_rule(stages: Stages, reads: Callable[[int, int], bool]) -> Topology:
-    """The edges of `dense` for which reads(reader, source) holds."""
+    """Returns the edges of `dense` for which reads(reader, source) holds."""
     return Topology(
         tuple(stages),
         tuple(
@@ -150,17 +150,17 @@ def from_rule(stages: Stages, reads: Callable[[int, int], bool]) -> Topology:
 
 
 def none(stages: Stages) -> Topology:
-    """No learned connections: the plain network."""
+    """Leaves out all learned connections: the plain network."""
     return Topology(tuple(stages))
 
 
 def dense(stages: Stages) -> Topology:
-    """Block i reads every block up to i-2: (n-1)(n-2)/2 edges."""
+    """Lets block i read every block up to i-2: (n-1)(n-2)/2 edges."""
     return from_rule(stages, lambda i, k: True)
 
 
 def within_stage(stages: Stages) -> Topology:
-    """The edges of `dense` whose source has the shape of x_i, so needs no pooling.
+    """Keeps those edges of `dense` whose source has the shape of x_i.
 
     That is the shape of y_{i-1}: the first block of a stage still reads the stage
     before it.
@@ -169,7 +169,7 @@ def within_stage(stages: Stages) -> Topology:
 
 
 def stage_ends(stages: Stages) -> Topology:
-    """The last block of each earlier stage, and of x_i's own those of `within_stage`.
+    """Reads the last block of each earlier stage, and `within_stage`.
 
     In a stage of more than `READERS_PER_STAGE` blocks only each s-th block reads, and
     of that stage only each s-th is read: DenseFormer's period and dilation (Pagliardini
@@ -189,17 +189,17 @@ def stage_ends(stages: Stages) -> Topology:
 
 
 def powers_of_two(stages: Stages) -> Topology:
-    """Block i reads i-2, i-4, i-8, ... (Hu et al. 2017, Log-DenseNet)."""
+    """Lets block i read i-2, i-4, i-8, ... (Hu et al. 2017, Log-DenseNet)."""
     return from_rule(stages, lambda i, k: (i - k).bit_count() == 1)
 
 
 def dilated(stages: Stages, d: int) -> Topology:
-    """Block i reads every d-th block before i-1 (DenseFormer, Pagliardini 2024)."""
+    """Lets block i read each d-th block before i-1 (DenseFormer, Pagliardini 2024)."""
     return from_rule(stages, lambda i, k: (i - 1 - k) % d == 0)
 
 
 def last(stages: Stages, m: int) -> Topology:
-    """Block i reads the m blocks before i-1."""
+    """Lets block i read the m blocks before i-1."""
     return from_rule(stages, lambda i, k: i - 1 - k <= m)
 
 
@@ -217,7 +217,7 @@ COUNTED_PATTERNS = {"dilated": dilated, "last": last}
 def from_edges(
     stages: Stages, edges: Iterable[tuple[int, int]], base: str = "fixed"
 ) -> Topology:
-    """A topology from any list of (reader, source) pairs.
+    """Returns a topology from any list of (reader, source) pairs.
 
     Raises:
       UserError: an entry is no pair of whole numbers, stands twice, or reads
@@ -245,7 +245,7 @@ def from_edges(
 def build(
     pattern: str | Iterable[tuple[int, int]], stages: Stages, base: str = "fixed"
 ) -> Topology:
-    """A topology from a pattern's name or a list of (reader, source) pairs.
+    """Returns a topology from a pattern's name or a list of (reader, source) pairs.
 
     Where the base is learned, `PATTERNS` and `COUNTED_PATTERNS` have the edges from
     each block to the one before it, too; where it is fixed, graphs are without

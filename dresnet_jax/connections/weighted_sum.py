@@ -43,7 +43,7 @@ def reference(
     biases: SomeArrays | None = None,
     narrowings: SomeArrays | None = None,
 ) -> jax.Array:
-    """The formula, word for word: each edge projected, then pooled, then gated.
+    """Returns the formula, word for word: each edge projected, then pooled, then gated.
 
     FLOPs: every projection runs at its source's resolution, up to (H/h)^2 times
     those of `folded`. Traffic: each edge reads its source and writes what it projects
@@ -62,7 +62,7 @@ def carried(
     biases: SomeArrays | None = None,
     narrowings: SomeArrays | None = None,
 ) -> jax.Array:
-    """The root mean square of each F(w_ik) P_ik(y_k), float32, [sources]."""
+    """Returns the root mean square of each F(w_ik) P_ik(y_k), float32, [sources]."""
     terms = _terms(outputs, sources, gates, kernels, biases, narrowings)
     squares = [jnp.mean(term.astype(jnp.float32) ** 2) for term in terms]
     return jnp.sqrt(jnp.stack(squares))
@@ -99,7 +99,7 @@ def folded(
     biases: SomeArrays | None = None,
     narrowings: SomeArrays | None = None,
 ) -> jax.Array:
-    """Pool first, gates folded into the kernels, few matrix products per block.
+    """Pools first, folds gates into kernels, and makes few products per block.
 
     A 1x1 convolution and average pooling commute, and F(w) (y W) = y (F(w) W). So
     the projection runs at the reader's resolution, and the gate's gradient comes

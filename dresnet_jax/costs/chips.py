@@ -45,7 +45,7 @@ class Chip:
     cores: str = "default"
 
     def roofline_seconds(self, cost: Cost) -> float:
-        """The least time for a program's FLOPs and for its bytes: the larger."""
+        """Returns the larger of the least times for FLOPs and for bytes."""
         return max(
             cost.flops / self.flops_per_second,
             cost.bytes_accessed / self.bytes_per_second,
@@ -108,7 +108,7 @@ _PEAKS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """The peak of a device that is here, FLOPs per second; None where not known."""
+    """Returns the peak of a device here, FLOPs per second; None where not known."""
     kinds = [kind for kind in _PEAKS if device.device_kind.startswith(kind)]
     return _PEAKS[kinds[0]] if kinds else None
 
@@ -154,7 +154,7 @@ class Target:
 
 
 def parse(name: str) -> Target:
-    """The target that a person named, such as "v5e:2x2" or "2xv5e:4x4".
+    """Returns the target that a person named, such as "v5e:2x2" or "2xv5e:4x4".
 
     Raises:
       UserError: it has no such form, or the chip is unknown.
@@ -170,7 +170,7 @@ def parse(name: str) -> Target:
 
 
 def devices(target: Target) -> list[jax.Device]:
-    """The chips of a target, for which programs can be compiled but not run.
+    """Returns the chips of a target, for which programs can be compiled but not run.
 
     Raises:
       UserError: the target does not exist, or the compiler is missing.

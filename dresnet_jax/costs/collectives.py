@@ -41,7 +41,7 @@ class Collective:
 
 
 def of(program: str, chips: int, slices: int = 1) -> list[Collective]:
-    """The collectives of a program, each once, in the order of its text.
+    """Returns the collectives of a program, each once, in the order of its text.
 
     In a loop one is counted once too, however often the loop turns.
 
@@ -91,7 +91,7 @@ class Group:
 
 
 def grouped(found: Sequence[Collective]) -> list[Group]:
-    """Collectives by kind, those within a slice first."""
+    """Groups collectives by kind, those within a slice first."""
     groups: dict[tuple[bool, str], list[Collective]] = {}
     for collective in found:
         key = collective.across_slices, collective.kind

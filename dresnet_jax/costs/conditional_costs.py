@@ -78,7 +78,7 @@ class Network:
 
 
 def trained(parts: Experiment, state: TrainState, batch_size: int | None) -> Network:
-    """The network of a run, on images of the validation split.
+    """Returns the network of a run, on images of the validation split.
 
     Args:
       parts: the run's experiment.
@@ -107,7 +107,7 @@ def trained(parts: Experiment, state: TrainState, batch_size: int | None) -> Net
 
 
 def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
-    """A network that is not trained, on noise, its gates set to each of some rates.
+    """Makes a network that is not trained, on noise, its gates set to some rates.
 
     The biases of the gates are set by one batch; on the others that are measured the
     shares vary about the rate.
@@ -262,7 +262,7 @@ def _forward(model: Backbone) -> Callable[[Any, jax.Array], Any]:
 
 
 def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int, float]:
-    """FLOPs of each gated block, run alone on a whole batch."""
+    """Returns FLOPs of each gated block, run alone on a whole batch."""
     spec, found = model.spec, {}
     plain = model.clone(spec=dataclasses.replace(spec, conditional=None))
     names = {f"block_{i}": i for i in spec.gated}

@@ -100,7 +100,7 @@ class Subject:
         return sum(zoo.blocks_per_stage(self.config.model))
 
     def experiments(self) -> dict[str, experiment.Experiment]:
-        """Every network that is measured, by its name in a `Row`.
+        """Returns every network that is measured, by its name in a `Row`.
 
         Raises:
           UserError: a value of the config is wrong, or there is nothing to measure.
@@ -147,7 +147,7 @@ def subjects(
     projection: str,
     schemes: Mapping[str, Callable[..., nn.Module]],
 ) -> list[Subject]:
-    """What a person asks to be measured.
+    """Returns what a person asks to be measured.
 
     Args:
       config: of a run.
@@ -224,7 +224,7 @@ def measure(
 
 
 def estimate(subjects: Sequence[Subject], target: str) -> list[Row]:
-    """As `measure`, for chips that are not here: compiled, but not run.
+    """Compiles as `measure` does, for chips that are not here, without a run.
 
     Args:
       subjects: what is measured; the batch of each is that of one chip.

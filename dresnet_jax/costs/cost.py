@@ -33,7 +33,7 @@ class Cost:
 
 
 def of(compiled: jax.stages.Compiled, flops: float) -> Cost:
-    """Read the compiler's counts of a program.
+    """Reads the compiler's counts of a program.
 
     Args:
       compiled: the program.
@@ -75,7 +75,7 @@ def interleaved_seconds(
 
 
 def machine() -> str:
-    """What this program runs on."""
+    """Returns what this program runs on."""
     return (
         f"jax {jax.__version__} on {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores{_processor()}; "

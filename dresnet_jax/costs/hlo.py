@@ -28,13 +28,13 @@ class Instruction(NamedTuple):
 
 
 def instructions(lines: Iterable[str]) -> dict[str, Instruction]:
-    """The instructions among the lines of a program, by name."""
+    """Returns the instructions among the lines of a program, by name."""
     matches = filter(None, map(_INSTRUCTION.match, lines))
     return {match[1]: Instruction(match[2], match[3], match[4]) for match in matches}
 
 
 def size(shape: str) -> int:
-    """Bytes of all arrays in the text of a shape."""
+    """Returns bytes of all arrays in the text of a shape."""
     total = 0
     for name, bits, dimensions in _SHAPE.findall(shape):
         elements = 1

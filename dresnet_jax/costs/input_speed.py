@@ -41,7 +41,7 @@ class Row:
 
 
 def settings(config: ml_collections.ConfigDict, runs: int, steps: int) -> str:
-    """In one line, how and of what `measure` measures."""
+    """Describes in one line how `measure` measures, and what."""
     data = config.data
     return (
         f"{runs} interleaved rounds of {steps} steps; {data.dataset}, batch "

@@ -162,7 +162,7 @@ class Plan:
         return self.part.num_steps * self.seconds.step / 3600
 
     def report(self) -> dict[str, Any]:
-        """The figures for a program; bytes and FLOPs are of a step of one chip."""
+        """Returns the figures, of JSON's types, of a step of one chip."""
         hours = self.run_hours
         return {
             "target": self.target.name,
@@ -209,7 +209,7 @@ class Sweep:
         return max(fitting, key=lambda plan: plan.batch_per_chip)
 
     def report(self) -> dict[str, Any]:
-        """The figures for a program."""
+        """Returns the figures for a program."""
         return {
             "largest_batch_per_chip": self.largest.batch_per_chip,
             "sweep": [
@@ -262,7 +262,7 @@ def make(
 def sweep(
     config: ml_collections.ConfigDict, target: Target, batches: Sequence[int]
 ) -> Sweep:
-    """As `make`, for several batches per chip.
+    """Makes plans as `make` does, for several batches per chip.
 
     Raises:
       UserError: a value is wrong, or the compiler of the target is missing.
@@ -279,7 +279,7 @@ def sweep(
 def of(
     part: experiment.Experiment, target: Target, compiled: jax.stages.Compiled
 ) -> Plan:
-    """What a compiled training step takes of each chip of a target."""
+    """Returns what a compiled training step takes of each chip of a target."""
     counts = cost.of(compiled, part.step_flops)
     found = collectives.grouped(
         collectives.of(compiled.as_text() or "", part.mesh.size, target.slices)
@@ -296,7 +296,7 @@ def of(
 
 
 def estimate(target: Target, counts: cost.Cost, found: Sequence[Group]) -> Seconds:
-    """The time of a step, from the compiler's counts and its collectives."""
+    """Returns the time of a step, from the compiler's counts and its collectives."""
     within = sum(group.sent_bytes for group in found if not group.across_slices)
     across = sum(group.sent_bytes for group in found if group.across_slices)
     chip = target.chip

@@ -149,7 +149,7 @@ def _loss(
 
 
 def loops(part: experiment.Experiment) -> list[int]:
-    """The number of blocks in each loop over blocks."""
+    """Returns the number of blocks in each loop over blocks."""
     spec = part.model.spec
     if spec.connections.form != "stacked":
         return []

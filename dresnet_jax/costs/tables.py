@@ -17,12 +17,12 @@ from dresnet_jax.models import zoo
 
 
 def parameter_table(params: Any) -> str:
-    """Name, shape and size of every parameter, and their total."""
+    """Lists the name, shape and size of every parameter, and their total."""
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def cost_table(cost: Cost) -> str:
-    """What a training step costs each device."""
+    """Returns what a training step costs each device."""
     mib = 2**20
     return "\n".join(
         (
@@ -35,7 +35,7 @@ def cost_table(cost: Cost) -> str:
 
 
 def counts(cost: Cost) -> dict[str, Any]:
-    """What a training step costs each device, for a program."""
+    """Returns what a training step costs each device, for a program."""
     return {
         "flops_per_step": cost.flops,
         "bytes_per_step": cost.bytes_accessed,
@@ -45,7 +45,7 @@ def counts(cost: Cost) -> dict[str, Any]:
 
 
 def pod_table(plan: pod.Plan) -> str:
-    """What a step takes of each chip of a target, and of the whole run."""
+    """Returns what a step takes of each chip of a target, and of the whole run."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.part.mesh.shape.items())
     lines = [
         f"{plan.target.name}: {plan.chips} chips, {mesh}; {plan.batch_per_chip} images "
@@ -121,7 +121,7 @@ def _estimate_lines(plan: pod.Plan, seconds: pod.Seconds) -> list[str]:
 
 
 def sweep_table(sweep: pod.Sweep) -> str:
-    """A row per batch."""
+    """Returns a row per batch."""
     lines = [
         f"{'images a chip':>14s}{'memory used':>16s}{'step':>12s}{'images/s':>12s}"
     ]
@@ -138,7 +138,7 @@ def sweep_table(sweep: pod.Sweep) -> str:
 
 
 def sizes(config: ml_collections.ConfigDict) -> str:
-    """In one line, what a config's network is given, and its width."""
+    """Describes in one line what a config's network is given, and its width."""
     side, model = lookup.from_config(config.data).image_size, config.model
     return (
         f"batch {config.data.batch_size}, {side}x{side}, {model.dtype}, stem "
@@ -147,7 +147,7 @@ def sizes(config: ml_collections.ConfigDict) -> str:
 
 
 def connection_cost_table(rows: Sequence[Row], *, with_traffic: bool = False) -> str:
-    """A row per form, as ratios to the plain network of its model and depth.
+    """Returns a row per form, as ratios to the plain network of its model and depth.
 
     Where a form was measured at several depths, a line per form says how what is saved
     for the backward pass grows.
@@ -216,7 +216,7 @@ class Line:
 
 
 def saved_memory_line(rows: Sequence[Row]) -> Line | None:
-    """The line through the rows of one form; None for fewer than 3 depths."""
+    """Returns the line through the rows of one form; None for fewer than 3 depths."""
     known = {row.depth: row.saved_bytes for row in rows if row.saved_bytes is not None}
     if len(known) < 3:
         return None
@@ -270,7 +270,7 @@ def conditional_cost_table(rows: Sequence[conditional_costs.Row]) -> str:
 
 
 def input_speed_table(rows: Sequence[input_speed.Row]) -> str:
-    """Images per second: a row for each part of each input pipeline."""
+    """Returns images per second: a row for each part of each input pipeline."""
     lines = [
         f"{'images per second':24s}{'median':>10s}{'(range)':>18s}{'waiting':>10s}"
     ]

@@ -16,7 +16,7 @@ _PREFETCH = {"copy-start", "slice-start"}
 
 
 def by_part(program: str) -> dict[str, float]:
-    """Bytes read and written by a program's instructions, by part of the network.
+    """Sums the bytes that a program's instructions move, by part of the network.
 
     Sizes of results and operands of each instruction outside of fusions and loops,
     which differs a little from the compiler's own sum.

@@ -58,7 +58,7 @@ class Dataset:
         return not names or names["validation"] == names["train"]
 
     def tfds_range(self, name: str) -> tuple[str, int, int]:
-        """The records that one of `SPLITS` is: (official split, from, up to).
+        """Returns the records that one of `SPLITS` is: (official split, from, up to).
 
         Splits that are taken from one official split follow each other in it, in the
         order of `SPLITS`. TFDS fixes the order of the records, so no part ever changes.

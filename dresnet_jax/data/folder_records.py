@@ -115,7 +115,7 @@ def _read_ahead(
 
 
 def about(directory: epath.Path) -> dict[str, Any] | None:
-    """What `write` noted of a dataset; None where it wrote none.
+    """Returns what `write` noted of a dataset; None where it wrote none.
 
     Raises:
       UserError: the note is damaged.
@@ -135,7 +135,7 @@ def about(directory: epath.Path) -> dict[str, Any] | None:
 
 
 def open_splits(directory: epath.Path) -> dict[str, "Records"]:
-    """The examples of a dataset that `write` wrote, by the names of its own splits.
+    """Opens a dataset that `write` wrote, by the names of its own splits.
 
     Raises:
       UserError: it is damaged.
@@ -149,7 +149,7 @@ def open_splits(directory: epath.Path) -> dict[str, "Records"]:
 
 
 def num_records(file: str) -> int:
-    """How many records an array_record file has; 0 for one that cannot be read."""
+    """Counts the records of an array_record file; 0 where it cannot be read."""
     from array_record.python import array_record_module
 
     try:
@@ -181,7 +181,7 @@ class Records:
         return {field: self.__dict__[field] for field in self.__dataclass_fields__}
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at some places."""
+        """Returns the examples at some places."""
         try:
             found = self._source.__getitems__(indices)
         except RuntimeError:
@@ -190,7 +190,7 @@ class Records:
         return [_split_record(record)[1] for record in found]
 
     def where(self, index: int) -> str:
-        """The name of the file that a place was, or the record's where it is lost."""
+        """Names the file that a place was, or the record where that is lost."""
         if record := self._read_alone(index):
             return _split_record(record)[0]
         return f"record {index} of {self.file}"

@@ -41,7 +41,7 @@ class Found:
     left_out: collections.Counter[str]
 
     def lines(self) -> list[str]:
-        """What was taken of each split and class, and what was left out, in words."""
+        """Describes what was taken of each split and class, and what was left out."""
         lines = []
         for split, files in self.files.items():
             counts = collections.Counter(label for _, label in files)
@@ -170,11 +170,11 @@ class _Walk:
         self.left_out: collections.Counter[str] = collections.Counter()
 
     def below(self, directory: Path) -> list[str]:
-        """The images that no link leads to, relative to the root."""
+        """Returns the images that no link leads to, relative to the root."""
         return self._images(directory, [directory])
 
     def behind_links(self, directory: Path) -> list[str]:
-        """The images that only the links below a directory lead to, likewise."""
+        """Finds the images that only the links below a directory lead to."""
         found: list[str] = []
         while links := self._links.pop(directory, []):
             for link in links:

@@ -80,7 +80,7 @@ class Listing(NamedTuple):
 
 
 def files_in(directory: epath.Path) -> Listing:
-    """The images in a directory at any depth.
+    """Returns the images in a directory at any depth.
 
     Directories that links lead to are entered too, each but once.
     """
@@ -108,7 +108,7 @@ def files_in(directory: epath.Path) -> Listing:
 
 
 def printable(name: str) -> str:
-    """A file's name, whatever its bytes, as a terminal may be given it."""
+    """Returns a file's name, whatever its bytes, as a terminal may be given it."""
     return errors.printable(os.fsencode(name).decode(errors="backslashreplace"))
 
 
@@ -119,7 +119,7 @@ def _real(path: epath.Path) -> str:
 
 
 def shape(image: np.ndarray | bytes, rule: int = RULE) -> tuple[int, int]:
-    """Height and width in pixels; of an encoded image from its header alone.
+    """Returns height and width in pixels; of an encoded image from its header alone.
 
     Raises:
       OSError: it is no image.
@@ -136,7 +136,7 @@ def shape(image: np.ndarray | bytes, rule: int = RULE) -> tuple[int, int]:
 def decode(
     image: np.ndarray | bytes, channels: int, rule: int = RULE, background: int = 255
 ) -> np.ndarray:
-    """The pixels of a whole image: [height, width, channels], uint8.
+    """Returns the pixels of a whole image: [height, width, channels], uint8.
 
     Args:
       image: the same, which is returned, or an encoded image.
@@ -250,7 +250,7 @@ def decode_crop(
     rule: int = RULE,
     background: int = 255,
 ) -> np.ndarray:
-    """A part of an image, brought to another size.
+    """Returns a part of an image, brought to another size.
 
     Args:
       image: pixels, or an encoded image.

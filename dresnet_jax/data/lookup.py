@@ -15,7 +15,7 @@ from dresnet_jax.errors import UserError, pick
 
 
 def from_config(config: ml_collections.ConfigDict) -> Dataset:
-    """The dataset that `config.data` names, with the splits that it asks for.
+    """Returns the dataset that `config.data` names, with the splits that it asks for.
 
     Raises:
       UserError: the name is unknown, or a field does not fit the dataset.
@@ -32,7 +32,7 @@ def from_config(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def named(name: str, data_dir: str) -> Dataset:
-    """A dataset of `catalog.DATASETS`, or the `folder` that is prepared in a directory.
+    """Returns a dataset of `catalog.DATASETS`, or the `folder` in a data directory.
 
     Raises:
       UserError: no folder is prepared there.
@@ -60,17 +60,17 @@ def _resized(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
 
 
 def folder_path(data_dir: str) -> epath.Path:
-    """Where the `folder` of a data directory is, or would be."""
+    """Returns the directory of a data directory's `folder`."""
     return epath.Path(data_dir).expanduser() / "folder" / "2.0.0"
 
 
 def is_folder(dataset: Dataset, data_dir: str) -> bool:
-    """Whether a dataset is a `folder` that this version prepared in a directory."""
+    """Checks whether a dataset is a `folder` that this version prepared."""
     return dataset.name == "folder" and folder_path(data_dir).exists()
 
 
 def earlier_folder_path(data_dir: str) -> epath.Path:
-    """Where earlier versions prepared the `folder` of a data directory."""
+    """Returns the directory of a `folder` that earlier versions prepared."""
     return folder_path(data_dir).with_name("1.0.0")
 
 

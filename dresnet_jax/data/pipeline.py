@@ -96,7 +96,7 @@ class Recipe:
         )
 
     def steps_per_epoch(self, num_examples: int) -> int:
-        """Full batches in an epoch; the examples left over come in another one.
+        """Counts the full batches in an epoch; left-over examples come in another.
 
         Raises:
           UserError: there is not one full batch.
@@ -111,7 +111,7 @@ class Recipe:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order of the examples in an epoch: a permutation, [num_examples], int32.
+    """Draws the order of the examples in an epoch, [num_examples], int32.
 
     Drawn on the host, since reading from files needs it there too.
     """
@@ -127,7 +127,7 @@ def take(
     order: jax.Array,
     step: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The examples of one step, out of a whole split on the devices.
+    """Returns the examples of one step, out of a whole split on the devices.
 
     Args:
       recipe: how batches are made.
@@ -153,7 +153,7 @@ def train_batch(
     key: jax.Array,
     step: jax.Array,
 ) -> Batch:
-    """The augmented batch of one step.
+    """Returns the augmented batch of one step.
 
     Args:
       recipe: how it is made.
@@ -202,7 +202,7 @@ def make_batch(
     labels: jax.Array,
     mask: jax.Array | None = None,
 ) -> Batch:
-    """A batch of [batch, height, width, channels] uint8 images, as they are.
+    """Returns a batch of [batch, height, width, channels] uint8 images, as they are.
 
     Args:
       recipe: how it is normalised.
@@ -219,7 +219,7 @@ def make_batch(
 
 
 def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
-    """[batch, height, width, channels], 0 to 255, by the recipe's mean and std."""
+    """Normalises [batch, height, width, channels], 0 to 255, by mean and std."""
     mean, scale = (
         jnp.asarray(value, jnp.float32)[None, None, None, :]
         for value in (
@@ -232,6 +232,6 @@ def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
 
 
 def derive_key(key: jax.Array, purpose: str) -> jax.Array:
-    """The run's key for one purpose, so that no two purposes share random numbers."""
+    """Derives the run's key for one purpose: no two share random numbers."""
     purposes = ("init", "augment", "dropout", "search")
     return jax.random.fold_in(key, purposes.index(purpose))

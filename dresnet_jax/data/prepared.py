@@ -14,7 +14,7 @@ from dresnet_jax.errors import UserError
 
 
 def find(name: str, data_dir: str) -> tuple[Any, bool]:
-    """The TensorFlow Datasets builder of a dataset, and whether it is prepared.
+    """Returns the TensorFlow Datasets builder of a dataset, and whether it is prepared.
 
     The builder is for array_record files; reading with it needs no TensorFlow.
     """
@@ -37,7 +37,7 @@ def find(name: str, data_dir: str) -> tuple[Any, bool]:
 
 
 def require(dataset: Dataset, data_dir: str) -> Any:
-    """The TFDS builder of a prepared dataset; None for one that has none.
+    """Returns the TFDS builder of a prepared dataset; None for one that has none.
 
     Raises:
       UserError: it is not prepared there, another version is, or what is prepared is

@@ -37,10 +37,10 @@ class Examples(Protocol):
         """How many there are."""
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at some places of the split."""
+        """Returns the examples at some places of the split."""
 
     def where(self, index: int) -> str:
-        """The name of a place of the split, for a person."""
+        """Returns the name of a place of the split, for a person."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Arrays:
         return len(self.labels)
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at some places of the split."""
+        """Returns the examples at some places of the split."""
         return [
             Example(None if i in self.corrupt else self.images[i], int(self.labels[i]))
             for i in indices
         ]
 
     def where(self, index: int) -> str:
-        """The name of a place of the split, for a person."""
+        """Returns the name of a place of the split, for a person."""
         return f"example {index}"
 
 
@@ -91,16 +91,16 @@ class Part:
         return self.count
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at some places of the part."""
+        """Returns the examples at some places of the part."""
         return self.whole.read([self.start + index for index in indices])
 
     def where(self, index: int) -> str:
-        """The name of a place of the part, for a person."""
+        """Returns the name of a place of the part, for a person."""
         return self.whole.where(self.start + index)
 
 
 def divided(examples: Examples, count: int) -> tuple[Examples, Examples]:
-    """The first examples of a split, and the rest."""
+    """Returns the first examples of a split, and the rest."""
     if not isinstance(examples, Arrays):
         return Part(examples, 0, count), Part(examples, count, len(examples) - count)
     images, labels = examples.images, examples.labels
@@ -140,7 +140,7 @@ class Records:
         return {field: self.__dict__[field] for field in self.__dataclass_fields__}
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at some places of the split."""
+        """Returns the examples at some places of the split."""
         try:
             return [_example(found) for found in self._source.__getitems__(indices)]
         except RuntimeError:
@@ -154,7 +154,7 @@ class Records:
             return Example(None, 0)
 
     def where(self, index: int) -> str:
-        """The name of a place of the split: the record and the file it is in."""
+        """Names a place of the split: the record and the file it is in."""
         for part in self.builder.info.splits[self._slice].file_instructions:
             if index < part.take:
                 break
@@ -201,7 +201,7 @@ def _example(found: Mapping[str, Any]) -> Example:
 
 
 def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
-    """All splits of a dataset, by the names in `catalog.SPLITS`.
+    """Returns all splits of a dataset, by the names in `catalog.SPLITS`.
 
     Args:
       dataset: what it is.
@@ -293,7 +293,7 @@ def _chunks(
 def pixels(
     examples: Examples, index: int, example: Example, host_image: HostImage
 ) -> np.ndarray:
-    """The pixels of an example: [height, width, channels], uint8.
+    """Returns the pixels of an example: [height, width, channels], uint8.
 
     Args:
       examples: the split that it is of.
@@ -315,7 +315,7 @@ def pixels(
 def statistics(
     dataset: Dataset, data_dir: str, host_image: HostImage
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the training pixels, in [0, 1], per channel."""
+    """Computes mean and deviation of the training pixels, in [0, 1], per channel."""
     train = open_splits(dataset, data_dir)["train"]
     counts = np.zeros((dataset.channels, 256), np.int64)
     for chunk in _chunks(train, host_image, skip_corrupt=False):

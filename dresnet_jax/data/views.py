@@ -42,7 +42,7 @@ class View:
         return self.min_crop_area > 0 or self.rand_augment_layers > 0
 
     def train(self, image: np.ndarray | bytes, seed: tuple[int, ...]) -> np.ndarray:
-        """Pixels for training, augmented; the same for the same seed.
+        """Returns pixels for training, augmented; the same for the same seed.
 
         Raises:
           OSError: the image is damaged.
@@ -63,7 +63,7 @@ class View:
         )
 
     def evaluate(self, image: np.ndarray | bytes) -> np.ndarray:
-        """Pixels as they are, or of the centre where images differ in size.
+        """Returns pixels as they are, or of the centre where images differ in size.
 
         Raises:
           OSError: the image is damaged.
@@ -78,7 +78,7 @@ class View:
         return pixels
 
     def fit(self, image: np.ndarray | bytes) -> np.ndarray:
-        """Pixels of any image: where it should have one size and has not, its middle.
+        """Returns the pixels of any image; its middle where it has another shape.
 
         Raises:
           OSError: the image is damaged.
@@ -98,7 +98,7 @@ class View:
 def random_box(
     random: np.random.Generator, height: int, width: int, min_area: float
 ) -> images.Box:
-    """A box of random area and shape, from 3:4 to 4:3, anywhere in an image.
+    """Returns a box of random area and shape, from 3:4 to 4:3, anywhere in an image.
 
     Args:
       random: where random numbers come from.
@@ -119,6 +119,6 @@ def random_box(
 
 
 def centre_box(height: int, width: int) -> images.Box:
-    """The square in the centre that is evaluated."""
+    """Returns the square in the centre that is evaluated."""
     side = max(1, round(_EVAL_SHARE * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side

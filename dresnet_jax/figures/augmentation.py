@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 
 def before_and_after(before: np.ndarray, after: np.ndarray) -> Figure:
-    """A row of images as they are stored, over what augmentation made of each.
+    """Returns a row of images as they are stored, over what augmentation made of each.
 
     Args:
       before: [images, height, width, channels], values from 0 to 1.

@@ -9,7 +9,7 @@ import numpy as np
 def per_class(
     labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Accuracy per class and the confusion matrix.
+    """Returns accuracy per class and the confusion matrix.
 
     Args:
       labels: [examples], int.
@@ -32,7 +32,7 @@ def per_class(
 
 
 def table(report: dict[str, Any]) -> str:
-    """The text of what `evaluate` reports."""
+    """Returns the text of what `evaluate` reports."""
     names = list(report["class_accuracy"])
     width = max(5, *(len(name) for name in names)) + 1
     lines = [

@@ -23,7 +23,7 @@ from dresnet_jax.training.state import TrainState
 
 
 def stacks(config: ml_collections.ConfigDict) -> dict[str, Experiment]:
-    """The blocks of a config's model, joined in three ways.
+    """Returns the blocks of a config's model, joined in three ways.
 
     Returns:
       `plain`: by nothing; `residual`: by the model's shortcuts, or identity where it
@@ -52,7 +52,7 @@ def stacks(config: ml_collections.ConfigDict) -> dict[str, Experiment]:
 def norms(
     part: Experiment, batch: pipeline.Batch, states: Sequence[TrainState]
 ) -> np.ndarray:
-    """Norms of the gradient of a batch's mean loss by the output of each block.
+    """Returns norms of the gradient of a batch's mean loss by the output of each block.
 
     The network runs as in training: its norms see the batch.
 
@@ -145,7 +145,7 @@ def panels(
 
 
 def table(title: str, flows: Mapping[str, np.ndarray]) -> str:
-    """Norms of the gradient, a row per block: the median of each line's states.
+    """Returns norms of the gradient, a row per block: the median of each line's states.
 
     The last row has that of the first block divided by that of the last.
 
@@ -163,7 +163,7 @@ def table(title: str, flows: Mapping[str, np.ndarray]) -> str:
 
 
 def draw(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Norms of the gradient over the blocks: lines with the range of their states.
+    """Draws norms of the gradient over the blocks, with the range of their states.
 
     Args:
       panels: {title: {line: [states, blocks]}}.

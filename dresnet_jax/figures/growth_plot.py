@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def growth(history: Sequence[Mapping[str, Any]], num_steps: int) -> Figure:
-    """Cost and structure over the steps of a run, and its events.
+    """Draws cost and structure over the steps of a run, and its events.
 
     Args:
       history: as `workdir.read_history`.

@@ -15,7 +15,7 @@ Scales = dict[int, np.ndarray]
 
 
 def scales(parts: Experiment, state: TrainState) -> Scales:
-    """The a of each block, averaged over steps where the run averages.
+    """Returns the a of each block, averaged over steps where the run averages.
 
     Raises:
       UserError: residuals are not scaled.
@@ -34,7 +34,7 @@ def scales(parts: Experiment, state: TrainState) -> Scales:
 
 
 def table(scales: Scales) -> str:
-    """A row per block: its mean, least and largest a, and the mean of |a|."""
+    """Returns a row per block: its mean, least and largest a, and the mean of |a|."""
     lines = ["block      mean     least   largest  mean |a|"]
     lines += [
         f"{i:5d}"
@@ -45,7 +45,7 @@ def table(scales: Scales) -> str:
 
 
 def draw(scales: Mapping[int, np.ndarray]) -> Figure:
-    """The a of learned residuals by block: of each channel a point, and the mean |a|.
+    """Draws the a of learned residuals by block: each channel, and the mean |a|.
 
     Args:
       scales: {block: [channels]}, or [1] of a block with one number.

@@ -21,7 +21,7 @@ Routes = dict[int, np.ndarray]
 
 
 def operations(parts: Experiment) -> dict[int, tuple[str, ...]]:
-    """The operations of each block that has several: {block: names}.
+    """Returns the operations of each block that has several: {block: names}.
 
     Raises:
       UserError: none has.
@@ -35,7 +35,7 @@ def operations(parts: Experiment) -> dict[int, tuple[str, ...]]:
 
 
 def by_class(parts: Experiment, state: TrainState, examples: Examples) -> Routes:
-    """Mean weights over the examples of each class, as evaluated.
+    """Returns mean weights over the examples of each class, as evaluated.
 
     Args:
       parts: an experiment with mixed blocks.
@@ -48,7 +48,7 @@ def by_class(parts: Experiment, state: TrainState, examples: Examples) -> Routes
     blocks, classes = operations(parts), parts.dataset.num_classes
 
     def sums(state: TrainState, batch: pipeline.Batch) -> tuple[Any, jax.Array]:
-        """Of the weights of each class's images, and their numbers."""
+        """Sums the weights of each class's images, and counts the images."""
         _, found = parts.model.apply(
             {"params": state.eval_params, "batch_stats": state.batch_stats},
             batch.images,
@@ -78,7 +78,7 @@ def by_class(parts: Experiment, state: TrainState, examples: Examples) -> Routes
 
 
 def table(parts: Experiment, routes: Routes) -> str:
-    """A row per block and class: its mean weights, in the order of the operations."""
+    """Lists the mean weights of the operations, a row per block and class."""
     lines, named = [], operations(parts)
     for i, weights in routes.items():
         lines.append(f"block {i:<14d}" + "".join(f"{name:>11s}" for name in named[i]))
@@ -92,7 +92,7 @@ def draw(
     operations: Mapping[int, Sequence[str]],
     classes: Sequence[str],
 ) -> Figure:
-    """Who uses what: a map of classes by operations for each mixed block.
+    """Draws a map of classes by operations for each mixed block.
 
     Args:
       weights: mean weights of each block, {block: [classes, operations]}.

@@ -17,7 +17,7 @@ from dresnet_jax.training import metrics, workdir
 
 
 def gate_table(openings: GateValues) -> str:
-    """F(w) of every edge: a row per reader, a column per source.
+    """Returns F(w) of every edge: a row per reader, a column per source.
 
     A free graph alone has the stem, 0, as a source; its last reader is the classifier.
     """
@@ -63,7 +63,7 @@ def run_pictures(directory: epath.Path) -> list[epath.Path]:
 
 
 def curves(lines: list[dict[str, Any]]) -> Figure:
-    """Loss and accuracy over the steps, on the training and the validation split."""
+    """Draws loss and accuracy over the steps, on training and validation."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
         for split, label in (("train", "train"), ("val", "validation")):
@@ -80,7 +80,7 @@ def curves(lines: list[dict[str, Any]]) -> Figure:
 
 
 def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
-    """F(w) of every edge, block by source, at the start and at the end of a run.
+    """Draws F(w) of every edge, block by source, at the start and end of a run.
 
     Args:
       start: {reader: {source: F(w)}}, with numbers as text, as JSON holds them.
@@ -123,7 +123,7 @@ def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
 
 
 def gate_functions() -> Figure:
-    """The gate functions of one weight: gauss at several k."""
+    """Returns the gate functions of one weight: gauss at several k."""
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     weights = jnp.linspace(-6, 6, 401)
     for name in ("sigmoid", "hard_sigmoid", "tanh"):

@@ -40,7 +40,7 @@ class ImageClassifier:
 
 
 def of_run(directory: epath.Path) -> ImageClassifier:
-    """The newest checkpoint of a run.
+    """Returns the newest checkpoint of a run.
 
     Raises:
       UserError: there is none.
@@ -61,7 +61,7 @@ def of_run(directory: epath.Path) -> ImageClassifier:
 
 
 def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifier:
-    """The same, which answers early.
+    """Yields the same, which answers early.
 
     Args:
       directory: of the run.
@@ -104,7 +104,7 @@ def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifie
 
 
 def of_exported(directory: epath.Path) -> ImageClassifier:
-    """What `exported.write` wrote.
+    """Returns what `exported.write` wrote.
 
     Raises:
       UserError: the directory holds no such thing.

@@ -134,7 +134,7 @@ class EarlyExit:
         return carried, np.asarray(logits), np.asarray(sure)
 
     def flops(self) -> np.ndarray:
-        """Of each part, for one image; [parts]."""
+        """Counts the FLOPs of each part, for one image; [parts]."""
         found, before = [], self._blank(self.batch_size)
         for number in range(len(self.depths)):
             given = self._part(number), self._variables, before
@@ -143,12 +143,12 @@ class EarlyExit:
         return np.asarray(found)
 
     def whole_flops(self) -> float:
-        """Of the whole network, for one image."""
+        """Counts the FLOPs of the whole network, for one image."""
         blank = self._blank(self.batch_size)
         return counting.flops(self._logits, self._variables, blank) / self.batch_size
 
     def whole(self) -> jax.stages.Compiled:
-        """The program of the whole network: (variables, pixels) -> logits."""
+        """Returns the program of the whole network: (variables, pixels) -> logits."""
         blank = self._blank(self.batch_size)
         return jax.jit(self._logits).lower(self._variables, blank).compile()
 
@@ -169,7 +169,7 @@ class EarlyExit:
         return cost.interleaved_seconds(programs, runs)
 
     def latencies(self, runs: int = 20) -> np.ndarray:
-        """Median seconds until each exit has answered for one image; [exits]."""
+        """Measures the median seconds until each exit answers one image; [exits]."""
         calls: dict[int, Callable[[], object]] = {}
         before: Any = self._blank(1)
         for number in range(len(self.depths)):
@@ -180,11 +180,11 @@ class EarlyExit:
         return np.cumsum([np.median(values) for values in seconds.values()])
 
     def size_for(self, images: int) -> int:
-        """The smallest size of a batch that holds this many, or the largest."""
+        """Returns the smallest size of a batch that holds this many, or the largest."""
         return next((s for s in self._sizes if s >= images), self._sizes[-1])
 
     def merged(self, waiting: Any, new: Any, rows: np.ndarray) -> tuple[Any, Any]:
-        """Some rows of what waits, followed by what is new, as two full batches."""
+        """Joins some rows of what waits with what is new, as two full batches."""
         index = np.zeros(2 * self.batch_size, np.int32)
         index[: len(rows)] = rows
         return self._merge(waiting, new, index)
@@ -317,7 +317,7 @@ class Split:
 
 
 def read(parts: Experiment, examples: Examples) -> tuple[list[np.ndarray], np.ndarray]:
-    """The pixels of a split, in batches of at most the run's size, and its labels."""
+    """Reads a split's pixels, in batches of at most the run's size, and labels."""
     rows = np.arange(parts.recipe.batch_size)
     batches = list(parts.inputs.read(EvalBatches(examples, parts.recipe, rows)))
     pixels = [np.asarray(batch.images)[batch.mask] for batch in batches]

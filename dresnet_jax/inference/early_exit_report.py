@@ -56,7 +56,7 @@ class Wanted:
             raise UserError(f"--budget={self.budget} must be a number above 0.")
 
     def choose(self, points: list[Point]) -> Point:
-        """The point of a curve that is wanted.
+        """Returns the point of a curve that is wanted.
 
         Raises:
           UserError: there is none.
@@ -189,7 +189,7 @@ def write(directory: epath.Path, found: Measured, about: dict[str, Any]) -> None
 
 
 def read(directory: epath.Path) -> dict[str, Any]:
-    """What `write` wrote last.
+    """Returns what `write` wrote last.
 
     Raises:
       UserError: nothing was written, or it is damaged.
@@ -270,7 +270,7 @@ def _need_all(split: Split) -> dict[str, Any]:
 
 
 def draw(report: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> Figure:
-    """Accuracy against cost: of thresholds, of each exit alone, and what was chosen.
+    """Draws accuracy against cost: of thresholds, each exit alone, and the choice.
 
     Args:
       report: as `early_exit_report` makes it.

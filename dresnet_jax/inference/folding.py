@@ -17,7 +17,7 @@ Tree = Mapping[str, Any]
 def folded(
     model: Backbone, params: Tree, batch_stats: Tree
 ) -> tuple[Backbone, dict[str, Tree]]:
-    """The same function in fewer operations; it cannot be trained.
+    """Returns the same function in fewer operations; it cannot be trained.
 
     Batch norms after a convolution become its kernel and bias, and F(w) of every
     connection a number. Norms that stand elsewhere, as before an activation, stay.

@@ -40,7 +40,7 @@ class Point:
 
 
 def exits_of(thresholds: Sequence[float], confidences: np.ndarray) -> np.ndarray:
-    """The number of the exit at which each image leaves, [images].
+    """Returns the number of the exit at which each image leaves, [images].
 
     Args:
       thresholds: of every exit but the last.
@@ -52,7 +52,7 @@ def exits_of(thresholds: Sequence[float], confidences: np.ndarray) -> np.ndarray
 
 
 def point(thresholds: Sequence[float], split: Split, costs: np.ndarray) -> Point:
-    """What some thresholds give on a split.
+    """Returns what some thresholds give on a split.
 
     Args:
       thresholds: of every exit but the last.
@@ -76,7 +76,7 @@ def point(thresholds: Sequence[float], split: Split, costs: np.ndarray) -> Point
 
 
 def curve(split: Split, costs: np.ndarray, first_exit: int = 0) -> list[Point]:
-    """Thresholds that trade answers for cost: the whole network first, then cheaper.
+    """Lists thresholds that trade answers for cost, the whole network first.
 
     For each of some prices of cost, every threshold is set to the best there is, given
     the others, until none changes. What is paid are answers that differ from the last
@@ -126,7 +126,7 @@ def _threshold(sure: np.ndarray, gain: np.ndarray) -> float:
 
 
 def cheapest(points: Sequence[Point], max_loss: float) -> Point:
-    """The last of a curve before the first that may lose more accuracy.
+    """Returns the last of a curve before the first that may lose more accuracy.
 
     Testing in a fixed order, from the safe end, as Angelopoulos et al. (2021, "Learn
     then Test") do, the bound of each is not weakened by how many are tried.
@@ -136,7 +136,7 @@ def cheapest(points: Sequence[Point], max_loss: float) -> Point:
 
 
 def most_accurate(points: Sequence[Point], budget: float) -> Point:
-    """The first of a curve that costs no more than the budget.
+    """Returns the first of a curve that costs no more than the budget.
 
     Raises:
       UserError: none does.
@@ -151,7 +151,7 @@ def most_accurate(points: Sequence[Point], budget: float) -> Point:
 
 
 def shares(thresholds: Sequence[float], split: Split) -> list[float]:
-    """Of the images that reach each exit but the last, the share that leaves there."""
+    """Returns the share of the images that reach each exit that leaves there."""
     exits = exits_of(thresholds, split.confidences)
     return [
         float(np.mean(exits[exits >= n] == n)) if np.any(exits >= n) else 1.0
@@ -160,7 +160,7 @@ def shares(thresholds: Sequence[float], split: Split) -> list[float]:
 
 
 def depth_needed(split: Split) -> np.ndarray:
-    """Of each image the number of the exit from which on all answers are right.
+    """Returns for each image the exit from which on all answers are right.
 
     What Baldock et al. (2021) call its prediction depth; the number of exits where
     even the last one is wrong.

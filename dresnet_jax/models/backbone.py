@@ -258,14 +258,14 @@ class Part(_Network):
 
 
 def with_form(model: Backbone, form: str) -> Backbone:
-    """The same network, with its sums computed in another form."""
+    """Returns the same network, with its sums computed in another form."""
     connections = dataclasses.replace(model.spec.connections, form=form)
     spec = dataclasses.replace(model.spec, connections=connections)
     return model.clone(spec=spec)
 
 
 def uncompacted(model: Backbone) -> Backbone:
-    """The same network, with what examples skip computed and masked."""
+    """Returns the same network, with what examples skip computed and masked."""
     if model.spec.conditional is None:
         return model
     gating = dataclasses.replace(model.spec.conditional, compact=False)

@@ -17,7 +17,7 @@ from dresnet_jax.models.stems import STEMS
 
 
 def stages(blocks_per_stage: Sequence[int]) -> tuple[int, ...]:
-    """The stage, from 0, of each block."""
+    """Returns the stage, from 0, of each block."""
     return tuple(
         stage for stage, blocks in enumerate(blocks_per_stage) for _ in range(blocks)
     )
@@ -158,7 +158,7 @@ class BackboneSpec:
         return {i: mixture for i, mixture in found.items() if mixture.is_mixed}
 
     def fixed_hidden(self, block: int) -> str:
-        """Why the channels between a block's convolutions have no number of their own.
+        """Returns why a block's inner channels have no number of their own.
 
         Empty if they have.
         """
@@ -200,7 +200,7 @@ class BackboneSpec:
         return _split(len(self.stages), {*self.exits.after})
 
     def read_after(self, block: int) -> list[int]:
-        """The outputs up to that of a block that later ones have connections to."""
+        """Returns the outputs up to a block's that later ones read."""
         edges = self.connections.topology.edges
         return sorted({k for i, k in edges if k <= block < i})
 

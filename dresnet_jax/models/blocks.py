@@ -86,7 +86,7 @@ class _PreActivationBlock(Block):
     """
 
     def start(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """The input normalised and activated, and that of the shortcut."""
+        """Returns the input normalised and activated, and that of the shortcut."""
         ready = self.layers.norm_act(name="norm1")(x, train=train)
         # A convolution reads what is normalised, which an identity must not.
         return ready, x if self.spec.shortcut == "identity" else ready

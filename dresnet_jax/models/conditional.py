@@ -96,14 +96,14 @@ class Gate(nn.Module):
 
 
 def opened(logits: jax.Array) -> jax.Array:
-    """1 where a logit is above 0, else 0; the gradient is that of its sigmoid."""
+    """Returns 1 where a logit is above 0, else 0, with its sigmoid's gradient."""
     soft = nn.sigmoid(logits)
     # In this order the value is 0 or 1 to the bit.
     return soft - jax.lax.stop_gradient(soft) + (logits > 0)
 
 
 def masked(x: jax.Array, y: jax.Array, gates: jax.Array) -> jax.Array:
-    """The formula: y where the gate is 1, x where it is 0.
+    """Returns the formula: y where the gate is 1, x where it is 0.
 
     Args:
       x: input of a block, [batch, height, width, channels].
@@ -115,14 +115,14 @@ def masked(x: jax.Array, y: jax.Array, gates: jax.Array) -> jax.Array:
 
 
 def sizes(batch: int) -> tuple[int, ...]:
-    """How many examples `compacted` may run, from 0 to all, for a batch size."""
+    """Lists how many examples `compacted` may run, from 0 to all."""
     return tuple(sorted({-(-batch * n // _PARTS) for n in range(_PARTS + 1)}))
 
 
 def compacted(
     run: Callable[[jax.Array], jax.Array], x: jax.Array, gates: jax.Array
 ) -> jax.Array:
-    """As `masked`, but the block is run for few more examples than need it.
+    """Runs a block as `masked` does, for few more examples than need it.
 
     Those are brought together in a smaller batch, of the least of `sizes` that holds
     them.

@@ -13,7 +13,7 @@ from jax.extend import core as jax_core
 
 
 def multiply_adds(function: Callable[..., object], *arguments: object) -> int:
-    """Count the multiply-adds of a function's convolutions and matrix products.
+    """Counts the multiply-adds of a function's convolutions and matrix products.
 
     As papers count them: a convolution has its whole window at each position, at the
     borders too, and as many in each of its two gradients. The bodies of loops count as
@@ -30,12 +30,12 @@ def multiply_adds(function: Callable[..., object], *arguments: object) -> int:
 
 
 def flops(function: Callable[..., object], *arguments: object) -> float:
-    """Count the floating-point operations: two for each of `multiply_adds`."""
+    """Counts the floating-point operations: two for each of `multiply_adds`."""
     return 2.0 * multiply_adds(function, *arguments)
 
 
 def in_jaxpr(jaxpr: Any, scope: str = "") -> int:
-    """Count the multiply-adds of a traced function, as `multiply_adds`.
+    """Counts the multiply-adds of a traced function, as `multiply_adds`.
 
     Args:
       jaxpr: the function.

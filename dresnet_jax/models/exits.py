@@ -64,7 +64,7 @@ class ExitSpec:
 
 
 def with_scaled_gradient(x: jax.Array, scale: float) -> jax.Array:
-    """The array x to the bit, whose gradient is this times as large."""
+    """Returns the array x to the bit, whose gradient is this times as large."""
     fixed = jax.lax.stop_gradient(x)
     return fixed + scale * (x - fixed)
 

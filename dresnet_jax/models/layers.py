@@ -54,7 +54,7 @@ class Layers:
         zero: bool = False,
         name: str = "conv",
     ) -> nn.Conv:
-        """A square convolution.
+        """Returns a square convolution.
 
         Padding is symmetric, as in PyTorch: an odd kernel keeps the side, except for
         the stride, which rounds up; an even kernel has none. Kernels start as He et al.
@@ -89,7 +89,7 @@ class Layers:
     def normalise(
         self, x: jax.Array, *, train: bool, zero: bool = False, name: str = "norm"
     ) -> jax.Array:
-        """The network's norm of [batch, height, width, channels].
+        """Returns the network's norm of [batch, height, width, channels].
 
         With `train`, batch norms use the batch's statistics and update their averages.
         With `zero`, the norm's scale starts at 0.
@@ -98,15 +98,15 @@ class Layers:
         return NORMS[self.norm](self, start, name)(x, train)
 
     def activate(self, x: jax.Array) -> jax.Array:
-        """The network's activation function."""
+        """Returns the network's activation function."""
         return ACTIVATIONS[self.activation](x)
 
     def conv_norm(self, features: int, kernel: int = 3, **settings: Any) -> nn.Module:
-        """A convolution with norm and, with `activate`, an activation: `ConvNorm`."""
+        """Makes a `ConvNorm`: convolution, norm and, with `activate`, activation."""
         return ConvNorm(self, features, kernel, **settings)
 
     def norm_act(self, name: str) -> nn.Module:
-        """A norm and an activation, as pre-activation blocks have them."""
+        """Returns a norm and an activation, as pre-activation blocks have them."""
         return NormAct(self, name=name)
 
 

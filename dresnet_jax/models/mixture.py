@@ -78,21 +78,21 @@ class Mixture:
         return len(self.operations) > 1
 
     def progress(self, steps: jax.Array) -> jax.Array:
-        """The part of the schedule that is over after some steps, 0 to 1."""
+        """Returns the part of the schedule that is over after some steps, 0 to 1."""
         return jnp.minimum(steps.astype(jnp.float32) / self.temperature_steps, 1.0)
 
     def temperature_after(self, steps: jax.Array) -> jax.Array:
-        """The temperature after some steps, a float32 scalar."""
+        """Returns the temperature after some steps, a float32 scalar."""
         start, end = self.temperature
         return start * (end / start) ** self.progress(steps)
 
     def skip_drop_after(self, steps: jax.Array) -> jax.Array:
-        """The share of the images that lose a skip after some steps, a scalar."""
+        """Returns the share of images that lose a skip after some steps, a scalar."""
         return self.skip_drop * (1 - self.progress(steps))
 
 
 def straight_through(soft: jax.Array) -> jax.Array:
-    """The largest of the last axis as exactly 1 and the rest 0, with soft's gradient.
+    """Sets the largest of the last axis to 1, the rest to 0, with soft's gradient.
 
     Jang et al. (2017), "Categorical Reparameterization with Gumbel-Softmax".
     """
@@ -102,7 +102,7 @@ def straight_through(soft: jax.Array) -> jax.Array:
 
 
 def imbalance(weights: jax.Array) -> jax.Array:
-    """How unevenly a batch uses the operations: a scalar, 0 where evenly.
+    """Returns how unevenly a batch uses the operations: a scalar, 0 where evenly.
 
     The squared coefficient of variation of the operations' mean weights (Shazeer et al.
     2017, "importance"); operations - 1 where all images use a single one.

@@ -25,7 +25,7 @@ class Shape:
     dilation: int = 1
 
     def is_kept(self, x: jax.Array) -> bool:
-        """Whether the output has the shape of the input x."""
+        """Checks whether the output has the shape of the input x."""
         return self.stride == 1 and x.shape[-1] == self.features
 
 

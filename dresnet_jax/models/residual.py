@@ -101,7 +101,7 @@ class Block(nn.Module):
         return self.spec.residual or ResidualScale()
 
     def join(self, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
-        """A block's input x, by its kind of shortcut, added to what it made of it, y.
+        """Adds a block's input x, by its kind of shortcut, to what it made of it, y.
 
         Attention comes first, then the scale of a learned residual, and stochastic
         depth.

@@ -55,7 +55,7 @@ def run(
     bare: bool,
     activate: bool = True,
 ) -> jax.Array:
-    """The stem's output, y_0; to be called inside a compact module.
+    """Returns the stem's output, y_0; to be called inside a compact module.
 
     Args:
       stem: what it is.

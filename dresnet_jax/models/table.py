@@ -150,7 +150,7 @@ def from_table(
     image_shape: tuple[int, int, int],
     layers: Layers | None = None,
 ) -> TableNetwork:
-    """The network that a table describes.
+    """Returns the network that a table describes.
 
     Args:
       table: of a row per layer, (name, what it reads, operation, settings), where the

@@ -166,7 +166,7 @@ _LAYER_SCALES = {
 
 
 def name(scheme: str, spec: BackboneSpec, path: str) -> str | None:
-    """The name of a leaf in a library's state dict; None where it has none.
+    """Returns the name of a leaf in a library's state dict; None where it has none.
 
     Args:
       scheme: one of `SCHEMES`.
@@ -219,7 +219,7 @@ def _places(spec: BackboneSpec, block: int) -> dict[str, Any]:
 
 
 def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A weight of PyTorch's in the shape that it has here; None where it cannot be.
+    """Brings a weight of PyTorch's into its shape here; None where it does not fit.
 
     Kernels are [height, width, in, out] here and [out, in, height, width] there; those
     of 1x1 convolutions are matrices in some libraries.
@@ -239,7 +239,7 @@ def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def to_torchvision(array: np.ndarray, name: str) -> np.ndarray:
-    """A weight as torchvision has it: `from_torch` turned round.
+    """Returns a weight as torchvision has it: `from_torch` turned round.
 
     Args:
       array: as it is here.

@@ -141,7 +141,7 @@ def build(
     num_devices: int = 1,
     frozen: str = "",
 ) -> Backbone:
-    """The network that `config.model` names.
+    """Returns the network that `config.model` names.
 
     Args:
       config: the `model` part of a config; its fields are explained in
@@ -190,7 +190,7 @@ def _spec(
     strides = model.strides or (1, *(2,) * (len(blocks) - 1))
 
     def chosen(field: str, registry: Any) -> str:
-        """A field of the config, or the model's own where it has None."""
+        """Returns a field of the config, or the model's own where it is None."""
         value = getattr(model, field) if config[field] is None else config[field]
         pick(f"model.{field}", value, registry)
         return value
@@ -335,7 +335,7 @@ def _mixtures(
 
 
 def width(config: ml_collections.ConfigDict) -> float:
-    """That of `config.model`, or the named model's own where it has None.
+    """Returns the width of `config.model`, or the named model's where it is None.
 
     Raises:
       UserError: the model is unknown.
@@ -345,7 +345,7 @@ def width(config: ml_collections.ConfigDict) -> float:
 
 
 def blocks_per_stage(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """Those of `config.model`, or the named model's own where it has None.
+    """Returns those of `config.model`, or the named model's own where it has None.
 
     Raises:
       UserError: the model is unknown.
@@ -356,7 +356,7 @@ def blocks_per_stage(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 
 def chosen_form(spec: BackboneSpec, platform: str) -> tuple[str, str]:
-    """The form that `auto` stands for in a network, and why.
+    """Returns the form that `auto` stands for in a network, and why.
 
     Args:
       spec: of the network; the form of its connections is not read.

@@ -76,7 +76,7 @@ class Change:
 def with_model(
     config: ml_collections.ConfigDict, **fields: Any
 ) -> ml_collections.ConfigDict:
-    """A config with other fields of its model; `topology` is its connections'."""
+    """Replaces fields of a config's model; `topology` is its connections'."""
     groups = {"topology": "model.connections"}
     paths = {f"{groups.get(name, 'model')}.{name}": x for name, x in fields.items()}
     # The weights are there already.
@@ -92,7 +92,7 @@ def made(
     kind: str,
     what: Any,
 ) -> tuple[Network, Change]:
-    """The network that a config describes, with what it has of another one.
+    """Returns the network that a config describes, with what it has of another one.
 
     The running mean of squared gradients of what is new starts as the mean of the
     others of its name: from 0, Adam's first steps would be far too long.
@@ -149,7 +149,7 @@ def step_passes(config: ml_collections.ConfigDict) -> int:
 
 
 def products(parts: Experiment) -> int:
-    """Multiply-adds of one image as evaluated."""
+    """Counts the multiply-adds of one image as evaluated."""
     state, view = parts.create_state(abstract=True), parts.recipe.view
     shape = (1, view.size, view.size, view.channels)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -162,7 +162,7 @@ def products(parts: Experiment) -> int:
 
 
 def difference(one: Network, other: Network, batch: Batch) -> float:
-    """The largest of the logits' differences as a share of the largest logit.
+    """Returns the largest of the logits' differences as a share of the largest logit.
 
     As trained and as evaluated, whichever is more.
     """
@@ -187,7 +187,7 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
 def training_batches(
     network: Network, data: Data, start: int, count: int
 ) -> Iterator[Batch]:
-    """The augmented batches of training after a step.
+    """Yields the augmented batches of training after a step.
 
     Args:
       network: whose run it is.

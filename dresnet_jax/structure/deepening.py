@@ -22,7 +22,7 @@ _NUMBERED = re.compile(r"(?<![a-z])(block|exit|confidence|from)_(\d+)")
 
 
 def why_not(spec: BackboneSpec, after: int) -> str:
-    """Why no block can be put after one; empty if it can."""
+    """Returns why no block can be put after one; empty if it can."""
     kind, topology = BLOCKS[spec.block], spec.connections.topology
     if not 1 <= after <= len(spec.stages):
         return f"there is no block {after}"
@@ -47,7 +47,7 @@ def why_not(spec: BackboneSpec, after: int) -> str:
 def deepened(
     network: Network, after: int, batch: Batch | None, hidden: int = 0
 ) -> tuple[Network, Change]:
-    """The network with a block more, which adds nothing yet, and trains on.
+    """Returns the network with a block more, which adds nothing yet, and trains on.
 
     The new block begins as such blocks do, except the scale after its last
     convolution, or the kernel where there is none, which is 0. It has no learned

@@ -31,7 +31,7 @@ class Choice:
 
 
 def choices(network: Network) -> list[Choice]:
-    """The weights of all mixed blocks, as evaluated.
+    """Returns the weights of all mixed blocks, as evaluated.
 
     Raises:
       UserError: the network has none, or each image has weights of its own.
@@ -57,7 +57,7 @@ def choices(network: Network) -> list[Choice]:
 
 
 def discretised(network: Network, chosen: list[Choice]) -> Network:
-    """The network of the chosen operations alone, with the weights that they had.
+    """Makes the network of the chosen operations alone, with their weights.
 
     Averaged weights are taken where there are; the optimiser restarts. What norms
     have averaged is as it was: see `pruning.measured`.
@@ -82,7 +82,7 @@ def discretised(network: Network, chosen: list[Choice]) -> Network:
 
 
 def table(chosen: list[Choice]) -> str:
-    """A row per block: the operation that is left, and all weights."""
+    """Returns a row per block: the operation that is left, and all weights."""
     lines = [f"{'block':>7s}  {'chosen':10s}weights"]
     for one in chosen:
         pairs = sorted(

@@ -18,7 +18,7 @@ from dresnet_jax.structure.pruning import Network
 def grown(
     network: Network, edges: Sequence[Edge], batch: Batch | None
 ) -> tuple[Network, Change]:
-    """The network with more connections, which answers as it did, and trains on.
+    """Adds connections to a network, which answers as it did.
 
     Weights, averages and the optimiser's memory stay as they are.
 
@@ -56,7 +56,7 @@ def grown(
 def shrunk(
     network: Network, edges: Sequence[Edge], batch: Batch | None
 ) -> tuple[Network, Change]:
-    """The network without some connections, which trains on; its answers change.
+    """Removes connections from a network, whose answers change.
 
     As `pruning.pruned`, but everything else stays as it is, the optimiser's memory too.
 

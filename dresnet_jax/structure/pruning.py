@@ -56,7 +56,7 @@ class Network:
 
 
 def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
-    """All connections, those first that carry least.
+    """Returns all connections, those first that carry least.
 
     Args:
       network: whose they are.
@@ -98,7 +98,7 @@ def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
 
 
 def pruned(network: Network, edges: Sequence[Edge]) -> Network:
-    """The network with some of its connections, and the weights that it had.
+    """Returns the network with some of its connections, and the weights that it had.
 
     Averaged weights are taken where there are; the optimiser restarts. What norms
     have averaged is measured again, on augmented batches of training. With a learned
@@ -131,7 +131,7 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
 
 
 def accuracy_with(network: Network, edges: Sequence[Edge]) -> float:
-    """That of `pruned`; 0 where the classifier would be cut off."""
+    """Measures the accuracy of `pruned`; 0 where the classifier is cut off."""
     topology = network.parts.model.spec.connections.topology
     if topology.is_free and not graphs.on_paths(edges, topology.num_blocks):
         return 0.0
@@ -139,7 +139,7 @@ def accuracy_with(network: Network, edges: Sequence[Edge]) -> float:
 
 
 def measured(network: Network) -> Network:
-    """The network with averages of its norms, of 50 batches, that fit its weights."""
+    """Measures the averages of a network's norms again, on 50 batches."""
     parts, state = network.parts, network.state
     if not jax.tree.leaves(state.batch_stats):
         return network
@@ -162,7 +162,7 @@ def measured(network: Network) -> Network:
 
 
 def accuracy(network: Network) -> float:
-    """On the validation split."""
+    """Measures the accuracy on the validation split."""
     examples = network.parts.open_splits()["validation"]
     return evaluation.Evaluator(network.parts)(network.state, examples).accuracy
 
@@ -172,7 +172,7 @@ def most_removed(
     accuracy_of: Callable[[list[Edge]], float],
     least: float,
 ) -> list[Edge]:
-    """The edges that are left when as many as possible are gone.
+    """Returns the edges that are left when as many as possible are gone.
 
     They go in the order of the carriers, and accuracy is taken to fall with each, so
     that halving finds how many.
@@ -194,7 +194,7 @@ def most_removed(
 
 
 def table(carriers: Sequence[Carrier], left: Sequence[Edge]) -> str:
-    """A row per connection, those first that carry most."""
+    """Returns a row per connection, those first that carry most."""
     lines = [f"{'block':>7s}{'from':>7s}{'F(w)':>10s}{'carried':>10s}"]
     lines += [
         f"{c.edge[0]:7d}{c.edge[1]:7d}{c.opening:10.4f}{c.carried:10.4f}"

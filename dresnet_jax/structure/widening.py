@@ -27,7 +27,7 @@ _BLOCK = re.compile(r"(?:^|/)block_(\d+)/([^/]+)(?:/|$)")
 
 
 def hidden_channels(network: Network) -> tuple[int, ...]:
-    """The channels between the convolutions of each block; 0 where there are none."""
+    """Returns the inner channels of each block; 0 where there are none."""
     spec = network.parts.model.spec
     hidden = BLOCKS[spec.block].hidden
     found = []
@@ -43,7 +43,7 @@ def hidden_channels(network: Network) -> tuple[int, ...]:
 
 
 def why_not(network: Network, block: int) -> str:
-    """Why a block's channels cannot be divided; empty if they can."""
+    """Returns why a block's channels cannot be divided; empty if they can."""
     spec = network.parts.model.spec
     if not 1 <= block <= len(spec.stages) or f"block_{block}" not in (
         network.state.params
@@ -69,7 +69,7 @@ def widened(
     batch: Batch | None,
     noise: float = 0.0,
 ) -> tuple[Network, Change]:
-    """The network with copies of some channels inside its blocks.
+    """Returns the network with copies of some channels inside its blocks.
 
     It answers as it did, except for noise, and trains on. Where a channel was divided
     by n, so are the running means of gradients of the weights that come in, and those
@@ -141,7 +141,7 @@ class _Division:
     models: tuple[int, ...]
 
     def of(self, name: str, leaf: jax.Array, noise: float, key: jax.Array) -> jax.Array:
-        """A leaf of parameters, averages or the optimiser's memory, divided."""
+        """Returns a leaf of parameters, averages or the optimiser's memory, divided."""
         found = _BLOCK.search(name)
         assert found is not None, "it is a block's"
         module, models = found[2], np.asarray(self.models)

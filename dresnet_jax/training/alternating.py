@@ -81,7 +81,7 @@ def optimizers(
     learning_rate: float,
     is_frozen: Callable[[Any], Any] | None = None,
 ) -> Optimizers:
-    """Those of a search.
+    """Returns those of a search.
 
     Args:
       network: what the network would learn by alone.
@@ -105,7 +105,7 @@ def gradient(
     params: Any,
     rate: jax.Array | float | None,
 ) -> Any:
-    """Of the other examples' loss, for the architecture.
+    """Computes the gradient of the other examples' loss, for the architecture.
 
     Second order: d other_loss(a, w - rate d own_loss(a, w)/dw) / da, through the step
     of w; first order is rate 0.
@@ -150,7 +150,7 @@ def step(
     skip_non_finite: bool = False,
     read: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, steps.StepResult]:
-    """A step of the architecture, then one of the network.
+    """Takes a step of the architecture, then one of the network.
 
     Args:
       state: before the step, its memory that of `Optimizers.joined`.

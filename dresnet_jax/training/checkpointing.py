@@ -138,7 +138,7 @@ class Checkpoints:
     def save_last(
         self, step: int, state: object, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """As `save`, but waits until it is written.
+        """Saves as `save` does, and waits until it is written.
 
         Raises:
           RunFailedError: it could not be.
@@ -280,7 +280,7 @@ def _newest_whole(
 
 
 def newest(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
-    """The step of the newest whole checkpoint, and what is written with its state.
+    """Finds the step of the newest whole checkpoint, and what is written with it.
 
     Raises:
       UserError: there are checkpoints, but none is whole.
@@ -291,7 +291,7 @@ def newest(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def about(workdir: epath.Path, step: int) -> dict[str, Any]:
-    """What was written into a checkpoint with its state."""
+    """Returns what was written into a checkpoint with its state."""
     return dict(ocp.metadata(_directory(workdir) / str(step)).custom_metadata or {})
 
 
@@ -302,7 +302,7 @@ def discard(workdir: epath.Path, unwanted: Sequence[int]) -> None:
 
 
 def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
-    """Shapes of the weights in the newest whole checkpoint of a run, and its step.
+    """Reads the shapes of the weights in a run's newest checkpoint, and its step.
 
     Returns:
       {"params": a tree, "batch_stats": a tree}; the parameters are the averaged ones
@@ -375,7 +375,7 @@ def set_aside(workdir: epath.Path, damaged: Sequence[int]) -> None:
 
 
 def steps(workdir: epath.Path) -> list[int]:
-    """The steps of a run's checkpoints, the newest first."""
+    """Returns the steps of a run's checkpoints, the newest first."""
     directory = _directory(workdir)
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     # What else lies there is none of ours.

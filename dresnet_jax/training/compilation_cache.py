@@ -149,7 +149,7 @@ class _Entry:
         self._content = b""
 
     def exists(self) -> bool:
-        """Whether there is a whole entry; removes and names a damaged one."""
+        """Checks whether there is a whole entry; removes and names a damaged one."""
         try:
             if not self._path.exists():
                 return False

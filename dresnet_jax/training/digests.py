@@ -74,7 +74,7 @@ def _digests(checkpoint: epath.Path) -> dict[str, str]:
 
 
 def files(directory: epath.Path) -> Iterator[epath.Path]:
-    """Every file of a checkpoint, in the order of their paths."""
+    """Yields every file of a checkpoint, in the order of their paths."""
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             yield from files(path)

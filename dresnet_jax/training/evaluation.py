@@ -51,7 +51,7 @@ class Evaluation:
 def open_run(
     directory: epath.Path, data_dir: str | None = None
 ) -> tuple[Experiment, checkpointing.Restored[TrainState]]:
-    """The experiment of a run, and its newest checkpoint.
+    """Returns the experiment of a run, and its newest checkpoint.
 
     Args:
       directory: of the run.
@@ -88,7 +88,7 @@ _GROWN = ("model", "init")
 def config_of(
     config: ml_collections.ConfigDict, about: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    """The config with the structure of a checkpoint, where the network has grown.
+    """Returns the config with a checkpoint's structure, if the network has grown.
 
     Args:
       config: of the run, with the structure that it began with.
@@ -104,7 +104,7 @@ def config_of(
 
 
 def first_batch(experiment: Experiment) -> pipeline.Batch:
-    """The first examples of the training split, not augmented.
+    """Returns the first examples of the training split, not augmented.
 
     Raises:
       UserError: the dataset is not prepared, or is damaged.

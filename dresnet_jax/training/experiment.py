@@ -69,7 +69,7 @@ class Experiment:
     programs: Programs = dataclasses.field(default_factory=Programs, init=False)
 
     def with_seed(self, seed: int) -> "Experiment":
-        """The same with another seed, which no program depends on."""
+        """Returns the same with another seed, which no program depends on."""
         return self.with_config(defaults.replace(self.config, {"seed": seed}))
 
     def with_config(self, config: ml_collections.ConfigDict) -> "Experiment":
@@ -135,7 +135,7 @@ class Experiment:
         return jax.lax.with_sharding_constraint(batch, sharding.split_batch(self.mesh))
 
     def read(self, params: Any) -> Any:
-        """Parameters as the loss reads them: whole, without gradients where frozen."""
+        """Returns parameters as the loss reads them: whole, frozen ones constant."""
         whole = sharding.gathered(self.mesh, params)
         return optimizer.without_gradients(self.config.optimizer, whole)
 
@@ -185,7 +185,7 @@ class Experiment:
         return programs[key]
 
     def train_steps(self, num_steps: int) -> Callable[..., Any]:
-        """What `compile_train_step` compiles."""
+        """Returns what `compile_train_step` compiles."""
         step, inputs_of = self.step, self.inputs
 
         def train_step(
@@ -249,7 +249,7 @@ class Experiment:
         )
 
     def gate_values(self, current: TrainState) -> gate_values.GateValues:
-        """F(w) of every edge, as evaluated: {reader: {source: opening}}."""
+        """Returns F(w) of every edge, as evaluated: {reader: {source: opening}}."""
         spec = self.model.spec
         parameters = current.eval_params.get("connections", {})
         return gate_values.of(spec.connections, spec.channels, parameters)
@@ -289,7 +289,7 @@ def build(
 def with_own_projections(
     config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-    """The config with a projection for each edge, if it leaves that to the model.
+    """Gives each edge a projection of its own, if the config names none.
 
     Without one a new edge could not be silent: many gates are nowhere 0.
     """

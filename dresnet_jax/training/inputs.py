@@ -107,7 +107,7 @@ class Resident:
         return f"resident, {parts}: {self.reason}"
 
     def abstract(self, steps: int) -> StepInputs:
-        """Images and labels, fixed, and the epoch's order, for any number of steps."""
+        """Returns images and labels, fixed, and the epoch's order."""
         del steps
         view = self.recipe.view
         images = (self._filled_up, view.size, view.size, view.channels)
@@ -212,7 +212,7 @@ class Streaming:
         return f"streaming, {readers}{self.threads} threads: {self.reason}"
 
     def abstract(self, steps: int) -> StepInputs:
-        """Images and labels, [steps, batch, ...]."""
+        """Returns images and labels, [steps, batch, ...]."""
         view = self.recipe.view
         rows = (steps, self.recipe.batch_size)
         images = (*rows, view.size, view.size, view.channels)

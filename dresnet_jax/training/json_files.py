@@ -11,7 +11,7 @@ from dresnet_jax.errors import UserError
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; none where there is no file.
+    """Returns the JSON objects of a file, one a line; none where there is no file.
 
     Raises:
       UserError: the file is damaged.
@@ -45,7 +45,7 @@ def _write_whole(path: epath.Path, text: str) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what is no finite number, which JSON has not."""
+    """Returns the same with None for what is no finite number, which JSON has not."""
     if isinstance(value, dict):
         return {str(name): finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -6,11 +6,11 @@ import jax
 
 
 def name(path: Any) -> str:
-    """A leaf's path, as JAX gives it, in the form that patterns are written for."""
+    """Formats a leaf's path, as JAX gives it, for regular expressions."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """Every leaf of a tree by its name."""
+    """Returns every leaf of a tree by its name."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {name(path): leaf for path, leaf in leaves}

@@ -346,7 +346,7 @@ class Trainer:
 def restore_or_create(
     experiment: Experiment, directory: epath.Path
 ) -> tuple[TrainState, int]:
-    """The state of the newest whole checkpoint, or a fresh one, and the steps done.
+    """Restores the newest whole checkpoint, or makes a fresh state.
 
     Raises:
       UserError: no checkpoint is whole, or it holds another network's state.

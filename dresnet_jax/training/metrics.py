@@ -20,7 +20,7 @@ class Metrics(metrics.Collection):
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; none where there is no such file.
+    """Returns the lines of a run's `metrics.jsonl`; none where there is no such file.
 
     A last line that was cut off when the run was killed is left out, and so are damaged
     ones, with a warning.
@@ -35,7 +35,7 @@ def read(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def read_all(workdir: epath.Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """As `read`, and the damaged lines by their numbers, from 1."""
+    """Reads as `read` does, and returns the damaged lines too, by number from 1."""
     path = workdir / LINES
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     found, damaged = [], {}
@@ -50,7 +50,7 @@ def read_all(workdir: epath.Path) -> tuple[list[dict[str, Any]], dict[int, str]]
 
 
 def first_gates(workdir: epath.Path) -> dict[int, dict[int, float]]:
-    """F(w) of every edge at a run's start; nothing where it was not written."""
+    """Returns F(w) of every edge at a run's start; nothing where it was not written."""
     for line in read(workdir):
         if "gates" in line:
             return {

@@ -21,7 +21,7 @@ def build(
     events: Sequence[int] = (),
     warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """Clipping, the optimiser with its schedule, and the gates' own learning rate.
+    """Builds clipping, the optimiser, its schedule, and the gates' learning rate.
 
     Args:
       config: the `optimizer` part of a config.
@@ -62,7 +62,7 @@ def build(
 
 
 def schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak learning rate, then a cosine to 0."""
+    """Returns a linear warm-up to the peak learning rate, then a cosine to 0."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -72,7 +72,7 @@ def schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedul
 
 
 def _warm_up(events: Sequence[int], steps: int) -> optax.Schedule:
-    """The part of the learning rate that is left behind events; 1 before the first."""
+    """The part of the learning rate that is left after events; 1 before the first."""
 
     def part(step: jax.Array) -> jax.Array:
         since = step - jnp.asarray(events)

@@ -37,7 +37,7 @@ _KNOWN = _RUN | _COMPARISON | _EVOLUTION
 
 
 def strangers(directory: epath.Path) -> Iterator[str]:
-    """What is in a directory and none of our commands writes there.
+    """Returns what is in a directory and none of our commands writes there.
 
     Links are not followed. What file managers leave does not count.
     """
@@ -70,7 +70,7 @@ def remove(directory: epath.Path) -> None:
 
 
 def is_stray(path: epath.Path) -> bool:
-    """Whether a file is one that file managers and network file systems leave."""
+    """Checks whether a file is one that file managers and systems leave."""
     return any(fnmatch.fnmatch(path.name, pattern) for pattern in _STRAY)
 
 

@@ -144,7 +144,7 @@ def require_seen(workdir: epath.Path) -> None:
 
 
 def description() -> str:
-    """What was found, in one line."""
+    """Returns what was found, in one line."""
     return (
         f"processes: {jax.process_count()}, devices: {jax.device_count()}, "
         f"slices: {sharding.num_slices(jax.devices())}"
@@ -158,7 +158,7 @@ def say(line: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Checks whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
 
@@ -197,7 +197,7 @@ def first_alone(function: Callable[[], T]) -> T | None:
 
 
 def agreed(value: int) -> int:
-    """The value of process 0, on every process."""
+    """Returns the value of process 0, on every process."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
@@ -226,7 +226,7 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(self._call)
 
     def error(self, words: str) -> BaseException:
-        """What ends the run.
+        """Returns what ends the run.
 
         Args:
           words: where it stopped, and what resumes it.

@@ -95,7 +95,7 @@ def _report(
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and those that a result hangs on most."""
+    """Returns the versions of Python, this package and those it depends on most."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     return {
         "python": platform.python_version(),

@@ -73,7 +73,7 @@ def require_own(
 def as_begun(
     workdir: epath.Path, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """The config with the rule of pixels of the run there, if that is an earlier one's.
+    """Returns the config with the pixel rule of an earlier version's run there.
 
     The same command resumes with a run that an earlier version began.
 
@@ -92,7 +92,7 @@ def as_begun(
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """The config of the run in a directory, for whatever devices are here.
+    """Returns the config of the run in a directory, for whatever devices are here.
 
     Raises:
       UserError: there is no run, or its config is damaged.
@@ -147,7 +147,7 @@ def _check_types(
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of an earlier version with the fields that it did not have yet.
+    """Adds to an earlier version's config the fields that it did not have yet.
 
     Each has the value that changes nothing. What is no group of fields stays.
     """
@@ -190,7 +190,7 @@ def raw(workdir: epath.Path) -> dict[str, Any]:
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config as it reads after a round trip through JSON."""
+    """Returns the config as it reads after a round trip through JSON."""
     return json.loads(json.dumps(config.to_dict()))
 
 

@@ -37,7 +37,7 @@ def make_mesh(
     batch_size: int,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """The devices along `AXES`, over all of which a batch is split.
+    """Returns the devices along `AXES`, over all of which a batch is split.
 
     Args:
       config: the `sharding` part of a config.
@@ -80,7 +80,7 @@ def num_slices(devices: Sequence[jax.Device]) -> int:
 
 
 def place_state(mesh: Mesh, shapes: Tree) -> Tree:
-    """Shapes, dtypes and shardings of a state, by `RULES`."""
+    """Returns shapes, dtypes and shardings of a state, by `RULES`."""
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = "/" + leaves.name(path)
@@ -94,7 +94,7 @@ def place_state(mesh: Mesh, shapes: Tree) -> Tree:
 
 
 def gathered(mesh: Mesh, params: Tree) -> Tree:
-    """Parameters whole on every device, inside a program; their gradients add up.
+    """Gathers parameters on every device, inside a program.
 
     Without it the compiler might split the computation in another way.
     """
@@ -104,17 +104,17 @@ def gathered(mesh: Mesh, params: Tree) -> Tree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Returns the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """One axis, the first if none is named, split over the devices."""
+    """Returns one axis, the first if none is named, split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXES))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a batch that lie on this process's devices, [rows], int."""
+    """Returns the rows of a batch that lie on this process's devices, [rows], int."""
     rows = np.arange(batch_size)
     parts = split_batch(mesh).addressable_devices_indices_map(rows.shape).values()
     return np.unique(np.concatenate([rows[part] for part in parts]))
@@ -139,12 +139,12 @@ def put_rows(rows: np.ndarray, place: NamedSharding, batch_axis: int) -> jax.Arr
 
 
 def platform(mesh: Mesh) -> str:
-    """What its devices are: "cpu", "gpu" or "tpu"."""
+    """Returns what its devices are: "cpu", "gpu" or "tpu"."""
     return mesh.devices.flat[0].platform
 
 
 def local_bytes(tree: Any) -> int:
-    """Bytes of a tree of arrays or shapes on each device, without padding."""
+    """Returns bytes of a tree of arrays or shapes on each device, without padding."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -152,7 +152,7 @@ def local_bytes(tree: Any) -> int:
 
 
 def device_bytes() -> int:
-    """The memory of one device; of a CPU device, its share of the machine's."""
+    """Returns the memory of one device; of a CPU device, its share of the machine's."""
     device = jax.local_devices()[0]
     if statistics := device.memory_stats():
         return statistics["bytes_limit"]
@@ -161,7 +161,7 @@ def device_bytes() -> int:
 
 
 def abstract(tree: Tree, sharding: NamedSharding) -> Tree:
-    """Shapes, dtypes and shardings of a tree of arrays or shapes."""
+    """Returns shapes, dtypes and shardings of a tree of arrays or shapes."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )

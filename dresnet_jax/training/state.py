@@ -65,7 +65,7 @@ def num_parameters(params: Any) -> int:
 
 
 def is_finite(*trees: Any, xp: Any = jnp) -> jax.Array:
-    """Whether no number of some trees is infinite or NaN, bool scalar.
+    """Checks whether no number of some trees is infinite or NaN, bool scalar.
 
     Args:
       *trees: of arrays.
@@ -76,7 +76,7 @@ def is_finite(*trees: Any, xp: Any = jnp) -> jax.Array:
 
 
 def check(mesh: Mesh) -> Callable[[TrainState], bool]:
-    """What finds whether a state `is_finite`, except its metrics."""
+    """Returns what finds whether a state `is_finite`, except its metrics."""
 
     def kept(state: TrainState) -> tuple[Any, ...]:
         return state.params, state.batch_stats, state.opt_state, state.ema_params
@@ -96,7 +96,7 @@ def creation(
     averaged: bool,
     mesh: Mesh,
 ) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
-    """What makes fresh states where `sharding.RULES` say, compiled once.
+    """Returns what makes fresh states where `sharding.RULES` say, compiled once.
 
     Args:
       model: the network.

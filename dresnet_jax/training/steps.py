@@ -50,7 +50,7 @@ def train_step(
     skip_non_finite: bool = False,
     read: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, StepResult]:
-    """One step of the optimiser.
+    """Returns one step of the optimiser.
 
     Args:
       state: before the step.
@@ -184,7 +184,7 @@ def training_loss(
     label_smoothing: float,
     gate_penalty: float,
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """The training loss: a scalar; the norms' averages, and metrics.
+    """Returns the training loss: a scalar; the norms' averages, and metrics.
 
     Args:
       model: the network.
@@ -243,14 +243,14 @@ def forward(
 
 
 def penalties(updates: Any) -> jax.Array:
-    """The sum of what the network's parts add to the loss, as `forward` gave it."""
+    """Sums what the network's parts add to the loss, as `forward` gave it."""
     return sum(jax.tree.leaves(updates.get(PENALTIES, {})), jnp.zeros(()))
 
 
 def supervision(
     spec: ExitSpec, updates: Any, targets: jax.Array, label_smoothing: float
 ) -> jax.Array:
-    """What the classifiers before the last one add to the loss.
+    """Returns what the classifiers before the last one add to the loss.
 
     How much of it counts for the blocks is said where they read
     (`exits.with_scaled_gradient`).
@@ -274,7 +274,7 @@ def supervision(
 
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
-    """Metrics of one batch, without padding, and its float32 logits."""
+    """Returns metrics of one batch, without padding, and its float32 logits."""
     logits: Any = state.model.apply(
         {"params": state.eval_params, "batch_stats": state.batch_stats},
         batch.images,
@@ -290,7 +290,7 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
 def mean_loss(
     model: Backbone, params: Any, state: TrainState, batch: Batch
 ) -> jax.Array:
-    """Mean cross entropy of a batch as trained, with other parameters."""
+    """Returns mean cross entropy of a batch as trained, with other parameters."""
     logits, _ = forward(model, params, state.batch_stats, batch.images, state.key)
     return cross_entropy(logits, batch.targets, 0.0).mean()
 
@@ -298,6 +298,6 @@ def mean_loss(
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, label_smoothing: float
 ) -> jax.Array:
-    """Cross entropy of logits and class probabilities, [batch, classes]: [batch]."""
+    """Computes the cross entropy of logits and class probabilities, [batch]."""
     smooth = optax.smooth_labels(targets, label_smoothing)
     return optax.softmax_cross_entropy(logits, smooth)

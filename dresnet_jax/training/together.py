@@ -154,7 +154,7 @@ class Group:
 def compile_train_steps(
     experiment: Experiment, slots: int, num_steps: int
 ) -> jax.stages.Compiled:
-    """The program of some steps of several seeds, compiled once; consumes nothing.
+    """Compiles some steps of several seeds, once; the program consumes nothing.
 
     Returns:
       From the states and the inputs of the slots, a tuple each, to a tuple of what

@@ -45,7 +45,7 @@ class Placed:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The weights of a .pth, .pt, .bin or .safetensors file by their names there.
+    """Reads the weights of a .pth, .pt, .bin or .safetensors file, by name.
 
     Raises:
       UserError: there is no such file, it cannot be read, or a weight is not finite.

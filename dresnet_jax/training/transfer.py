@@ -78,7 +78,7 @@ def check_frozen(pattern: str, params: Any) -> None:
 def start_from(
     config: ml_collections.ConfigDict, state: TrainState
 ) -> tuple[TrainState, Transfer]:
-    """A fresh state with the weights of another run where both have the same leaf.
+    """Starts a fresh state from another run's weights, where leaves agree.
 
     Averaged parameters of the other run are taken where it has them. The optimiser
     starts from scratch.
@@ -115,7 +115,7 @@ def start_from(
 
 
 def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
-    """A fresh state with some weights, and averages that start from them.
+    """Returns a fresh state with some weights, and averages that start from them.
 
     Args:
       state: the fresh state.
@@ -167,7 +167,7 @@ def write_start(
 
 
 def how_to_train_on(directory: epath.Path, field: str, value: str) -> str:
-    """Lines for a person, with the flags that start from what `write_start` wrote.
+    """Returns the commands that start from what `write_start` wrote.
 
     Args:
       directory: of the run.

@@ -91,7 +91,7 @@ class Watch:
             jax.profiler.save_device_memory_profile(os.fspath(path))
 
     def utilisation(self, step_seconds: float) -> dict[str, Any]:
-        """The share of the device's peak that steps of this time make (MFU)."""
+        """Returns the share of the device's peak that steps of this time make (MFU)."""
         if self._ideal_seconds is None:
             return {}
         return {"mfu": self._ideal_seconds / step_seconds}

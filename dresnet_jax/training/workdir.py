@@ -149,7 +149,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
 
 
 def read_dataset(workdir: epath.Path) -> Dataset | None:
-    """What the run in a directory was trained on; None for one of earlier versions.
+    """Reads what a run was trained on; None for one of earlier versions.
 
     Raises:
       UserError: the file is damaged.
@@ -181,7 +181,7 @@ def _require_dataset(workdir: epath.Path, dataset: Dataset) -> None:
 
 
 def read_history(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The events by which a run's network grew; none where it did not.
+    """Returns the events by which a run's network grew; none where it did not.
 
     Raises:
       UserError: the file is damaged.

@@ -128,7 +128,7 @@ def search(
 
 
 def front(found: Sequence[Found]) -> list[Found]:
-    """Those of which no other one is better in something and worse in nothing."""
+    """Returns those that no other one dominates."""
     values = np.asarray([one.objectives for one in found])
     best = NonDominatedSorting().do(values, only_non_dominated_front=True)
     return [found[i] for i in sorted(best)]
@@ -137,7 +137,7 @@ def front(found: Sequence[Found]) -> list[Found]:
 def hypervolumes(
     found: Sequence[Found], span: tuple[Sequence[float], Sequence[float]]
 ) -> list[float]:
-    """The share of the objectives' space that is dominated, after each evaluation.
+    """Computes the share of the objectives' space that is dominated, over time.
 
     Args:
       found: in the order of evaluation.
@@ -152,7 +152,7 @@ def hypervolumes(
 
 
 def span(found: Iterable[Found]) -> tuple[list[float], list[float]]:
-    """The smallest and the largest of each objective, of what did not go astray."""
+    """Returns the smallest and the largest of each objective, of sound ones."""
     every = list(found)
     sound = [one for one in every if one.error < 1] or every
     values = np.asarray([one.objectives for one in sound])
@@ -160,7 +160,7 @@ def span(found: Iterable[Found]) -> tuple[list[float], list[float]]:
 
 
 def table(found: Sequence[Found], place: Callable[[Structure], Any]) -> str:
-    """A row per structure, those of the smallest error first.
+    """Returns a row per structure, those of the smallest error first.
 
     Args:
       found: the structures.

@@ -13,7 +13,7 @@ def evolution(
     front: Sequence[Found],
     volumes: Mapping[str, Sequence[float]],
 ) -> Figure:
-    """Error over cost of all structures, and the hypervolume over evaluations.
+    """Draws error over cost of all structures, and the hypervolume over time.
 
     Args:
       found: by algorithm, in the order of evaluation.

@@ -75,7 +75,7 @@ class Population:
         return len(self._known)
 
     def member(self, structure: Structure) -> epath.Path:
-        """The run of a structure that has been trained."""
+        """Returns the run of a structure that has been trained."""
         assert self._directory is not None, "runs are kept"
         number = list(self._known).index(structure)
         return self._directory / _MEMBERS / str(number)
@@ -202,7 +202,7 @@ class _Shape:
         self._program = jax.jit(self._steps, donate_argnums=0)
 
     def started(self, network: Network) -> TrainState:
-        """A fresh state with the weights of a network of fewer connections."""
+        """Returns a fresh state with the weights of a network of fewer connections."""
         fresh, state = self.parts.create_state(), network.state
         weights = {"params": state.params, "batch_stats": state.batch_stats}
         connections = network.parts.model.spec.connections
@@ -249,13 +249,13 @@ class _Shape:
         return own, np.stack(jax.device_get(losses), axis=1)[: len(own)]
 
     def accuracy(self, state: TrainState, data: loop.Data) -> float:
-        """On the validation split."""
+        """Measures the accuracy on the validation split."""
         return self._evaluate(state, data.splits["validation"]).accuracy
 
     def alone(
         self, state: TrainState, structure: Structure, parts: Experiment
     ) -> TrainState:
-        """A state of the structure alone, of a run that has yet to begin."""
+        """Returns a state of the structure alone, of a run that has yet to begin."""
 
         def own(params: Any) -> Any:
             if params is None or "connections" not in params:

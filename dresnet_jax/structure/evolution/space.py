@@ -46,7 +46,7 @@ class Structure:
         return _slots(self.blocks_per_stage)
 
     def is_within(self, other: "Structure") -> bool:
-        """Whether another one has all that this has, so that this can become it."""
+        """Checks whether another one has all that this has."""
         own, there = self.slots, other.slots
         if self.block != other.block or not set(own) <= set(there):
             return False
@@ -56,7 +56,7 @@ class Structure:
         return set(_of_slots(self)) <= set(_of_slots(other))
 
     def config(self, base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-        """The config of a network of this structure."""
+        """Returns the config of a network of this structure."""
         return changes.with_model(
             base,
             block=self.block,
@@ -109,7 +109,7 @@ class Space:
         return int(np.prod((self.limits + 1).astype(object)))
 
     def structure(self, genes: Sequence[int] | np.ndarray) -> Structure:
-        """The structure that genes are of."""
+        """Returns the structure that genes are of."""
         kind, *rest = map(int, genes)
         stages, block = len(self.depths), self.blocks[kind]
         depths = tuple(int(n) for n in np.add(self.fewest, rest[:stages]))
@@ -131,14 +131,14 @@ class Space:
         )
 
     def genes(self, structure: Structure) -> np.ndarray:
-        """The genes of a structure of the space; 0 for what it does not use."""
+        """Returns the genes of a structure of the space; 0 for what it does not use."""
         stages = len(self.depths)
         own = dict(zip(structure.slots, structure.hidden, strict=False))
         options = self.hidden[structure.block]
         places = dict(zip(_slots(self.depths), options, strict=False))
 
         def width(stage: int) -> int:
-            """The first that all blocks of a stage have; 0 where there are none."""
+            """Returns the first that all blocks of a stage have; 0 where none is."""
             of_stage = [
                 (places[slot], n) for slot, n in own.items() if slot[0] == stage
             ]
@@ -161,7 +161,7 @@ class Space:
 
 
 def of_config(config: ml_collections.ConfigDict) -> Space:
-    """The space that `config.evolution` asks for.
+    """Returns the space that `config.evolution` asks for.
 
     Raises:
       UserError: a value is wrong, or the network cannot have what is asked for.

@@ -17,7 +17,7 @@ TRIES = 4
 
 
 def possible(topology: Topology) -> list[Edge]:
-    """The (reader, source) that are not there, of blocks that are.
+    """Returns the (reader, source) that are not there, of blocks that are.
 
     Where the base is fixed, block i could read any up to i-2; where it is learned, any
     block, and the classifier, could read all that comes before it.
@@ -34,7 +34,7 @@ def possible(topology: Topology) -> list[Edge]:
 def by_gradient(
     loss: Loss, larger: Superset, silent: Any, batches: Any, edges: Sequence[Edge]
 ) -> jax.Array:
-    """By how much the loss falls along the gradient for each silent edge.
+    """Estimates how much each silent edge reduces the loss, along its gradient.
 
     As far as a parabola shows: g'g is the slope along the mean gradient g of some
     batches and g'Hg the curvature, so that the best step along it is worth
@@ -75,7 +75,7 @@ def by_trial(
     edges: Sequence[Edge],
     steps: int,
 ) -> jax.Array:
-    """By how much the loss falls where one edge is fitted, all else fixed.
+    """Measures how much fitting one edge, all else fixed, reduces the loss.
 
     All candidates at once, each in a network of its own. The fit is of few numbers, so
     that L-BFGS comes near its end in few steps, however flat the loss is; a fit that is

@@ -27,7 +27,7 @@ _SPLIT = 0.1
 
 
 def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
-    """H / ln(bins) of what each channel gives, in 20 bins from its least to its most.
+    """Computes H / ln(bins) of each channel's values, in 20 bins over its range.
 
     From 0, where it is constant, to 1, where all values are equally frequent. In nats
     alone nearly every channel would be above any threshold.
@@ -52,7 +52,7 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
 
 def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
-    """The norm of the loss's gradient for each channel's incoming weights."""
+    """Returns the norm of the loss's gradient for each channel's incoming weights."""
     model, state = network.parts.model, network.state
     first = BLOCKS[model.spec.block].hidden.makes[0]  # type: ignore[union-attr]
 
@@ -70,7 +70,7 @@ def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
 
 def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
-    """By how much the loss falls to first order where a channel becomes two halves.
+    """Estimates to first order how much dividing each channel reduces the loss.
 
     One has weights a little above its own and one as much below, in a random direction
     (Liu, Wu and Wang 2019, splitting steepest descent): the channel's mean changes by
@@ -120,7 +120,7 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
 
 def at_random(network: Network, batch: Batch, blocks: list[int]) -> Scores:
-    """Drawn by the run's seed and step."""
+    """Draws scores by the run's seed and step."""
     del batch
     channels = widening.hidden_channels(network)
     seed = (network.parts.config.seed, int(network.state.step))
@@ -139,7 +139,7 @@ PASSES = {"entropy": 1, "gradient": GRADIENT, "curvature": GRADIENT, "random": 0
 
 
 def chosen(scores: Scores, quantile: float, bucket: int) -> dict[int, list[int]]:
-    """The channels above a quantile of all, in each block a multiple of a bucket.
+    """Chooses the channels above a quantile, in each block a multiple of a bucket.
 
     The number of each block is rounded, so that programs are of few shapes; where all
     would be 0, the block that has most gets one bucket.
