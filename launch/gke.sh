@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster, on TPU slices or GPU nodes: a JobSet, by kubectl or XPK.
+# Trains on a GKE cluster, on TPU slices or GPU nodes: a JobSet, by kubectl.
 #
 #     launch/gke.sh --name=NAME --accelerator=ACCELERATOR --image=IMAGE [FLAGS] [--dry-run] -- TRAIN'S ARGUMENTS
-#     launch/gke.sh --status | --logs | --stop [--dry-run] --name=NAME [--via=xpk --cluster=NAME]
+#     launch/gke.sh --status | --logs | --stop [--dry-run] --name=NAME
 #
 # for example
 #
@@ -26,11 +26,8 @@
 #   --max_restarts=N      how often it restarts (default: 100)
 #   --grace=S             seconds that a pod has to save before SIGKILL (default: 120)
 #   --service_account=N   Kubernetes service account of the pods
-#   --via=WAY             kubectl (the default) or xpk
-#   --namespace=NAME      namespace (default: that of the context, or XPK's)
+#   --namespace=NAME      namespace (default: that of the context)
 #   --context=NAME        kubectl's context (default: the current one)
-#   --cluster=NAME        XPK's cluster, which it needs
-#   --project, --zone     XPK's project and zone (default: gcloud's)
 #   --status              says how the pods are
 #   --logs                prints the last 1,000 lines of each pod
 #   --stop                deletes the JobSet: the pods save and are gone; the same line resumes
@@ -41,8 +38,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 OPTION=([name]="" [accelerator]="" [slices]="" [nodes]="" [image]="" [max_restarts]=100
-  [grace]=120 [service_account]="" [via]=kubectl [namespace]="" [context]="" [cluster]=""
-  [project]="" [zone]="")
+  [grace]=120 [service_account]="" [namespace]="" [context]="")
 SWITCH=([spot]=0)
 
 PORT=8476 # Of the coordinator, on GPU nodes.
@@ -53,11 +49,10 @@ declare -A FLAT=([1]=1x1 [4]=2x2 [8]=2x4 [16]=4x4 [32]=4x8 [64]=8x8 [128]=8x16 [
 declare -A CUBE=([4]=2x2x1 [8]=2x2x2 [16]=2x2x4 [32]=2x4x4 [64]=4x4x4 [128]=4x4x8
   [256]=4x8x8 [512]=8x8x8 [1024]=8x8x16 [2048]=8x16x16)
 
-# GKE's name of a GPU, and XPK's.
-declare -A GPU=([l4]="nvidia-l4 l4" [a100]="nvidia-tesla-a100 a100-40gb"
-  [a100-80gb]="nvidia-a100-80gb -" [h100]="nvidia-h100-80gb h100-80gb"
-  [h100-mega]="nvidia-h100-mega-80gb h100-mega-80gb" [h200]="nvidia-h200-141gb h200-141gb"
-  [b200]="nvidia-b200 b200")
+# GKE's name of a GPU.
+declare -A GPU=([l4]=nvidia-l4 [a100]=nvidia-tesla-a100 [a100-80gb]=nvidia-a100-80gb
+  [h100]=nvidia-h100-80gb [h100-mega]=nvidia-h100-mega-80gb [h200]=nvidia-h200-141gb
+  [b200]=nvidia-b200)
 
 # From --accelerator: KIND is tpu or gpu; PODS of each of SLICES, with CHIPS each.
 find_accelerator() {
@@ -72,7 +67,7 @@ find_accelerator() {
       [[ $CHIPS =~ ^[1-9][0-9]*$ ]] ||
         fail "--accelerator=${OPTION[accelerator]}: '$CHIPS' must be the GPUs of a node."
       [[ -z ${OPTION[slices]} ]] || fail "--slices is for TPUs: give --nodes."
-      read -r GKE_NAME XPK_NAME <<<"${GPU[${type%%:*}]}"
+      GKE_NAME=${GPU[${type%%:*}]}
       SLICES=1
       PODS=${OPTION[nodes]:-1}
       ;;
@@ -104,7 +99,6 @@ find_tpu() {
     fail "tpu:$type is not known; sizes of ${type%-*} are $(sorted "${!known[@]}")."
   [[ -z ${OPTION[nodes]} ]] || fail "--nodes is for GPUs: give --slices."
   TOPOLOGY=${known[${type##*-}]}
-  XPK_NAME=$type
   chips=$((${TOPOLOGY//x/*}))
   CHIPS=$((chips < 4 ? chips : 4))
   PODS=$((chips / CHIPS))
@@ -258,7 +252,7 @@ YAML
 YAML
 }
 
-start_kubectl() {
+apply_manifest() {
   local text
   text=$(manifest)
   if ((DRY_RUN)); then
@@ -270,41 +264,6 @@ start_kubectl() {
   fi
 }
 
-# The shell line that XPK runs in each pod, in its own YAML, of which it checks nothing.
-xpk_line() {
-  local line argument
-  # exec, since SIGTERM shall reach it.
-  line=$(quote exec python -m dresnet_jax.train "${COMMAND[@]}")
-  if [[ $KIND == gpu ]]; then
-    [[ $line != *[\"\\\']* ]] ||
-      fail "XPK carries no quotes, spaces or backslashes to GPUs: use --via=kubectl."
-    # shellcheck disable=SC2016  # XPK's bash in the pod expands them.
-    line+=' --coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT --num_processes=$NNODES --process_id=$NODE_RANK'
-  else
-    [[ ${COMMAND[*]} != *[[:cntrl:]]* ]] ||
-      fail "XPK carries no control characters: use --via=kubectl."
-    line=${line//\$/\$\$}
-  fi
-  echo "$line"
-}
-
-start_xpk() {
-  local line
-  line=$(xpk_line)
-  line=(xpk workload create "--workload=${OPTION[name]}" "${WHERE[@]}"
-    "--docker-image=${OPTION[image]}" "--command=$line"
-    "--max-restarts=${OPTION[max_restarts]}" "--restart-on-exit-codes=1,75,124"
-    "--termination-grace-period-seconds=${OPTION[grace]}")
-  if [[ $KIND == tpu ]]; then
-    line+=("--tpu-type=$XPK_NAME" "--num-slices=$SLICES")
-  else
-    [[ $XPK_NAME != - ]] || fail "XPK does not know ${OPTION[accelerator]}: use --via=kubectl."
-    line+=("--device-type=$XPK_NAME-$CHIPS" "--num-nodes=$PODS")
-  fi
-  if ((SWITCH[spot])); then line+=(--spot); fi
-  run "${line[@]}"
-}
-
 start() {
   local name
   needs_option accelerator "give it as tpu:v5litepod-16 or gpu:h100:8"
@@ -312,62 +271,21 @@ start() {
   for name in slices nodes max_restarts grace; do is_number "$name"; done
   needs_command
   find_accelerator
-  "start_${OPTION[via]}"
+  apply_manifest
 }
 
 status() {
-  if [[ ${OPTION[via]} == xpk ]]; then
-    run xpk workload list "--filter-by-job=${OPTION[name]}" "${WHERE[@]}"
-  else
-    run kubectl "${WHERE[@]}" get jobset "${OPTION[name]}"
-    run kubectl "${WHERE[@]}" get pods "--selector=$LABEL" --output=wide
-  fi
+  run kubectl "${WHERE[@]}" get jobset "${OPTION[name]}"
+  run kubectl "${WHERE[@]}" get pods "--selector=$LABEL" --output=wide
 }
 
-# XPK has no word for logs.
 logs() {
-  local where=("${WHERE[@]}")
-  if [[ ${OPTION[via]} == xpk ]]; then
-    where=()
-    needs_program kubectl "XPK shows no logs"
-  fi
-  run kubectl "${where[@]}" logs "--selector=$LABEL" --prefix --tail=1000 \
+  run kubectl "${WHERE[@]}" logs "--selector=$LABEL" --prefix --tail=1000 \
     --max-log-requests=10000
 }
 
 stop() {
-  if [[ ${OPTION[via]} == xpk ]]; then
-    run xpk workload delete "--workload=${OPTION[name]}" "${WHERE[@]}"
-  else
-    run kubectl "${WHERE[@]}" delete jobset "${OPTION[name]}"
-  fi
-}
-
-# Fills WHERE with the flags that name the cluster.
-find_where() {
-  local name
-  WHERE=()
-  case ${OPTION[via]} in
-    kubectl)
-      for name in cluster project zone; do
-        [[ -z ${OPTION[$name]} ]] || fail "--$name is for --via=xpk."
-      done
-      for name in context namespace; do
-        [[ -z ${OPTION[$name]} ]] || WHERE+=("--$name=${OPTION[$name]}")
-      done
-      needs_program kubectl "see https://kubernetes.io/docs/tasks/tools"
-      ;;
-    xpk)
-      needs_option cluster "give XPK's cluster"
-      [[ -z ${OPTION[context]} ]] || fail "--context is for --via=kubectl."
-      [[ -z ${OPTION[service_account]} ]] || fail "--service_account is for --via=kubectl."
-      for name in cluster project zone namespace; do
-        [[ -z ${OPTION[$name]} ]] || WHERE+=("--$name=${OPTION[$name]}")
-      done
-      needs_program xpk "pip install xpk"
-      ;;
-    *) fail "--via=${OPTION[via]} must be kubectl or xpk." ;;
-  esac
+  run kubectl "${WHERE[@]}" delete jobset "${OPTION[name]}"
 }
 
 parse "$@"
@@ -379,6 +297,11 @@ for name in namespace service_account; do
   [[ -z ${OPTION[$name]} || ${OPTION[$name]} =~ ^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
     fail "--$name=${OPTION[$name]@Q} must be of at most 63 lower-case letters, digits and -."
 done
-find_where
+# The flags that name the cluster.
+WHERE=()
+for name in context namespace; do
+  [[ -z ${OPTION[$name]} ]] || WHERE+=("--$name=${OPTION[$name]}")
+done
+needs_program kubectl "see https://kubernetes.io/docs/tasks/tools"
 LABEL=jobset.sigs.k8s.io/jobset-name=${OPTION[name]}
 "$ACTION"

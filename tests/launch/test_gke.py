@@ -4,7 +4,6 @@ import copy
 import json
 import re
 import shlex
-import subprocess
 import sys
 
 import jsonschema
@@ -23,24 +22,22 @@ from tests.launch.launchers import (
 BASE = ("--name=digits", "--image=us-docker.pkg.dev/p/images/dresnet")
 TPU = (*BASE, "--accelerator=tpu:v5litepod-16")
 GPU = (*BASE, "--accelerator=gpu:h100:8", "--nodes=2")
-XPK = ("--via=xpk", "--cluster=c")
 ARGUMENTS = (*AWKWARD, "--two=\nlines\tand ü", "--workdir=gs://bucket/run")
 
 
 @pytest.fixture
 def stubs(tmp_path):
-    """kubectl and xpk that note how they were called; calls() reads it."""
-    for name in ("kubectl", "xpk"):
-        stub = tmp_path / name
-        stub.write_text(
-            f"#!{sys.executable}\n"
-            "import json, sys\n"
-            "text = sys.stdin.read() if '--filename=-' in sys.argv else None\n"
-            f"with open({str(tmp_path / 'calls')!r}, 'a') as file:\n"
-            f"    print(json.dumps([[{name!r}, *sys.argv[1:]], text]), file=file)\n"
-            "sys.exit('fails' in str(sys.argv))\n"
-        )
-        stub.chmod(0o755)
+    """A kubectl that notes how it was called; calls() reads it."""
+    stub = tmp_path / "kubectl"
+    stub.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys\n"
+        "text = sys.stdin.read() if '--filename=-' in sys.argv else None\n"
+        f"with open({str(tmp_path / 'calls')!r}, 'a') as file:\n"
+        "    print(json.dumps([['kubectl', *sys.argv[1:]], text]), file=file)\n"
+        "sys.exit('fails' in str(sys.argv))\n"
+    )
+    stub.chmod(0o755)
 
     def calls():
         file = tmp_path / "calls"
@@ -264,67 +261,6 @@ def test_where_kubectl_fails_so_does_the_launcher(stubs):
     env, _ = stubs
     result = run_launcher("gke.sh", *TPU, "--context=fails", "--", "--a", env=env)
     assert result[0] == 1
-
-
-def test_xpk_gets_the_workload(stubs, tmp_path):
-    env, calls = stubs
-    where = ("--cluster=c", "--project=p", "--zone=us-west4-a")
-    arguments = (*AWKWARD, "--workdir=gs://bucket/run")
-    flags = (*TPU, "--slices=2", "--spot", "--via=xpk", *where)
-    assert run_launcher("gke.sh", *flags, "--", *arguments, env=env)[0] == 0
-    ((command, _),) = calls()
-    (line,) = [part for part in command if part.startswith("--command=")]
-    command.remove(line)
-    assert command == [
-        "xpk", "workload", "create", "--workload=digits", *where,
-        "--docker-image=us-docker.pkg.dev/p/images/dresnet", "--max-restarts=100",
-        "--restart-on-exit-codes=1,75,124", "--termination-grace-period-seconds=120",
-        "--tpu-type=v5litepod-16", "--num-slices=2", "--spot",
-    ]  # fmt: skip
-    # XPK's pods run it by bash, after the kubelet expanded it.
-    (tmp_path / "python").write_text(
-        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
-    )
-    (tmp_path / "python").chmod(0o755)
-    (line,) = expanded([line.removeprefix("--command=")], {"HOME": "x", "whoami": "x"})
-    output = subprocess.check_output(["bash", "-c", f"({line})"], env=env)
-    assert json.loads(output) == ["-m", "dresnet_jax.train", *arguments]
-
-    expected = {
-        "--status": ["xpk", "workload", "list", "--filter-by-job=digits", *where],
-        "--stop": ["xpk", "workload", "delete", "--workload=digits", *where],
-        "--logs": ["kubectl", "logs",
-                   "--selector=jobset.sigs.k8s.io/jobset-name=digits", "--prefix",
-                   "--tail=1000", "--max-log-requests=10000"],
-    }  # fmt: skip
-    for action, command in expected.items():
-        run_launcher("gke.sh", "--name=digits", "--via=xpk", *where, action, env=env)
-        assert [called for called, _ in calls()] == [command]
-
-
-def test_xpk_gets_gpus_by_its_own_names():
-    (line,) = dry_run(*GPU, *XPK, arguments=("--config=a",)).splitlines()
-    words = shlex.split(line)
-    assert words[-2:] == ["--device-type=h100-80gb-8", "--num-nodes=2"]
-    # XPK sets these variables in GPU pods.
-    assert (
-        "--command=exec python -m dresnet_jax.train --config=a"
-        " --coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT"
-        " --num_processes=$NNODES --process_id=$NODE_RANK"
-    ) in words
-
-
-@pytest.mark.parametrize(
-    ("flags", "argument", "part"),
-    [
-        ((*TPU, *XPK), "two\nlines", "XPK carries no control characters"),
-        ((*GPU, *XPK), "two words", "XPK carries no quotes, spaces"),
-        ((*BASE, "--accelerator=gpu:a100-80gb:8", *XPK), "a", "XPK does not know"),
-    ],
-)
-def test_what_xpk_cannot_carry(flags, argument, part):
-    result = run_launcher("gke.sh", *flags, "--dry-run", "--", argument)
-    assert_one_clear_line(result, part)
 
 
 @pytest.mark.parametrize("option", ["namespace", "service_account"])

@@ -128,10 +128,6 @@ GKE = ("gke.sh", "--name=x", "--image=i", "--dry-run")
         ([*GKE, "--accelerator=gpu:h100:x", "--", "a"], "must be the GPUs of a node"),
         ([*GKE, "--accelerator=gpu:h100:8", "--slices=2", "--", "a"], "give --nodes"),
         ([*GKE, "--accelerator=tpu:v4-8", "--nodes=2", "--", "a"], "give --slices"),
-        ([*GKE, "--via=helm", "--", "a"], "--via=helm must be kubectl or xpk"),
-        ([*GKE, "--via=xpk", "--", "a"], "--cluster is missing"),
-        ([*GKE, "--cluster=c", "--", "a"], "--cluster is for --via=xpk"),
-        ([*GKE, "--via=xpk", "--cluster=c", "--context=x"], "--context is for"),
         ([*GKE, "--accelerator=tpu:v4-8", "--", "a\x01"], "holds a control character"),
     ],
 )
@@ -147,7 +143,6 @@ def test_mistakes_of_one(command, part):
         ([*TPU, "--type=v4-8", "--", "a"], "gcloud"),
         ([*TPU, "--status"], "gcloud"),
         (["gke.sh", "--name=x", "--status"], "kubectl"),
-        (["gke.sh", "--name=x", "--status", "--via=xpk", "--cluster=c"], "xpk"),
     ],
 )
 def test_a_program_that_is_not_there(command, program, tmp_path):
@@ -173,7 +168,7 @@ def test_a_directory_for_logs_that_cannot_be(tmp_path):
 def test_a_dry_run_calls_nothing(name, tmp_path):
     programs = plain_tools(tmp_path / "bin")
     called = tmp_path / "called"
-    for program in ("sbatch", "gcloud", "kubectl", "xpk"):
+    for program in ("sbatch", "gcloud", "kubectl"):
         (programs / program).write_text(f'#!/bin/sh\necho "$0" >>{called}\n')
         (programs / program).chmod(0o755)
     env = environment() | {"PATH": str(programs)}
