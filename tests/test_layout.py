@@ -96,7 +96,7 @@ DIALECT = re.compile(
     r"|\broads?\b|points of a hundred|common rate|solidif|\bwants\b|a person's own"
 )
 # A class of CIFAR-100, and the old name of a flag.
-ALLOWED = ("raccoon ray road rocket", 'command.renamed("roads", "modes")')
+ALLOWED = ("raccoon ray road rocket", "--roads", 'command.renamed("roads", "modes")')
 TEXTS = [
     path
     for pattern in (
