@@ -125,12 +125,12 @@ class Command:
           75 where a run was told to stop and is saved, 124 where its watchdog ended it.
         """
         argv = list(sys.argv if argv is None else argv)
-        if {"--help", "-h", "-help"} & set(argv[1:]):
-            print(self._help())
-            return 0
         _log_warnings_only()
         assert self._main is not None, "no function was decorated"
         try:
+            if {"--help", "-h", "-help"} & set(argv[1:]):
+                print(self._help(), flush=True)
+                return 0
             numbers = [signal.SIGTERM] if self._resumes else []
             with signals.handled(numbers, _end_by_sigterm):
                 self._main(*self._parse(argv))
@@ -140,6 +140,11 @@ class Command:
             return _failed(f"error: {' '.join(str(error).split())}", 2)
         except RunFailedError as error:
             return _failed(f"error: {error}", error.exit_code)
+        except BrokenPipeError:
+            # The reader of the output has ended, as `head` does. Python would say so
+            # once more when it flushes at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except OSError as error:
             # A full disk, a directory without permission: a traceback would not help.
             is_of_file = error.filename is not None and error.strerror

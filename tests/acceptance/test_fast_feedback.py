@@ -50,6 +50,12 @@ def test_every_command_is_known_here():
     assert len(COMMANDS) == 14
 
 
+def test_output_that_nobody_reads_is_no_traceback():
+    program = f"{sys.executable} -m dresnet_jax.train --help | sleep 0"
+    found = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True)
+    assert not found.stderr
+
+
 def test_help_and_misspelt_flags_import_nothing_heavy():
     calls = [[name, flag] for name in COMMANDS for flag in ("--help", "--jsn")]
     for words, (code, heavy, errors) in light(calls).items():
