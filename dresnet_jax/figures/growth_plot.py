@@ -46,7 +46,7 @@ def growth(history: Sequence[Mapping[str, Any]], num_steps: int) -> Figure:
             axis.legend(fontsize="small")
     counts = {
         result: sum(entry["result"] == result for entry in history)
-        for result in ("accepted", "taken back", "refused")
+        for result in ("accepted", "reverted", "rejected")
     }
     words = [f"{count} {result}" for result, count in counts.items() if count]
     figure.suptitle(f"events: {', '.join(words)} (red where nothing came of one)")

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from dresnet_jax.training import json_files, own_files, run_config
 
 _DATASET = "dataset.json"
 _HISTORY = "history.jsonl"
+# Results of events, as earlier versions called them.
+_NEW_WORDS = {"taken back": "reverted", "refused": "rejected"}
 
 
 @contextlib.contextmanager
@@ -186,7 +188,15 @@ def read_history(workdir: epath.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the file is damaged.
     """
-    return json_files.read_lines(workdir / _HISTORY)
+    return with_new_words(json_files.read_lines(workdir / _HISTORY))
+
+
+def with_new_words(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Replaces what earlier versions wrote of the result of an event."""
+    return [
+        {**entry, "result": _NEW_WORDS.get(entry["result"], entry["result"])}
+        for entry in history
+    ]
 
 
 def write_history(workdir: epath.Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -154,7 +154,7 @@ def falling():
 
 
 @pytest.mark.slow
-def test_what_is_taken_back_leaves_the_bits_of_before(config, tmp_path, monkeypatch):
+def test_what_is_reverted_leaves_the_bits_of_before(config, tmp_path, monkeypatch):
     # Without the programs of the other tests.
     monkeypatch.setattr(experiment, "_recent", collections.deque(maxlen=8))
     built = []
@@ -172,7 +172,7 @@ def test_what_is_taken_back_leaves_the_bits_of_before(config, tmp_path, monkeypa
         directory = epath.Path(tmp_path) / "grown"
         train(config, directory)
     entries = history(directory)
-    assert [e["result"] for e in entries] == ["taken back"] * 2
+    assert [e["result"] for e in entries] == ["reverted"] * 2
     assert [e["trial_steps"] for e in entries] == [2] * 2
     # Each structure is compiled once: the one that the run goes back to is there.
     assert len(built) == 1 + 2
@@ -192,7 +192,7 @@ def test_a_change_above_the_budget_is_refused(config, tmp_path):
     directory = epath.Path(tmp_path) / "run"
     train(config, directory)
     (entry,) = history(directory)
-    assert entry["result"] == "refused"
+    assert entry["result"] == "rejected"
     assert "above growth.max_params" in entry["why"]
     parts, _ = evaluation.open_run(directory)
     assert parts.model.spec.blocks_per_stage == (4,)
@@ -204,7 +204,7 @@ def test_a_step_may_take_only_so_long(config, tmp_path):
     directory = epath.Path(tmp_path) / "run"
     train(config, directory)
     (entry,) = history(directory)
-    assert entry["result"] == "refused"
+    assert entry["result"] == "rejected"
     assert "max_step_seconds = 1e-09" in entry["why"]
 
 
@@ -225,7 +225,7 @@ def test_growing_and_pruning_alternate(config, tmp_path):
     directory = epath.Path(tmp_path) / "run"
     train(config, directory)
     entries = history(directory)
-    assert [e["result"] for e in entries] == ["accepted", "accepted", "refused"]
+    assert [e["result"] for e in entries] == ["accepted", "accepted", "rejected"]
     assert entries[0]["what"] == entries[1]["what"]
     parts, _ = evaluation.open_run(directory)
     assert not parts.model.spec.connections.topology.edges

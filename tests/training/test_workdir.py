@@ -13,6 +13,7 @@ from dresnet_jax.connections import topology
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import evaluation, experiment, json_files, run_config, workdir
+from tests.conftest import json_lines
 
 
 def claim(directory, config, *, overwrite):
@@ -320,3 +321,12 @@ def test_a_run_of_an_earlier_version_keeps_its_rule_of_pixels(directory, small_c
         assert (config.data.pixel_rule, config.data.background) == (1, 255)
         claim(directory, config, overwrite=False)
     assert small_config.data.pixel_rule == 2
+
+
+def test_the_history_of_an_earlier_version_has_todays_words(tmp_path):
+    results = ["accepted", "taken back", "refused", "reverted"]
+    entries = [{"event": n, "result": result} for n, result in enumerate(results)]
+    (tmp_path / "history.jsonl").write_text(json_lines(entries))
+    found = workdir.read_history(epath.Path(tmp_path))
+    expected = ["accepted", "reverted", "rejected", "reverted"]
+    assert [entry["result"] for entry in found] == expected

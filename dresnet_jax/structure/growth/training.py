@@ -39,11 +39,11 @@ from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
 # What became of an event.
-ON_TRIAL, ACCEPTED, TAKEN_BACK, REFUSED = (
+ON_TRIAL, ACCEPTED, REVERTED, REJECTED = (
     "on trial",
     "accepted",
-    "taken back",
-    "refused",
+    "reverted",
+    "rejected",
 )
 
 Entry = dict[str, Any]
@@ -176,7 +176,7 @@ class _Growth:
             self._check_time(parts, state)
         except UserError as error:
             passes = getattr(error, "passes", passes)
-            entry |= {"result": REFUSED, "why": str(error), "passes": passes}
+            entry |= {"result": REJECTED, "why": str(error), "passes": passes}
             return self._decided(stand, entry)
         entry |= dataclasses.asdict(change) | {
             "structure": [_structure(network), _structure(after)],
@@ -197,7 +197,7 @@ class _Growth:
         fall = entry["before"]["accuracy"] - after["accuracy"]
         accepted = fall <= self._config.growth.max_loss
         entry = entry | {
-            "result": ACCEPTED if accepted else TAKEN_BACK,
+            "result": ACCEPTED if accepted else REVERTED,
             "after": after,
             "trial_steps": self._trial,
         }
@@ -213,13 +213,13 @@ class _Growth:
             f"step {stand.step}: {entry['kind']} of step {entry['step']} is "
             f"{entry['result']}{why}"
         )
-        if entry["result"] == TAKEN_BACK:
+        if entry["result"] == REVERTED:
             return self._restored()
         return dataclasses.replace(stand, history=history)
 
     def _restored(self) -> _Stand:
         """Where the run stands by its checkpoints and its history."""
-        processes.first_alone(self._drop_taken_back)
+        processes.first_alone(self._drop_reverted)
         newest = checkpointing.newest(self._directory)
         if newest is None:
             parts = experiment.build(self._config)
@@ -229,28 +229,29 @@ class _Growth:
         config = evaluation.config_of(self._config, about)
         parts = experiment.build(config)
         state, step = loop.restore_or_create(parts, self._directory)
-        history = list(about["history"])
+        history = workdir.with_new_words(about["history"])
         # A checkpoint does not know what was decided after it.
         decided = workdir.read_history(self._directory)
         for entry in decided[len(history) :]:
-            if entry["result"] in (TAKEN_BACK, REFUSED) and entry["step"] == step:
+            if entry["result"] in (REVERTED, REJECTED) and entry["step"] == step:
                 history.append(entry)
         known = [entry for entry in history if entry["result"] != ON_TRIAL]
         processes.first_alone(lambda: workdir.write_history(self._directory, known))
         return _Stand(parts, state, step, history)
 
-    def _drop_taken_back(self) -> None:
-        """Deletes the checkpoints of trials that were taken back."""
-        taken_back = [
+    def _drop_reverted(self) -> None:
+        """Deletes the checkpoints of trials that were reverted."""
+        reverted = [
             (entry["event"], entry["step"])
             for entry in workdir.read_history(self._directory)
-            if entry["result"] == TAKEN_BACK
+            if entry["result"] == REVERTED
         ]
         for step in checkpointing.steps(self._directory):
-            history = checkpointing.about(self._directory, step).get("history", [])
+            about = checkpointing.about(self._directory, step)
+            history = workdir.with_new_words(about.get("history", []))
             if history and history[-1]["result"] == ON_TRIAL:
                 last = history[-1]
-                if (last["event"], last["step"]) in taken_back:
+                if (last["event"], last["step"]) in reverted:
                     checkpointing.discard(self._directory, [step])
 
     def _check_time(self, parts: Experiment, state: TrainState) -> None:
@@ -288,7 +289,7 @@ class _Growth:
         for entry in history:
             passes += each * now * (entry["step"] - steps) + entry["passes"] * now
             steps = entry["step"]
-            if entry["result"] == TAKEN_BACK:
+            if entry["result"] == REVERTED:
                 passes += each * entry["multiply_adds"][1] * entry["trial_steps"]
             if entry["result"] == ACCEPTED:
                 now = entry["multiply_adds"][1]
