@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 from etils import epath
@@ -51,10 +51,8 @@ class Log:
         # A new run also writes the line of step 0, that of the gates, again.
         first = start_step + 1 if start_step else 0
         self._reported: set[str] = set()
-        self._lines = _Lines(directory, first)
-        self._try("metrics.jsonl", self._lines.open)
-        self._board: _Board | None = None
-        self._try("tensorboard", lambda: self._open_board(directory, first))
+        self._writers = {name: make(directory, first) for name, make in WRITERS.items()}
+        self._each(lambda writer: writer.open())
         self._start, self._end = start_step, num_steps
         self._started = self._shown = compilation.clock()
         self._bar = tqdm(
@@ -64,24 +62,20 @@ class Log:
             disable=not sys.stderr.isatty(),
         )
 
-    def _open_board(self, directory: epath.Path, first: int) -> None:
-        self._board = _Board(str(directory / "tensorboard"), first)
-
-    def _try(self, what: str, write: Callable[[], object]) -> bool:
-        """Writes; whether it could."""
-        try:
-            write()
-        # Of a full disk, a lost bucket and more, each of a type of its own.
-        except Exception as error:
-            if what not in self._reported:
-                self._reported.add(what)
-                logging.warning(
-                    "%s cannot be written: %s. training continues without it.",
-                    what,
-                    getattr(error, "strerror", None) or error,
-                )
-            return False
-        return True
+    def _each(self, action: Callable[["Writer"], object]) -> None:
+        """Has each writer do something; what cannot be written is said once."""
+        for name, writer in self._writers.items():
+            try:
+                action(writer)
+            # Of a full disk, a lost bucket and more, each of a type of its own.
+            except Exception as error:
+                if name not in self._reported:
+                    self._reported.add(name)
+                    logging.warning(
+                        "%s cannot be written: %s. Training continues without it.",
+                        name,
+                        getattr(error, "strerror", None) or error,
+                    )
 
     def __enter__(self) -> "Log":
         """Nothing but the object itself."""
@@ -92,9 +86,7 @@ class Log:
         if not self._writes:
             return
         self._bar.close()
-        self._try("metrics.jsonl", self._lines.close)
-        if self._board is not None:
-            self._try("tensorboard", self._board.close)
+        self._each(lambda writer: writer.close())
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to a step."""
@@ -106,8 +98,7 @@ class Log:
         """Writes one line, and shows it, with the time that is left."""
         if not self._writes:
             return
-        self._keep({"step": step, **scalars})
-        self._plot(step, scalars)
+        self._each(lambda writer: writer.write({"step": step, **scalars}))
         text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
         line = f"step {step:6d}  {text}"
         if not self._bar.disable:
@@ -130,22 +121,20 @@ class Log:
         """Writes every gate's F(w): a line of its own, and a curve in TensorBoard."""
         if not openings or not self._writes:
             return
-        self._keep({"step": step, "gates": openings})
-        curves = {
-            f"gates/{block}_from_{source}": value
-            for block, sources in openings.items()
-            for source, value in sources.items()
-        }
-        self._plot(step, curves)
+        self._each(lambda writer: writer.write({"step": step, "gates": openings}))
 
-    def _keep(self, entry: Mapping[str, Any]) -> None:
-        self._try("metrics.jsonl", lambda: self._lines.write(entry))
 
-    def _plot(self, step: int, scalars: Mapping[str, float]) -> None:
-        board = self._board
-        if board and not self._try("tensorboard", lambda: board.add(step, scalars)):
-            # What it still holds could not be written either.
-            self._board = None
+class Writer(Protocol):
+    """Writes the metrics of a run in one form; may raise what a file system raises."""
+
+    def open(self) -> None:
+        """Makes ready what is written to."""
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Writes a `step`, with scalars or `gates`, {reader: {source: F(w)}}."""
+
+    def close(self) -> None:
+        """Writes what is left."""
 
 
 class _Lines:
@@ -208,25 +197,60 @@ class _Board:
     queue fills, and whoever adds to it waits for ever.
     """
 
-    def __init__(self, directory: str, first: int) -> None:
-        """Makes a file; what earlier ones show of step `first` and later is hidden."""
-        directory_check(directory)
-        self._writer = EventsWriter(f"{directory}/events")
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(step=first, file_version="brain.Event:2"))
-        self._writer.write_event(Event(step=first, session_log=start))
-        self._flushed = time.monotonic()
+    def __init__(self, directory: epath.Path, first: int) -> None:
+        """Opens nothing yet.
 
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
-        for name, value in scalars.items():
-            event = Event(step=step, summary=summary.scalar(name, value))
+        Args:
+          directory: of the run.
+          first: what earlier files show of this step, and of later ones, is hidden.
+        """
+        self._directory = f"{directory}/tensorboard"
+        self._first = first
+        self._writer: EventsWriter | None = None
+
+    def open(self) -> None:
+        """Makes a file."""
+        directory_check(self._directory)
+        writer = EventsWriter(f"{self._directory}/events")
+        start = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(step=self._first, file_version="brain.Event:2"))
+        writer.write_event(Event(step=self._first, session_log=start))
+        self._writer, self._flushed = writer, time.monotonic()
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Adds a point to each curve; to none after one could not be added."""
+        if self._writer is None:
+            return
+        # What it still holds could not be written either.
+        writer, self._writer = self._writer, None
+        for name, value in _curves(entry).items():
+            event = Event(step=entry["step"], summary=summary.scalar(name, value))
             event.wall_time = time.time()
-            self._writer.write_event(event)
+            writer.write_event(event)
         if time.monotonic() - self._flushed >= _BOARD_SECONDS:
             self._flushed = time.monotonic()
-            self._writer.flush()
+            writer.flush()
+        self._writer = writer
 
     def close(self) -> None:
         """Writes what is left."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _curves(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Names the numbers of an entry, one for each gate."""
+    if "gates" not in entry:
+        return {name: value for name, value in entry.items() if name != "step"}
+    return {
+        f"gates/{block}_from_{source}": value
+        for block, sources in entry["gates"].items()
+        for source, value in sources.items()
+    }
+
+
+# What writes metrics, by the name of what it writes in the run directory.
+WRITERS: dict[str, Callable[[epath.Path, int], Writer]] = {
+    metrics.LINES: _Lines,
+    "tensorboard": _Board,
+}
