@@ -8,6 +8,8 @@ from typing import Any
 
 from etils import epath
 
+from dresnet_jax.training import run_log
+
 _STRAY = (".DS_Store", "._*", ".nfs*", "Thumbs.db", "desktop.ini")
 
 # By patterns of names: None for a file, what a directory holds, or this for anything.
@@ -41,7 +43,7 @@ def strangers(directory: epath.Path) -> Iterator[str]:
 
     Links are not followed. What file managers leave does not count.
     """
-    return _strangers(directory, _KNOWN)
+    return _strangers(directory, dict.fromkeys(run_log.WRITERS) | _KNOWN)
 
 
 def _strangers(directory: epath.Path, known: Any) -> Iterator[str]:
