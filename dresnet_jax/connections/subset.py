@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dresnet_jax.connections import graphs, topology
+from dresnet_jax.connections import graphs, layout, topology
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
 
@@ -50,26 +50,28 @@ def subset(
         f"block_{i}": own
         for i in kept.readers
         if f"block_{i}" in parameters
-        and (
-            own := _block(parameters[f"block_{i}"], before.sources(i), kept.sources(i))
-        )
+        and (own := _block(parameters[f"block_{i}"], spec, left, i))
     }
     projections = {name for e in kept.edges for name in left.shared_projections(*e)}
     found |= {name: parameters[name] for name in projections & parameters.keys()}
     if kept.edges and "gate_sharpness" in parameters:
         found["gate_sharpness"] = parameters["gate_sharpness"]
     if kept.edges and "gate_weights" in parameters:
-        places = [spec.distances.index(distance) for distance in left.distances]
-        found["gate_weights"] = parameters["gate_weights"][np.asarray(places)]
+        places = layout.places(left, spec, layout.SHARED)
+        found["gate_weights"] = parameters["gate_weights"][places]
     return left, found
 
 
 def _block(
-    parameters: Mapping[str, Any], before: tuple[int, ...], kept: tuple[int, ...]
+    parameters: Mapping[str, Any],
+    before: ConnectionSpec,
+    left: ConnectionSpec,
+    reader: int,
 ) -> dict[str, Any]:
     """What a reader owns, of the sources that it keeps."""
-    places = np.asarray([before.index(k) for k in kept])
-    of_sources = {f"from_{k}" for k in before} - {f"from_{k}" for k in kept}
+    places = layout.places(left, before, f"block_{reader}")
+    gone = {*before.topology.sources(reader)} - {*left.topology.sources(reader)}
+    of_sources = {f"from_{k}" for k in gone}
     return {
         name: jax.tree.map(lambda x: x[places], value)
         if name.startswith("gate_") and np.ndim(value)

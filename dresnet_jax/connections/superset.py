@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dresnet_jax.connections import gates, topology
+from dresnet_jax.connections import gates, layout, topology
 from dresnet_jax.connections.module import Connections
 from dresnet_jax.connections.spec import ConnectionSpec
 from dresnet_jax.errors import UserError
@@ -66,14 +65,8 @@ class Superset:
         if old is None or jnp.shape(old) == jnp.shape(fresh):
             return fresh if old is None else old
         owner, _, _ = name.partition("/")
-        kept: Sequence[int]
-        if owner == "gate_weights":
-            kept = [self.after.distances.index(d) for d in self.before.distances]
-        else:
-            reader = int(owner.removeprefix("block_"))
-            sources = self.after.topology.sources(reader)
-            kept = [sources.index(k) for k in self.before.topology.sources(reader)]
-        return jnp.asarray(fresh).at[np.asarray(kept)].set(old)
+        places = layout.places(self.before, self.after, owner)
+        return jnp.asarray(fresh).at[places].set(old)
 
     def own(self, parameters: Mapping[str, Any], edge: Edge) -> dict[str, Any]:
         """Marks what new edges need not share with others: 1 where it is this one's.
@@ -83,18 +76,14 @@ class Superset:
           edge: one of the new ones.
         """
         reader, source = edge
-        sources = self.after.topology.sources(reader)
 
         def mark(path: Any, leaf: jax.Array) -> jax.Array:
             owner, *inner = (entry.key for entry in path)
             nothing = jnp.zeros_like(leaf)
-            if owner == "gate_weights":
-                place = self.after.distances.index(reader - source)
-                return nothing.at[place].set(1)
-            if owner != f"block_{reader}":
+            if owner not in (layout.SHARED, f"block_{reader}"):
                 return nothing
-            if inner[0] == "gate_weights":
-                return nothing.at[sources.index(source)].set(1)
+            if "gate_weights" in (owner, *inner):
+                return nothing.at[layout.place(self.after, owner, edge)].set(1)
             return jnp.ones_like(leaf) if inner[0] == f"from_{source}" else nothing
 
         found: dict[str, Any] = jax.tree_util.tree_map_with_path(mark, parameters)
@@ -128,13 +117,13 @@ class Superset:
                 "its own, as 'per_edge' gives to each",
             )
         if self.after.weights != "by_distance":
-            place = self.after.topology.sources(reader).index(source)
+            place = layout.place(self.after, block, edge)
             own["gate_weights"] = own["gate_weights"].at[place].set(closed)
             return
         distance = reader - source
         if distance in self.before.distances:
             raise _no_silence(edge, f"others of distance {distance} share its weight")
-        place = self.after.distances.index(distance)
+        place = layout.place(self.after, layout.SHARED, edge)
         parameters["gate_weights"] = parameters["gate_weights"].at[place].set(closed)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
+from dresnet_jax.connections import layout
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.connections.superset import Edge, superset
 from dresnet_jax.data.pipeline import Batch
@@ -84,12 +84,7 @@ def shrunk(
         if not of_connections or found.shape == fresh.shape:
             return found
         owner = of_connections.partition("/")[0]
-        if owner == "gate_weights":
-            places = [spec.distances.index(d) for d in smaller.distances]
-        else:
-            reader = int(owner.removeprefix("block_"))
-            places = [before.sources(reader).index(k) for k in after.sources(reader)]
-        return found[np.asarray(places)]
+        return found[layout.places(smaller, spec, owner)]
 
     return changes.made(
         network,
