@@ -132,7 +132,7 @@ class Command:
                 print(self._help(), flush=True)
                 return 0
             numbers = [signal.SIGTERM] if self._resumes else []
-            with signals.handled(numbers, _end_by_sigterm):
+            with signals.handled(numbers, _end_by_sigterm), signals.interruptible():
                 self._main(*self._parse(argv))
         except UserError as error:
             return _failed(f"error: {error}", 2)

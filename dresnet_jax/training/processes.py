@@ -257,7 +257,7 @@ def stop_signals() -> Iterator[Stop]:
 
     def handle(number: int, _: object) -> None:
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, signals.interrupt)
         stop.on_signal(number)
 
     with signals.handled(numbers, handle):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from configs import digits
-from dresnet_jax.structure.evolution.evolution import evolution, population, space
+from dresnet_jax.structure.evolution import evolution, population, space
 
 SEEDS, MEMBERS = 10, 8
 
