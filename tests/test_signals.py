@@ -10,6 +10,14 @@ import pytest
 from dresnet_jax import signals
 
 
+@pytest.fixture(autouse=True)
+def default_handler():
+    """Python's, which a shell's background job has not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000):  # Python handles it between two of these.
@@ -41,12 +49,9 @@ def test_ctrl_c_in_a_callback_of_the_collector_comes_after_it():
 
 
 def test_a_signal_that_is_ignored_stays_so():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with signals.interruptible():
-            press_ctrl_c()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals.interruptible():
+        press_ctrl_c()
 
 
 def test_nothing_changes_outside_the_main_thread():
