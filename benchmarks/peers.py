@@ -18,7 +18,7 @@ Steps = Mapping[str, Mapping[str, Callable[[], object]]]
 def of(
     config: ml_collections.ConfigDict, model: str | None, target: str
 ) -> tuple[Schemes, Steps]:
-    """Returns schemes to measure in the place of ours, and steps with ours.
+    """Returns schemes to measure instead of ours, and steps to measure with ours.
 
     Args:
       config: of a run; image size, batch, width and classes are read from it.

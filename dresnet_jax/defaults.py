@@ -3,7 +3,7 @@
 import copy
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -360,6 +360,16 @@ def get_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def fields(tree: Any, group: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the path, after `group`, and the value of each field that is no group."""
+    for name in tree:
+        value = tree[name]
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from fields(value, f"{group}{name}.")
+        else:
+            yield group + name, value
+
+
 def replace(
     config: ml_collections.ConfigDict, values: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
@@ -380,7 +390,7 @@ def replace(
             raise KeyError(path)
         try:
             group[name] = value
-        except TypeError:  # A list in the place of a word, say.
+        except TypeError:  # Such as a list for a word.
             with changed.ignore_type():
                 group[name] = value
     return changed.lock()

@@ -4,12 +4,12 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError, unknown
 
 
@@ -84,18 +84,8 @@ def _check_field(tree: ml_collections.ConfigDict, field: str) -> None:
 
 def elsewhere(tree: ml_collections.ConfigDict | None, field: str) -> list[str]:
     """Returns the paths of up to three fields of a config that end like this one."""
-    return [path for path in _paths(tree or {}) if f".{path}".endswith(f".{field}")][:3]
-
-
-def _paths(tree: Any, before: str = "") -> Iterator[str]:
-    """The path of every field of a config that is no group."""
-    for name in tree:
-        # Not items(), which would resolve what a field refers to.
-        node = tree[name]
-        if isinstance(node, ml_collections.ConfigDict):
-            yield from _paths(node, f"{before}{name}.")
-        else:
-            yield before + name
+    paths = (path for path, _ in defaults.fields(tree or {}))
+    return [path for path in paths if f".{path}".endswith(f".{field}")][:3]
 
 
 def choices(near: Path = Path("configs")) -> str:

@@ -5,7 +5,7 @@
     python -m dresnet_jax.predict --exported=exported image.png
     python -m dresnet_jax.predict --workdir=runs/exits --early_exit photos/
 
---exported takes what dresnet_jax.export wrote in the place of a run.
+--exported takes what dresnet_jax.export wrote instead of a run.
 
 A network with exits answers early with --early_exit, by the thresholds that evaluate
 fitted, or with --within_ms, at the deepest exit that this machine reaches in this many

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -269,8 +269,8 @@ def _changed(
       UserError: a field does not exist, or has another type.
     """
     config = copy.deepcopy(base).unlock()
-    for path, value in _fields(changes):
-        *groups, field = path
+    for path, value in defaults.fields(changes):
+        *groups, field = path.split(".")
         node = config
         for group in groups:
             if group not in node:
@@ -281,16 +281,5 @@ def _changed(
         try:
             node[field] = value
         except TypeError as error:
-            name = ".".join(path)
-            raise UserError(f"{where}.{name} = {value!r}: {error}") from error
+            raise UserError(f"{where}.{path} = {value!r}: {error}") from error
     return config.lock()
-
-
-def _fields(
-    tree: ml_collections.ConfigDict, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in tree.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _fields(value, (*path, name))
-        else:
-            yield (*path, name), value

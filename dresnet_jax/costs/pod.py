@@ -234,7 +234,7 @@ def make(
     Args:
       config: of the run.
       target: its chips.
-      batch_per_chip: in the place of the config's batch; None for that.
+      batch_per_chip: instead of the config's batch; None for that.
 
     Raises:
       UserError: a value is wrong, or the compiler of the target is missing.

@@ -71,7 +71,7 @@ def _without_norms(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
 def _opened(
     spec: ConnectionSpec, channels: tuple[int, ...], parameters: Tree
 ) -> tuple[ConnectionSpec, dict[str, Any]]:
-    """The connections with F(w) in the place of w."""
+    """The connections with F(w) instead of w."""
     module = Connections(spec, channels)
     openings: Any = module.apply({"params": parameters}, method=Connections.openings)
     each = "per_channel" if spec.weights == "per_channel" else "per_edge"

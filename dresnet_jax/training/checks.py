@@ -1,11 +1,10 @@
 """Checks of a config's values, before anything is made of them."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import ml_collections
 
+from dresnet_jax import defaults
 from dresnet_jax.data import catalog
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.ranges import RANGES
@@ -17,7 +16,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: a number is not finite, above what arrays count, or out of its range.
     """
-    for path, value in _fields(config, ""):
+    for path, value in defaults.fields(config):
         several = value if isinstance(value, list | tuple) else (value,)
         for number in several:
             is_huge = isinstance(number, int) and not abs(number) < 2**32
@@ -69,14 +68,6 @@ def num_steps(train: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
             f"must be in {RANGES['train.num_steps']}."
         )
     return number
-
-
-def _fields(group: ml_collections.ConfigDict, path: str) -> Iterator[tuple[str, Any]]:
-    for name, value in group.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _fields(value, f"{path}{name}.")
-        else:
-            yield path + name, value
 
 
 def _within(value: float, interval: str) -> bool:

@@ -249,7 +249,7 @@ class Experiment:
         )
 
     def gate_values(self, current: TrainState) -> gate_values.GateValues:
-        """Returns F(w) of every edge, as evaluated: {reader: {source: opening}}."""
+        """Returns F(w) of every edge, as evaluated: {reader: {source: F(w)}}."""
         spec = self.model.spec
         parameters = current.eval_params.get("connections", {})
         return gate_values.of(spec.connections, spec.channels, parameters)

@@ -38,7 +38,7 @@ def report(
       directory: the run directory.
       splits: its data.
       state: of the last step.
-      growth: what is reported of a network that has grown, in the place of how far its
+      growth: what is reported of a network that has grown, instead of how far its
         gates moved: its blocks may have other numbers than at the start.
     """
     step, evaluate = experiment.num_steps, Evaluator(experiment)

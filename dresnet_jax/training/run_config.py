@@ -11,7 +11,7 @@ from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 
 CONFIG = "config.json"
-# Axes of the devices, in the place of those that the run had.
+# Axes of the devices, instead of those that the run had.
 _ANY_DEVICES = {"replica": None, "data": None, "fsdp": 1}
 # Fields that decide where batches and the state are and how fast, but not what is in
 # them: a run may continue with others.
