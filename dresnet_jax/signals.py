@@ -31,6 +31,19 @@ def handled(
 
 
 @contextlib.contextmanager
+def put_off(number: int) -> Iterator[None]:
+    """Has a signal wait until the block ends.
+
+    Threads that are older than the block may still take it, and younger ones never do.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Sees to it that Ctrl-C, where it raises KeyboardInterrupt, is never lost."""
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -14,10 +14,12 @@ wrong value, 75 told to stop (SIGTERM) and saved, 124 ended by --watchdog, 130 C
 import contextlib
 import functools
 import os
+import signal
 import sys
 
 from absl import flags
 
+from dresnet_jax import signals
 from dresnet_jax.commands import cli
 from dresnet_jax.training import run_config
 
@@ -56,11 +58,22 @@ _PROFILE = command.flag(
 )
 
 
+def _meet() -> None:
+    from dresnet_jax.training import processes
+
+    process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    processes.join(*process, _JOIN_TIMEOUT.value, os.environ)
+
+
 @command.main
 def main() -> None:
     """Trains, draws, prints."""
     config, directory = command.config(), command.workdir()
     profile = cli.steps_range("profile", _PROFILE.value)
+
+    # Of processes that ended before they met, the others would know nothing.
+    with signals.put_off(signal.SIGTERM):
+        _meet()
 
     import jax
 
@@ -71,8 +84,6 @@ def main() -> None:
     from dresnet_jax.training import experiment, loop, processes, watching, workdir
 
     command.use_compilation_cache()
-    process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    processes.join(*process, _JOIN_TIMEOUT.value, os.environ)
     if jax.process_count() > 1:
         processes.say(processes.description())
     if not command.flags.overwrite:

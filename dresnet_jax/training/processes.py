@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 # After the time-out, until JAX's own, seconds.
 _GRACE = 60
+
+# Of a process that is told to stop, with others that are still to come, seconds.
+_PATIENCE = 10
 
 # Of an error's text that process 0 hands to the others, bytes.
 _TEXT_SIZE = 1000
@@ -72,9 +76,8 @@ def join(
             f"--num_processes={num_processes} above 0."
         )
     where = f" at {coordinator}" if coordinator else ""
-    late = threading.Timer(timeout, _end, [f"Not all processes met{where}"])
-    late.daemon = True
-    late.start()
+    met = threading.Event()
+    threading.Thread(target=_wait_for, args=(met, timeout, where), daemon=True).start()
     found = _open_mpi_5(environment) if missing else None
     if found:
         coordinator, num_processes, process_id = found
@@ -96,12 +99,21 @@ def join(
         if not missing or "coordinator_address should be defined" not in str(error):
             raise UserError(f"The processes cannot meet: {error}") from error
     finally:
-        late.cancel()
+        met.set()
 
 
-def _end(reason: str) -> None:
-    print(f"error: {reason} within --join_timeout.", file=sys.stderr, flush=True)
-    os._exit(RunFailedError.exit_code)
+def _wait_for(met: threading.Event, timeout: int, where: str) -> None:
+    """Ends the process where the others do not come, or not soon after a SIGTERM."""
+    deadline, is_told = time.monotonic() + timeout, False
+    while not met.wait(0.5):
+        if not is_told and signal.SIGTERM in signal.sigpending():
+            deadline, is_told = min(deadline, time.monotonic() + _PATIENCE), True
+        if time.monotonic() > deadline:
+            error = f"Not all processes met{where} within --join_timeout."
+            if is_told:
+                error = "told to stop: the same command resumes."
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(PREEMPTED_EXIT_CODE if is_told else RunFailedError.exit_code)
 
 
 def _open_mpi_5(environment: Mapping[str, str]) -> tuple[str, int, int] | None:

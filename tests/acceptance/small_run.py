@@ -43,15 +43,18 @@ def start_processes(count, devices, *arguments, workdir):
     """Starts a training of several processes on this machine."""
 
     def words(coordinates):
-        coordinator, processes, process = coordinates
         return (
             *("-m", "dresnet_jax.train", *arguments, f"--workdir={workdir}"),
-            f"--coordinator={coordinator}",
-            f"--num_processes={processes}",
-            f"--process_id={process}",
+            *process_flags(coordinates),
         )
 
     return start_processes_of(count, words, devices=devices)
+
+
+def process_flags(coordinates):
+    """The flags that tell a process of train who it is."""
+    names = "coordinator", "num_processes", "process_id"
+    return [f"--{name}={x}" for name, x in zip(names, coordinates, strict=True)]
 
 
 def start_processes_of(count, words, *, devices):

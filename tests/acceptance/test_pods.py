@@ -20,6 +20,7 @@ from tests.acceptance.small_run import (
     final_state,
     finish,
     last_step,
+    process_flags,
     start_processes,
     start_processes_of,
     timeless_lines,
@@ -354,18 +355,16 @@ def test_a_workdir_that_not_all_see_is_one_clear_line(tmp_path):
         place.mkdir()
 
     def words(coordinates):
-        coordinator, count, number = coordinates
+        place = places[coordinates[-1]]
         program = (
             f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); "
-            f"os.chdir({str(places[number])!r}); from dresnet_jax import train; "
+            f"os.chdir({str(place)!r}); from dresnet_jax import train; "
             "sys.exit(train.command.run(['train', *sys.argv[1:]]))"
         )
         config = f"--config={ROOT / 'configs' / 'digits.py'}"
         return (
             *("-c", program, config, *SMALL[1:], "--workdir=run"),
-            f"--coordinator={coordinator}",
-            f"--num_processes={count}",
-            f"--process_id={number}",
+            *process_flags(coordinates),
         )
 
     for _, errors in finish(start_processes_of(2, words, devices=1), code=2):

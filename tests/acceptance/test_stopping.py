@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from tests.acceptance import small_run, soak
 from tests.conftest import SMALL, run_command, start_python
 
 SHORT = (*SMALL, "--config.train.num_steps=3")
@@ -12,7 +13,6 @@ SHORT = (*SMALL, "--config.train.num_steps=3")
 PROGRAM = """
 import sys, time
 from dresnet_jax import train
-from dresnet_jax.training import checkpointing, loop, reporting
 
 def held(module, name, seconds=30):
     function = getattr(module, name)
@@ -23,12 +23,18 @@ def held(module, name, seconds=30):
     setattr(module, name, waits)
 
 place = sys.argv.pop(1)
-if place == "before the first step":
-    held(loop, "open_data")
-elif place == "in the report":
-    held(reporting, "report")
+if place == "before they meet":
+    held(train, "_meet", 2)
 else:
-    held(checkpointing.Checkpoints, "save_last", 2)
+    # Imports JAX, whose threads take signals if they are older than the command.
+    from dresnet_jax.training import checkpointing, loop, reporting
+
+    if place == "before the first step":
+        held(loop, "open_data")
+    elif place == "in the report":
+        held(reporting, "report")
+    else:
+        held(checkpointing.Checkpoints, "save_last", 2)
 sys.exit(train.command.run(["train", *sys.argv[1:]]))
 """
 
@@ -37,13 +43,17 @@ def stopped(place, directory, count=1):
     """The exit code of a training that is told to stop at some place, and its words."""
     arguments = (*SHORT, f"--workdir={directory}")
     process = start_python("-c", PROGRAM, place, *arguments)
-    for line in process.stdout:
-        if line.startswith("HERE"):
-            break
+    wait_until_it_stands(process)
     for _ in range(count):
         process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors
+
+
+def wait_until_it_stands(process):
+    for line in process.stdout:
+        if line.startswith("HERE"):
+            break
 
 
 @pytest.mark.parametrize("place", ["before the first step", "in the report"])
@@ -66,3 +76,35 @@ def test_a_second_sigterm_cuts_no_save(tmp_path):
     code, errors = stopped("in a save", directory, count=2)
     assert code in (0, 75), errors
     assert (directory / "checkpoints" / "3").exists()
+
+
+def test_a_signal_to_one_process_before_they_meet_stops_both(tmp_path):
+    directory = tmp_path / "run"
+    processes = start_two(directory)
+    for process in processes:
+        wait_until_it_stands(process)
+    processes[1].send_signal(signal.SIGTERM)
+    small_run.finish(processes, code=75)
+    assert soak.finished(directory)
+
+
+def test_a_process_whose_others_do_not_come_stops_soon(tmp_path):
+    directory = tmp_path / "run"
+    processes = start_two(directory)
+    processes[1].kill()
+    processes[1].communicate()
+    wait_until_it_stands(processes[0])
+    processes[0].send_signal(signal.SIGTERM)
+    (_, errors), *_ = small_run.finish(processes[:1], code=75)
+    assert errors.endswith("error: told to stop: the same command resumes.\n")
+
+
+def start_two(directory):
+    """Starts two processes that stand still before they meet."""
+    arguments = (*SHORT, f"--workdir={directory}")
+
+    def words(coordinates):
+        flags = small_run.process_flags(coordinates)
+        return ("-c", PROGRAM, "before they meet", *arguments, *flags)
+
+    return small_run.start_processes_of(2, words, devices=1)
