@@ -23,7 +23,7 @@ setup: $(VENV)/installed  ## Prepares .venv.
 demo: setup  ## Trains a DResNet on real images of digits, in runs/demo.
 	$(BIN)/python -m dresnet_jax.train --config=configs/digits.py --workdir=runs/demo
 
-# Three workers on two cores, since some tests wait: 5:16 with two, 4:39 with three.
+# Three workers on two cores, since some tests wait.
 test: check  ## Runs every check: format, lint, types, tests.
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" --durations=25
 

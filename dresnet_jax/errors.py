@@ -9,6 +9,9 @@ T = TypeVar("T")
 # Of a command that was told to stop and resumes where it is called again (EX_TEMPFAIL).
 PREEMPTED_EXIT_CODE = 75
 
+# What such a command says where nothing was under way that had to be saved.
+STOPPED_LINE = "error: told to stop: the same command resumes.\n"
+
 
 def printable(text: str) -> str:
     """Returns a text in one line, without what would control a terminal."""

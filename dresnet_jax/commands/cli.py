@@ -24,6 +24,7 @@ from dresnet_jax import signals
 from dresnet_jax.commands import config_files
 from dresnet_jax.errors import (
     PREEMPTED_EXIT_CODE,
+    STOPPED_LINE,
     RunFailedError,
     UserError,
     printable,
@@ -247,7 +248,7 @@ def _end_by_sigterm(*_: object) -> None:
     """
     # Not by print, which may be under way; nor by an exception, which a callback of JAX
     # may lose.
-    os.write(2, b"error: told to stop: the same command resumes.\n")
+    os.write(2, STOPPED_LINE.encode())
     os._exit(PREEMPTED_EXIT_CODE)
 
 

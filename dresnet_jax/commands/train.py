@@ -71,7 +71,7 @@ def main() -> None:
     config, directory = command.config(), command.workdir()
     profile = cli.steps_range("profile", _PROFILE.value)
 
-    # Of processes that ended before they met, the others would know nothing.
+    # A process that ended before all have met would leave the others waiting for it.
     with signals.put_off(signal.SIGTERM):
         _meet()
 

@@ -16,7 +16,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from dresnet_jax import signals
-from dresnet_jax.errors import PREEMPTED_EXIT_CODE, RunFailedError, UserError
+from dresnet_jax.errors import (
+    PREEMPTED_EXIT_CODE,
+    STOPPED_LINE,
+    RunFailedError,
+    UserError,
+)
 from dresnet_jax.training import sharding
 
 T = TypeVar("T")
@@ -24,7 +29,7 @@ T = TypeVar("T")
 # After the time-out, until JAX's own, seconds.
 _GRACE = 60
 
-# Of a process that is told to stop, with others that are still to come, seconds.
+# How long a process that was told to stop waits for the others, seconds.
 _PATIENCE = 10
 
 # Of an error's text that process 0 hands to the others, bytes.
@@ -109,10 +114,9 @@ def _wait_for(met: threading.Event, timeout: int, where: str) -> None:
         if not is_told and signal.SIGTERM in signal.sigpending():
             deadline, is_told = min(deadline, time.monotonic() + _PATIENCE), True
         if time.monotonic() > deadline:
-            error = f"Not all processes met{where} within --join_timeout."
-            if is_told:
-                error = "told to stop: the same command resumes."
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            late = f"error: Not all processes met{where} within --join_timeout.\n"
+            sys.stderr.write(STOPPED_LINE if is_told else late)
+            sys.stderr.flush()
             os._exit(PREEMPTED_EXIT_CODE if is_told else RunFailedError.exit_code)
 
 
