@@ -13,10 +13,6 @@ from dresnet_jax.connections import gates, stacked, weighted_sum
 from dresnet_jax.connections.outputs import BlockOutputs
 from dresnet_jax.connections.spec import ConnectionSpec
 
-# Leaf names of what a gate is made of: these take no weight decay and may have a
-# learning rate of their own.
-GATE_PARAMETERS = ("gate_weights", "gate_sharpness")
-
 
 class Connections(nn.Module):
     """The learned connections of a network.
@@ -31,6 +27,14 @@ class Connections(nn.Module):
 
     spec: ConnectionSpec
     channels: tuple[int, ...]
+
+    @staticmethod
+    def architecture(parameters: Any) -> Any:
+        """Marks the gates among the parameters of a `Connections`."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[-1].key in ("gate_weights", "gate_sharpness"),
+            parameters,
+        )
 
     def setup(self) -> None:
         """Creates a `block_<i>` for each reader, and what several readers share."""

@@ -17,6 +17,7 @@ from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.exits import EXITS, Confidence, Fusion, with_scaled_gradient
 from dresnet_jax.models.heads import Classifier
+from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.stems import STEMS
 
 
@@ -255,6 +256,27 @@ class Part(_Network):
             logits=() if spec.exits.fusion == "none" else tuple(logits),
         )
         return carried, answer, self._score(blocks[-1], answer, outputs.last)
+
+
+def architecture(spec: BackboneSpec, params: Any) -> Any:
+    """Marks the parameters that say what a network is: its gates and its mixtures.
+
+    These take no weight decay and have a learning rate of their own, or are searched.
+
+    Args:
+      spec: what the network is.
+      params: of its `Backbone`, or anything of the same structure.
+
+    Returns:
+      As `params`, with booleans for leaves.
+    """
+    marks = jax.tree.map(lambda _: False, params)
+    if "connections" in params:
+        marks["connections"] = Connections.architecture(params["connections"])
+    for i in spec.mixed:
+        if (block := f"block_{i}") in params:
+            marks[block] = MixedBlock.architecture(params[block])
+    return marks
 
 
 def with_form(model: Backbone, form: str) -> Backbone:

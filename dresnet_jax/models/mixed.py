@@ -1,6 +1,7 @@
 """The mixed block: several operations, of which training finds the weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,14 @@ class MixedBlock(Block):
     y = activate(shortcut(x) + sum_o p_o F_o(x)). With a single operation there are no
     weights: this is the block that is left of a mixed one.
     """
+
+    @staticmethod
+    def architecture(parameters: Any) -> Any:
+        """Marks the operations' weights, or a router's keys, among its parameters."""
+        marks = jax.tree.map(lambda _: False, parameters)
+        if "mixture" in marks:
+            marks["mixture"]["gate_weights"] = True
+        return marks
 
     @property
     def residual(self) -> ResidualScale:

@@ -15,7 +15,7 @@ import optax
 from dresnet_jax.data.pipeline import Batch, derive_key
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models.backbone_spec import BackboneSpec
-from dresnet_jax.training import optimizer, steps
+from dresnet_jax.training import steps
 from dresnet_jax.training.state import TrainState
 
 ORDERS = dict.fromkeys(("first", "second"))
@@ -29,10 +29,12 @@ class Optimizers(NamedTuple):
     Attributes:
       network: of all but the architecture.
       architecture: of it alone.
+      is_architecture: marks its parameters.
     """
 
     network: optax.GradientTransformation
     architecture: optax.GradientTransformation
+    is_architecture: Callable[[Any], Any]
 
     @property
     def joined(self) -> optax.GradientTransformation:
@@ -79,6 +81,7 @@ def check(config: ml_collections.ConfigDict, spec: BackboneSpec) -> None:
 def optimizers(
     network: optax.GradientTransformation,
     learning_rate: float,
+    is_architecture: Callable[[Any], Any],
     is_frozen: Callable[[Any], Any] | None = None,
 ) -> Optimizers:
     """Returns those of a search.
@@ -86,16 +89,18 @@ def optimizers(
     Args:
       network: what the network would learn by alone.
       learning_rate: of the architecture.
+      is_architecture: marks its parameters.
       is_frozen: marks what of the architecture is not trained; None for nothing.
     """
     nothing = optax.set_to_zero()
     adam = optax.adam(learning_rate, b1=_BETAS[0], b2=_BETAS[1])
-    own = optax.partition({True: adam, False: nothing}, optimizer.is_gate)
+    own = optax.partition({True: adam, False: nothing}, is_architecture)
     if is_frozen is not None:
         own = optax.chain(own, optax.masked(nothing, is_frozen))
     return Optimizers(
-        network=optax.chain(optax.masked(nothing, optimizer.is_gate), network),
+        network=optax.chain(optax.masked(nothing, is_architecture), network),
         architecture=own,
+        is_architecture=is_architecture,
     )
 
 
@@ -103,6 +108,7 @@ def gradient(
     own_loss: Callable[[Any], jax.Array],
     other_loss: Callable[[Any], jax.Array],
     params: Any,
+    is_architecture: Any,
     rate: jax.Array | float | None,
 ) -> Any:
     """Computes the gradient of the other examples' loss, for the architecture.
@@ -114,12 +120,12 @@ def gradient(
       own_loss: of the network's examples, by all parameters.
       other_loss: of the architecture's examples, by all parameters.
       params: architecture a and network w.
+      is_architecture: as `params`, marks those of a.
       rate: of the network's step; None for first order.
 
     Returns:
       As `params`; what it holds for w is not the gradient of w.
     """
-    is_gate = optimizer.is_gate(params)
 
     def looked_ahead(given: Any) -> jax.Array:
         if rate is None:
@@ -128,7 +134,7 @@ def gradient(
         return other_loss(
             jax.tree.map(
                 lambda is_own, x, d: x if is_own else x - rate * d,
-                is_gate,
+                is_architecture,
                 given,
                 found,
             )
@@ -182,6 +188,7 @@ def step(
         lambda params: loss(params, batch),
         lambda params: loss(params, other),
         state.params,
+        optimizers.is_architecture(state.params),
         rate and rate(state.step),
     )
     of_network, before = state.opt_state
@@ -205,7 +212,7 @@ def step(
         memory = jax.tree.map(kept, memory, before)
         params = jax.tree.map(
             lambda is_own, new, old: kept(new, old) if is_own else new,
-            optimizer.is_gate(state.params),
+            optimizers.is_architecture(state.params),
             after.params,
             state.params,
         )

@@ -17,7 +17,7 @@ from dresnet_jax.connections import gate_values
 from dresnet_jax.data import calls, catalog, lookup, pipeline, sources
 from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError, pick
-from dresnet_jax.models import counting, zoo
+from dresnet_jax.models import backbone, counting, zoo
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training import (
     alternating,
@@ -369,9 +369,11 @@ def _build(
         num_examples = chosen.count
     steps_per_epoch = recipe.steps_per_epoch(num_examples)
     num_steps = checks.num_steps(config.train, steps_per_epoch)
+    is_gate = functools.partial(backbone.architecture, model.spec)
     learner = optimizer.build(
         config.optimizer,
         num_steps,
+        is_gate,
         optimizer.event_steps(config.growth, steps_per_epoch),
         config.growth.warmup_steps,
     )
@@ -379,7 +381,9 @@ def _build(
     if share:
         frozen = functools.partial(optimizer.frozen, config.optimizer)
         is_frozen = frozen if config.optimizer.freeze else None
-        both = alternating.optimizers(learner, config.search.learning_rate, is_frozen)
+        both = alternating.optimizers(
+            learner, config.search.learning_rate, is_gate, is_frozen
+        )
     return Experiment(
         config=config,
         dataset=dataset,

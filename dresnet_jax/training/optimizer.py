@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dresnet_jax.connections.module import GATE_PARAMETERS
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.training import leaves
 
@@ -18,6 +17,7 @@ from dresnet_jax.training import leaves
 def build(
     config: ml_collections.ConfigDict,
     num_steps: int,
+    is_gate: Callable[[Any], Any],
     events: Sequence[int] = (),
     warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
@@ -26,6 +26,7 @@ def build(
     Args:
       config: the `optimizer` part of a config.
       num_steps: the run's length, over which the learning rate falls to 0.
+      is_gate: marks the parameters that the gates' learning rate acts on.
       events: steps after which the network changes.
       warmup_steps: after each event, in which the learning rate rises from 0 again.
 
@@ -97,12 +98,9 @@ def _gate_scale(
 
 def is_kernel(params: Any) -> Any:
     """Marks the leaves that weight decay acts on: no norm, bias, gate or sharpness."""
-    return _named(params, ("kernel",))
-
-
-def is_gate(params: Any) -> Any:
-    """Marks the leaves that the gate multiplier acts on."""
-    return _named(params, GATE_PARAMETERS)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key == "kernel", params
+    )
 
 
 def frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
@@ -120,12 +118,6 @@ def without_gradients(config: ml_collections.ConfigDict, params: Any) -> Any:
         lambda leaf, is_frozen: jax.lax.stop_gradient(leaf) if is_frozen else leaf,
         params,
         frozen(config, params),
-    )
-
-
-def _named(params: Any, names: tuple[str, ...]) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in names, params
     )
 
 

@@ -11,7 +11,7 @@ from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.mixture import Mixture
 from dresnet_jax.models.operations import OPERATIONS
 from dresnet_jax.models.residual import BlockSpec
-from dresnet_jax.training import optimizer, steps
+from dresnet_jax.training import steps
 
 SEEDS, STEPS, BATCH, SIDE, CHANNELS = 20, 300, 16, 8, 4
 ROUTER_STEPS = 500
@@ -47,9 +47,7 @@ def learned(student, seed, answers, rates):
     start, stream = jax.random.split(jax.random.key(seed + 1000))
     variables = student.init(start, noise(start), train=False)
     gates, rest = (optax.adam(rate) for rate in rates)
-    learner = optax.multi_transform(
-        {True: gates, False: rest}, lambda params: optimizer.is_gate(params)
-    )
+    learner = optax.multi_transform({True: gates, False: rest}, MixedBlock.architecture)
 
     def step(carry, i):
         params, batch_stats, memory = carry

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from dresnet_jax.models.layers import PENALTIES
+from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.operations import OPERATIONS
 from dresnet_jax.training import alternating, steps
 from tests.acceptance.test_free_mixed import (
@@ -31,7 +32,7 @@ def searched(student, seed, answers, order):
         jax.vmap(noise)(jax.random.split(key, BATCHES)) for key in (keys[0], keys[1])
     )
     variables = student.init(keys[2], own[0], train=False)
-    both = alternating.optimizers(optax.adam(0.02), 0.05)
+    both = alternating.optimizers(optax.adam(0.02), 0.05, MixedBlock.architecture)
     rate = 0.02 if order == "second" else None
 
     def step(carry, i):
@@ -54,6 +55,7 @@ def searched(student, seed, answers, order):
             lambda params: loss(params, first)[0],
             lambda params: loss(params, second)[0],
             params,
+            both.is_architecture(params),
             rate,
         )
         updates, of_architecture = both.architecture.update(

@@ -9,14 +9,14 @@ import pytest
 
 from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
-from dresnet_jax.models import zoo
+from dresnet_jax.models import backbone, zoo
 from dresnet_jax.models.blocks import BasicBlock
 from dresnet_jax.models.layers import PENALTIES, Layers
 from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.mixture import Mixture, imbalance, straight_through
 from dresnet_jax.models.operations import OPERATIONS
 from dresnet_jax.models.residual import BlockSpec
-from dresnet_jax.training import optimizer
+from dresnet_jax.training import leaves, optimizer
 from tests.conftest import init
 
 CHANNELS = 4
@@ -224,9 +224,13 @@ def test_each_block_has_the_operations_that_the_config_names():
     params = init(model, jax.random.key(0), x, train=False)["params"]
     assert set(params["block_2"]) == {"pool", "deep", "mixture"}
     assert set(params["block_3"]) == {"identity", "shortcut"}
-    is_gate = optimizer.is_gate(params)["block_2"]["mixture"]["gate_weights"]
-    decays = optimizer.is_kernel(params)["block_2"]["mixture"]["gate_weights"]
-    assert (is_gate, decays) == (True, False)
+    marks = leaves.by_name(backbone.architecture(model.spec, params))
+    marked = {name for name, mark in marks.items() if mark}
+    assert marked == {"block_2/mixture/gate_weights"}
+    assert not optimizer.is_kernel(params)["block_2"]["mixture"]["gate_weights"]
+    # The name of a leaf alone marks nothing.
+    params["head"]["gate_weights"] = jnp.ones(())
+    assert not backbone.architecture(model.spec, params)["head"]["gate_weights"]
 
 
 @pytest.mark.parametrize(

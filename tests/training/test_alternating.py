@@ -16,7 +16,6 @@ from dresnet_jax.training import (
     experiment,
     leaves,
     loop,
-    optimizer,
 )
 
 
@@ -35,10 +34,11 @@ def test_the_gradient_is_that_of_the_formula():
         a, w = split(given)
         return (a * w) ** 2 / 2
 
+    marks = {"block": {"gate_weights": True, "kernel": False}}
     a, w, r = 2.0, 3.0, 0.1
     ahead = w - r * (w - a)
     found = {
-        rate: float(split(alternating.gradient(own, other, params, rate))[0])
+        rate: float(split(alternating.gradient(own, other, params, marks, rate))[0])
         for rate in (None, 0.0, r)
     }
     np.testing.assert_allclose(found[None], a * w**2, rtol=1e-6)
@@ -111,7 +111,7 @@ def test_both_learn(config, order):
     for inputs, _ in parts.inputs.data(data.train, config.seed, parts.calls(0)):
         state, result = program(state, inputs)
     assert np.isfinite(result.loss).all()
-    is_gate = leaves.by_name(optimizer.is_gate(state.params))
+    is_gate = leaves.by_name(parts.optimizers.is_architecture(state.params))
     assert any(is_gate.values())
     for name, leaf in leaves.by_name(state.params).items():
         assert np.any(leaf != start[name]), f"{name} does not learn"
@@ -122,7 +122,7 @@ def test_neither_moves_the_other(config):
     params = parts.create_state().params
     grads = jax.tree.map(jnp.ones_like, params)
     both = parts.optimizers
-    is_gate = leaves.by_name(optimizer.is_gate(params))
+    is_gate = leaves.by_name(both.is_architecture(params))
     for name, part in (("network", both.network), ("architecture", both.architecture)):
         memory = part.init(params)
         update = jax.jit(part.update)

@@ -1,5 +1,7 @@
 """What decays, what has a rate of its own, and when the rate is what."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from configs import digits
 from dresnet_jax.errors import UserError
+from dresnet_jax.models import backbone
 from dresnet_jax.training import experiment, optimizer
 
 
@@ -17,15 +20,26 @@ def config(**fields):
     return made
 
 
-def params():
-    """Parameters of a small network with every kind of leaf."""
+def network():
+    """A small network with every kind of leaf."""
     run = digits.get_config()
     run.model.width = 4
     run.model.blocks_per_stage = (1, 1, 1)
     run.model.connections.gate = "gauss"
     run.model.connections.projection_bias = True
-    shapes = experiment.build(run).create_state(abstract=True).params
+    return experiment.build(run)
+
+
+def params():
+    """Its parameters."""
+    shapes = network().create_state(abstract=True).params
     return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+
+
+def build(made, num_steps, **events):
+    spec = network().model.spec
+    is_gate = functools.partial(backbone.architecture, spec)
+    return optimizer.build(made, num_steps, is_gate, **events)
 
 
 def by_name(tree):
@@ -38,7 +52,7 @@ def by_name(tree):
 
 def one_update(made, gradient, num_steps=100):
     """The first update that is not 0, all gradients being `gradient`."""
-    tx = optimizer.build(made, num_steps)
+    tx = build(made, num_steps)
     values = params()
     state = tx.init(values)
     gradients = jax.tree.map(lambda x: np.full_like(x, gradient), values)
@@ -80,7 +94,7 @@ def test_gates_and_sharpness_alone_have_the_multiplied_rate(name):
     ],
 )
 def test_gates_alone_are_frozen_where_the_config_says_so(fields, frozen):
-    tx = optimizer.build(config(warmup_fraction=0.0, **fields), num_steps=12)
+    tx = build(config(warmup_fraction=0.0, **fields), num_steps=12)
     values = params()
     state = tx.init(values)
     gradients = jax.tree.map(jnp.ones_like, values)
@@ -114,18 +128,18 @@ def test_the_rate_warms_up_and_falls_to_0():
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match="Did you mean 'adamw'"):
-        optimizer.build(config(name="adam"), 10)
+        build(config(name="adam"), 10)
 
 
 def test_gates_that_never_learn_are_refused():
     with pytest.raises(UserError, match="freeze the gates in the whole run"):
-        optimizer.build(config(gate_freeze_first=0.5, gate_freeze_last=0.5), 10)
+        build(config(gate_freeze_first=0.5, gate_freeze_last=0.5), 10)
 
 
 def test_the_rate_rises_again_behind_events():
-    one = {"head": {"kernel": jnp.ones(())}}
-    plain = optimizer.build(config(), 100)
-    warmed = optimizer.build(config(), 100, events=(20, 50), warmup_steps=10)
+    one = {"head": {"kernel": jnp.ones(())}, "connections": {}}
+    plain = build(config(), 100)
+    warmed = build(config(), 100, events=(20, 50), warmup_steps=10)
 
     def updates(learner):
         memory, found = learner.init(one), []
