@@ -200,9 +200,8 @@ def fashion_mnist():
     return str(directory)
 
 
-@pytest.fixture
-def small_config():
-    """A small DResNet on digits that trains for a few steps."""
+def small():
+    """The config of a small DResNet on digits that trains for a few steps."""
     config = digits.get_config()
     config.model.width = 4
     config.model.blocks_per_stage = (1, 1, 1, 1)
@@ -210,6 +209,12 @@ def small_config():
     config.train.log_every_steps = 5
     config.train.checkpoint_every_steps = 4
     return config
+
+
+@pytest.fixture
+def small_config():
+    """As `small`, for a test to change."""
+    return small()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from dresnet_jax.training import (
     watching,
     workdir,
 )
+from tests.conftest import small
 
 
 @pytest.fixture
@@ -34,8 +36,23 @@ def train(config, directory):
         return loop.run(parts, directory)
 
 
-def test_a_run_leaves_what_it_promises(small_config, directory):
-    report = train(small_config, directory)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of `small_config`, trained once and never changed, and its report."""
+    directory = epath.Path(tmp_path_factory.mktemp("finished") / "run")
+    return directory, train(small(), directory)
+
+
+@pytest.fixture
+def trained(finished, directory):
+    """A copy of that run in `directory`, and its report."""
+    whole, report = finished
+    shutil.copytree(whole, directory)
+    return report
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    directory, report = finished
     assert report == json.loads(
         (directory / "report.json").read_text(), object_hook=_int_keys
     )
@@ -93,19 +110,14 @@ def test_gates_that_hardly_move_raise_an_alarm(
     ids=str,
 )
 def test_input_pipelines_and_calls_change_nothing(
-    small_config, tmp_path, group, fields
+    small_config, finished, directory, group, fields
 ):
-    plain = train(small_config, epath.Path(tmp_path / "plain"))
+    whole, plain = finished
     small_config[group].update(fields)
-    directory = epath.Path(tmp_path / "other")
     other = train(small_config, directory)
     np.testing.assert_allclose(other["test_loss"], plain["test_loss"], rtol=1e-4)
     lines = [line for line in metrics.read(directory) if "train_loss" in line]
-    expected = [
-        line
-        for line in metrics.read(epath.Path(tmp_path / "plain"))
-        if "train_loss" in line
-    ]
+    expected = [line for line in metrics.read(whole) if "train_loss" in line]
     for line, plain_line in zip(lines, expected, strict=True):
         assert line["step"] == plain_line["step"]
         np.testing.assert_allclose(
@@ -121,18 +133,17 @@ def test_more_steps_a_call_than_a_log_line_are_refused(small_config):
         experiment.build(small_config)
 
 
-def test_a_run_resumes_with_another_input_pipeline(small_config, directory):
-    first = train(small_config, directory)
+def test_a_run_resumes_with_another_input_pipeline(small_config, trained, directory):
     small_config.data.mode = "streaming"
     small_config.data.num_threads = 2
     again = train(small_config, directory)
-    assert again["test_loss"] == first["test_loss"]
+    assert again["test_loss"] == trained["test_loss"]
     assert again["data"].startswith("streaming, 2 threads")
     assert run_config.read_config(directory).data.mode == "streaming"
 
 
-def test_tensorboard_has_the_same_scalars(small_config, directory):
-    train(small_config, directory)
+def test_tensorboard_has_the_same_scalars(finished):
+    directory, _ = finished
     (path,) = (directory / "tensorboard").iterdir()
     found = {}
     for event in _events(path.read_bytes()):
@@ -188,11 +199,10 @@ def test_gates_that_have_died_raise_an_alarm(
     assert ("gate_sharpness" in line) == dies
 
 
-def test_a_finished_run_only_reports_again(small_config, directory):
-    first = train(small_config, directory)
+def test_a_finished_run_only_reports_again(small_config, trained, directory):
     lines = (directory / "metrics.jsonl").read_bytes()
-    second = train(small_config, directory)
-    assert first == second
+    again = train(small_config, directory)
+    assert again == {**trained, "workdir": str(directory)}
     assert (directory / "metrics.jsonl").read_bytes() == lines
 
 
@@ -228,9 +238,9 @@ def test_a_run_of_a_billion_steps_starts_at_once(small_config):
         experiment.build(small_config)
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_checkpoint_of_another_run_is_refused(small_config, directory):
     """Put there by a person, or by another process."""
-    train(small_config, directory)
     other = directory.with_name("other")
     (directory / "report.json").unlink()
     small_config.seed = 1
@@ -244,9 +254,10 @@ def test_a_checkpoint_of_another_run_is_refused(small_config, directory):
         evaluation.open_run(other)
 
 
-def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(small_config, directory):
+def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(
+    small_config, trained, directory
+):
     """As one that an earlier version wrote."""
-    whole = train(small_config, directory)
     parts = experiment.build(small_config)
     state = checkpointing.restore(directory, parts.create_state(abstract=True), 8).state
     poisoned = state.replace(
@@ -256,7 +267,7 @@ def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(small_config, dire
     (directory / "checkpoints" / "12").rmtree()
     with checkpointing.Checkpoints(directory, checkpointing.Keep(3), {}) as checkpoints:
         checkpoints.save_last(9, poisoned)
-    assert train(small_config, directory)["test_loss"] == whole["test_loss"]
+    assert train(small_config, directory)["test_loss"] == trained["test_loss"]
     assert (directory / "damaged" / "9").exists()
 
 
