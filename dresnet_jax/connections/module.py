@@ -66,18 +66,13 @@ class Connections(nn.Module):
         if not sources:
             return outputs.last
         openings = self._openings(block)
-        projections = self._projections(block, sources)
+        projections = [self._projection(block, k) for k in sources]
         if self.is_mutable_collection("intermediates"):
-            carried = weighted_sum.carried(outputs, sources, openings, *projections)
+            carried = weighted_sum.carried(outputs, sources, openings, projections)
             self.sow("intermediates", f"carried_{block}", carried)
-        return self.sum_function(outputs, sources, openings, *projections)
-
-    @property
-    def sum_function(self) -> weighted_sum.WeightedSum:
-        """The function of one block's sum."""
-        # By `stacked`, only a block that is not like its neighbours asks for it.
-        form = "folded" if self.spec.form == "stacked" else self.spec.form
-        return weighted_sum.FORMS[form]
+        # By `stacked`, only a block that is not like its neighbours gets here.
+        weigh = weighted_sum.FORMS.get(spec.form, weighted_sum.folded)
+        return weigh(outputs, sources, openings, projections)
 
     def run(
         self, first: int, block: stacked.Block, parameters: Any, outputs: BlockOutputs
@@ -175,19 +170,8 @@ class Connections(nn.Module):
             sharpness = sharpness[:, None]
         return weights, sharpness
 
-    def _projections(
-        self, block: int, sources: Sequence[int]
-    ) -> tuple[weighted_sum.SomeArrays | None, ...]:
-        """The kernels, biases and narrowings of a block, as a weighted sum has them."""
-        found = [self._projection(block, k) for k in sources]
-        names = ("kernel", "bias", "narrowing") if self.spec.has_kernels else ()
-        return tuple([one.get(name) for one in found] for name in names)
-
     def _projection(self, block: int, source: int) -> Mapping[str, jax.Array]:
-        """What P_ik is made of: a kernel, and what comes before and after it, if any.
-
-        Empty if it only pools.
-        """
+        """What P_ik is made of, as a weighted sum takes it."""
         if self._has_own_projection(block, source):
             return self.blocks[str(block)][f"from_{source}"]
         match self.spec.shared_projections(block, source):
@@ -215,9 +199,9 @@ class Connections(nn.Module):
                     found[name] = self._init_projection, shape
                 case (narrowing, name):
                     rank = min(self.spec.projection_rank, shape[0])
-                    found[narrowing] = self._init_kernel, (shape[0], rank)
+                    found[narrowing] = _init_kernel, (shape[0], rank)
                     count = into[topology.input_stage(i)]
-                    found[name] = self._init_small, (rank, shape[1], count)
+                    found[name] = self._init_projection, (rank, shape[1], count)
         return found
 
     def _buffered(
@@ -319,26 +303,20 @@ class Connections(nn.Module):
                 )
         return parameters
 
-    def _init_kernel(
-        self, key: jax.Array, channels: int, out_channels: int
-    ) -> dict[str, jax.Array]:
-        shape = (channels, out_channels)
-        return {"kernel": nn.initializers.lecun_normal()(key, shape)}
-
-    def _init_small(
-        self, key: jax.Array, channels: int, out_channels: int, edges: int
-    ) -> dict[str, jax.Array]:
-        """A projection so small that what it adds through all its edges is not much."""
-        projection = self._init_projection(key, channels, out_channels)
-        return jax.tree.map(lambda x: x / edges, projection)
-
     def _init_projection(
-        self, key: jax.Array, channels: int, out_channels: int
+        self, key: jax.Array, channels: int, out_channels: int, edges: int = 1
     ) -> dict[str, jax.Array]:
-        projection = self._init_kernel(key, channels, out_channels)
+        """A projection; shared by many edges, so small that they do not add much."""
+        projection = _init_kernel(key, channels, out_channels)
+        if edges > 1:
+            projection["kernel"] /= edges
         if self.spec.has_biases:
             projection["bias"] = jnp.zeros(out_channels)
         return projection
+
+
+def _init_kernel(key: jax.Array, *shape: int) -> dict[str, jax.Array]:
+    return {"kernel": nn.initializers.lecun_normal()(key, shape)}
 
 
 def _run_plain(
