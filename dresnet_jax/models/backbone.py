@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from dresnet_jax.connections.module import Connections
 from dresnet_jax.connections.outputs import BlockOutputs
-from dresnet_jax.models import conditional, stems
+from dresnet_jax.models import conditional
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.exits import EXITS, Confidence, Fusion, with_scaled_gradient
@@ -33,8 +33,7 @@ class _Network(nn.Module):
 
     def _stem(self, images: jax.Array, *, train: bool) -> BlockOutputs:
         spec = self.spec
-        x = stems.run(
-            STEMS[spec.stem],
+        x = STEMS[spec.stem].run(
             spec.layers,
             spec.channels[0],
             images.astype(spec.layers.dtype),
@@ -73,7 +72,7 @@ class _Network(nn.Module):
                 continue
             for i in group:
                 if i not in spec.connections.topology.blocks:
-                    outputs.skip(self._output_shape(i, outputs.last))
+                    outputs.append(self._output_shape(i, outputs.last))
                     continue
                 x = connections(i, outputs)
                 outputs.append(self._run_one(i, x, train=train))
@@ -102,9 +101,8 @@ class _Network(nn.Module):
         return Confidence(name=f"confidence_{block}")(answer, x)
 
     def _block(self, i: int, **module: Any) -> nn.Module:
-        kind = BLOCKS[self.spec.block]
-        block = self.spec.blocks[i - 1]
-        return kind.make(block, self.spec.layers, **kind.settings, **module)
+        spec = self.spec
+        return BLOCKS[spec.block].make(spec.blocks[i - 1], spec.layers, **module)
 
     def _run_one(self, i: int, x: jax.Array, *, train: bool) -> jax.Array:
         """y_i of x_i, which is x_i itself for the examples that skip the block."""

@@ -10,7 +10,7 @@ import pytest
 from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
-from dresnet_jax.models.blocks import BasicBlock
+from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import PENALTIES, Layers
 from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.mixture import Mixture, imbalance, straight_through
@@ -93,7 +93,7 @@ def test_deep_alone_is_a_basic_block():
     alone = block("deep")
     variables = started(alone)
     of_basic = {group: tree["deep"] for group, tree in variables.items()}
-    basic = BasicBlock(BlockSpec(CHANNELS), Layers())
+    basic = BLOCKS["basic"].make(BlockSpec(CHANNELS), Layers())
     wanted = basic.apply(of_basic, images(), train=False)
     np.testing.assert_array_equal(alone.apply(variables, images(), train=False), wanted)
 
