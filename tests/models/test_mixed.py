@@ -107,7 +107,7 @@ def test_pooling_is_the_average_of_what_is_there():
 
 
 def test_the_temperature_falls_over_the_batches_of_training_alone():
-    module = block("conv3", "none", temperature=(1.0, 0.01), temperature_steps=4)
+    module = block("conv3", "none", temperature_end=0.01, temperature_steps=4)
     variables = with_weights(started(module), [0.1, 0.0])
     for step in range(6):
         weights = weights_of(run(module, variables)[1])
