@@ -25,9 +25,7 @@ _RESNETS = (
 )
 _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
     "torchvision": {
-        "basic": _RESNETS,
-        "bottleneck": _RESNETS,
-        "bottleneck_v1": _RESNETS,
+        "resnet": _RESNETS,
         "inverted": (
             ("stem/(conv|norm)", "features.0.{at}"),
             ("block/expand/(conv|norm)", "features.{i1}.conv.0.{at}"),
@@ -51,13 +49,13 @@ _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
     "timm": {
-        "bottleneck": (
+        "resnet": (
             *_RESNETS,
             ("block/attention/weights/reduce", "layer{s1}.{n}.se.fc1"),
             ("block/attention/weights/expand", "layer{s1}.{n}.se.fc2"),
             ("block/attention/Conv_0", "layer{s1}.{n}.se.conv"),
         ),
-        "preact_basic": (
+        "preact": (
             ("stem", "stem.conv"),
             (r"block/norm(\d)/norm", "stages.{s}.blocks.{n}.norm{0}"),
             (r"block/conv(\d)", "stages.{s}.blocks.{n}.conv{0}"),
@@ -92,7 +90,7 @@ _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
     "Hugging Face": {
-        "basic": (
+        "resnet": (
             ("stem/(conv|norm)", "resnet.embedder.embedder.{word}"),
             (r"block/conv(\d)/(conv|norm)", "{hf}.layer.{0_}.{word}"),
             ("block/shortcut/(conv|norm)", "{hf}.shortcut.{word}"),
@@ -121,13 +119,13 @@ _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
 }
-# Kinds of blocks whose names are those of another kind.
+# Kinds of blocks whose names are alike.
 _ALIKE = {
-    ("timm", "basic"): "bottleneck",
-    ("timm", "bottleneck_v1"): "bottleneck",
-    ("timm", "preact_bottleneck"): "preact_basic",
-    ("Hugging Face", "bottleneck"): "basic",
-    ("Hugging Face", "bottleneck_v1"): "basic",
+    "basic": "resnet",
+    "bottleneck": "resnet",
+    "bottleneck_v1": "resnet",
+    "preact_basic": "preact",
+    "preact_bottleneck": "preact",
 }
 SCHEMES = tuple(_SCHEMES)
 # Of a leaf; that of ConvNeXt's scale differs from library to library.
@@ -153,8 +151,7 @@ def name(scheme: str, spec: BackboneSpec, path: str) -> str | None:
       spec: of the network.
       path: such as params/block_3/conv1/conv/kernel, or batch_stats/stem/norm/mean.
     """
-    kind = _ALIKE.get((scheme, spec.block), spec.block)
-    rules = _SCHEMES[scheme].get(kind, ())
+    rules = _SCHEMES[scheme].get(_ALIKE.get(spec.block, spec.block), ())
     _, *modules, leaf = path.split("/")
     is_norm = modules[-1] == "norm"
     places: dict[str, Any] = {
