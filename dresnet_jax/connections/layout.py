@@ -23,16 +23,7 @@ def rows(spec: ConnectionSpec, owner: str) -> tuple[int, ...]:
 
 
 def places(few: ConnectionSpec, many: ConnectionSpec, owner: str) -> np.ndarray:
-    """Finds the rows of an owner's gates among those of connections with more edges.
-
-    Args:
-      few: some connections.
-      many: these and more.
-      owner: as of `rows`.
-
-    Returns:
-      The row in `many` of each row in `few`.
-    """
+    """Finds the row in `many` of each row of an owner's gates in `few`, its subset."""
     there = rows(many, owner)
     return np.asarray([there.index(row) for row in rows(few, owner)], np.int32)
 

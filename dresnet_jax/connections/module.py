@@ -51,7 +51,8 @@ class Connections(nn.Module):
             )
         if self._shares_weights:
             # The nearest source first, where the published start has its 1.
-            starts = jnp.full(len(spec.distances), self._start(*spec.topology.edges[0]))
+            start = spec.starting_weight(*spec.topology.edges[0])
+            starts = jnp.full(len(spec.distances), start)
             self.weights = self.param("gate_weights", self._init_weights, starts)
 
     def __call__(self, block: int, outputs: BlockOutputs) -> jax.Array:
@@ -97,20 +98,16 @@ class Connections(nn.Module):
         # The buffer: what is read from before, the base, and the blocks' outputs.
         before = sorted({k for _, k in edges if k < first - 1})
         buffered = (*before, *range(first - 1, blocks[-1]))
-        kernel, through_kernel = None, frozenset[int]()
-        if self.spec.has_kernels:
-            stage = topology.input_stage(first)
-            own = [
-                (i, k)
-                for i, k in edges
-                if topology.source_stage(k) == stage and self._projection(i, k)
-            ]
-            through_kernel = frozenset(k for _, k in own)
-            kernel = self._projection(*own[0])["kernel"] if own else None
+        stage = topology.input_stage(first)
+        own = [
+            (i, k)
+            for i, k in edges
+            if topology.source_stage(k) == stage and self._projection(i, k)
+        ]
+        through_kernel = frozenset(k for _, k in own)
+        kernel = self._projection(*own[0])["kernel"] if own else None
         openings = self._openings_of([i for i in blocks if topology.sources(i)])
-        offsets = None
-        if self.spec.has_biases:
-            offsets = self._offsets(blocks, edges, openings)
+        offsets = self._offsets(blocks, edges, openings)
 
         def shifted(given: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             one, offset = given
@@ -226,7 +223,7 @@ class Connections(nn.Module):
         """sum_k F(w_ik) b_k of each block, [blocks, channels]; None without biases."""
         names = [self.spec.shared_projections(i, k)[-1:] for i, k in edges]
         projected = [n for n, name in enumerate(names) if name]
-        if not projected:
+        if not projected or not self.spec.has_biases:
             return None
         order = sorted({names[n][0] for n in projected})
         rows = np.asarray([edges[n][0] - blocks.start for n in projected])
@@ -263,12 +260,6 @@ class Connections(nn.Module):
         needed = spec.topology.edges and gates.GATES[spec.gate].has_sharpness
         return bool(needed) and spec.sharpness_granularity in granularities
 
-    def _start(self, reader: int, source: int) -> float:
-        """The weight of an edge at the start; 0 where the published start draws it."""
-        if self.spec.opening == "published":
-            return 0.0
-        return self.spec.starting_weight(reader, source)
-
     def _init_weights(self, key: jax.Array, starts: jax.Array) -> jax.Array:
         """Starting weights, the nearest source first."""
         if self.spec.opening != "published":
@@ -284,8 +275,9 @@ class Connections(nn.Module):
             per_channel = spec.weights == "per_channel"
             shape = (len(sources), out_channels) if per_channel else (len(sources),)
             # Reversed, since the newest source is the last of a block's.
-            starts = jnp.asarray([self._start(block, k) for k in sources[::-1]])
-            starts = starts.reshape(-1, *[1] * (len(shape) - 1))
+            starts = jnp.asarray(
+                [spec.starting_weight(block, k) for k in sources[::-1]]
+            ).reshape(-1, *[1] * (len(shape) - 1))
             weights = self._init_weights(
                 jax.random.fold_in(key, len(sources)), jnp.broadcast_to(starts, shape)
             )
@@ -345,12 +337,8 @@ def _mixing(
 ) -> jax.Array:
     """The weight of each y_k in the input of each block, as `stacked.run` takes it.
 
-    Args:
-      blocks: the readers.
-      edges: (reader, source), whose openings are [edges] or [edges, channels].
-      openings: F(w) of the edges.
-      buffered: the k that stand in the buffer.
-      through_kernel: those of the second sum.
+    The openings are [edges] or [edges, channels]; `buffered` are the k that stand in
+    the buffer, and `through_kernel` those of the second sum.
     """
     sums = 2 if through_kernel else 1
     shape = (len(blocks), sums, len(buffered), *openings.shape[1:])

@@ -208,11 +208,10 @@ def average_pool(images: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
 def _pooling_matrix(n: int, m: int) -> np.ndarray:
     """[n, m]: column j averages the positions floor(jn/m) to ceil((j+1)n/m)."""
-    matrix = np.zeros((n, m), np.float32)
-    for j in range(m):
-        start, end = j * n // m, -(-(j + 1) * n // m)
-        matrix[start:end, j] = 1 / (end - start)
-    return matrix
+    j, positions = np.arange(m), np.arange(n)[:, None]
+    start, end = j * n // m, -(-(j + 1) * n // m)
+    is_read = (start <= positions) & (positions < end)
+    return (is_read / (end - start)).astype(np.float32)
 
 
 def _divides(small: tuple[int, ...], large: tuple[int, ...]) -> bool:

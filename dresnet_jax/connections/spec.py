@@ -125,13 +125,19 @@ class ConnectionSpec:
 
     def shared_projections(self, reader: int, source: int) -> tuple[str, ...]:
         """Names the projections that an edge shares with others, in their order."""
-        match self.projection:
-            case "per_stage":
-                return (self.topology.stage_projection(reader, source),)
-            case "between_stages" if self.topology.crosses_stages(reader, source):
-                narrowing = self.topology.stage_narrowing(source)
-                return narrowing, self.topology.stage_projection(reader, source)
+        start, end = map(self.topology.stage_name, (source, reader - 1))
+        name = f"{start}_to_{end.removeprefix('stage_')}"
+        if self.projection == "per_stage":
+            return (name,)
+        if self.projection == "between_stages" and start != end:
+            return f"{start}_narrowed", name
         return ()
+
+    @property
+    def projections(self) -> set[str]:
+        """The names of all projections that edges share."""
+        edges = self.topology.edges
+        return {name for edge in edges for name in self.shared_projections(*edge)}
 
     @property
     def gate_function(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -147,14 +153,9 @@ class ConnectionSpec:
         return self.opening == "bounded" and not self.topology.is_free
 
     @property
-    def has_kernels(self) -> bool:
-        """Whether any projection is more than pooling."""
-        return self.projection != "none"
-
-    @property
     def has_biases(self) -> bool:
         """Whether projections have a bias."""
-        return self.has_kernels and self.projection_bias
+        return self.projection != "none" and self.projection_bias
 
     def check(self, channels: Sequence[int]) -> None:
         """Checks that sources without a projection have the channels of their readers.
@@ -165,8 +166,8 @@ class ConnectionSpec:
         Raises:
           UserError: one has not.
         """
-        for i, k in () if self.has_kernels else self.topology.edges:
-            if channels[k] != channels[i - 1]:
+        for i, k in self.topology.edges:
+            if self.projection == "none" and channels[k] != channels[i - 1]:
                 raise UserError(
                     f"Projection 'none' cannot connect block {i}, whose input has "
                     f"{channels[i - 1]} channels, to block {k}, which gives "
@@ -177,17 +178,20 @@ class ConnectionSpec:
     def starting_weight(self, reader: int, source: int) -> float:
         """Returns the weight of an edge at the start, where that is an opening."""
         opening, gate = self.opening, gates.GATES[self.gate]
+        if opening == "published":
+            return 0.0  # Until it is drawn.
         if opening == "closed":
             assert gate.closed is not None
             return gate.closed
         if gate.compares_sources and not self._may_choose_none:
             opening = 0.5
-        if isinstance(opening, str):
+        if opening == "1/n^2":
+            opening = 1 / self.topology.num_blocks**2
+        if opening == "bounded":
             shared = self.weights == "by_distance"
             bare = shared or not self._is_projected(reader, source)
-            bounded = self._bounded_opening if bare else 0.5
-            few = 1 / self.topology.num_blocks**2
-            opening = bounded if opening == "bounded" else few
+            opening = self._bounded_opening if bare else 0.5
+        assert not isinstance(opening, str), "each name stands for a number"
         return gates.starting_weight(gate, opening, self.sharpness)
 
     def _is_projected(self, reader: int, source: int) -> bool:

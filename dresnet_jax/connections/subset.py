@@ -52,8 +52,7 @@ def subset(
         if f"block_{i}" in parameters
         and (own := _block(parameters[f"block_{i}"], spec, left, i))
     }
-    projections = {name for e in kept.edges for name in left.shared_projections(*e)}
-    found |= {name: parameters[name] for name in projections & parameters.keys()}
+    found |= {name: parameters[name] for name in left.projections & parameters.keys()}
     if kept.edges and "gate_sharpness" in parameters:
         found["gate_sharpness"] = parameters["gate_sharpness"]
     if kept.edges and "gate_weights" in parameters:
