@@ -143,9 +143,7 @@ class ConnectionSpec:
     def gate_function(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """(weights, sharpness) -> F(w) of one block's sources, as a `Gate`'s."""
         gate = gates.GATES[self.gate]
-        if gate.or_none is not None and self._may_choose_none:
-            return gate.or_none
-        return gate.function
+        return gate.or_none if gate.or_none and self._may_choose_none else gate.function
 
     @property
     def _may_choose_none(self) -> bool:

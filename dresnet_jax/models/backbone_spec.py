@@ -162,10 +162,8 @@ class BackboneSpec(Architecture):
     @property
     def mixed(self) -> dict[int, Mixture]:
         """Of the blocks, from 1, that have several operations."""
-        if self.block != "mixed":
-            return {}
-        found = {i: block.mixture for i, block in enumerate(self.blocks, 1)}
-        return {i: mixture for i, mixture in found.items() if mixture.is_mixed}
+        blocks = enumerate(self.blocks if self.block == "mixed" else (), 1)
+        return {i: block.mixture for i, block in blocks if block.mixture.is_mixed}
 
     def fixed_hidden(self, block: int) -> str:
         """Returns why a block's inner channels have no number of their own.

@@ -1,4 +1,4 @@
-"""The kinds of blocks; a new one is one class and one line of the registry."""
+"""The kinds of blocks; a new one is a class, or its convolutions, and a line."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,13 +17,20 @@ _BOTTLENECK = 4
 Convolutions = dict[str, dict[str, Any]]
 
 
+def _spatial(
+    spec: BlockSpec, features: int, stride: int = 1, groups: int = 1
+) -> dict[str, Any]:
+    """A 3x3 convolution with the block's dilation."""
+    settings = {"features": features, "stride": stride, "groups": groups}
+    return settings | {"dilation": spec.dilation}
+
+
 def _basic(spec: BlockSpec, channels: int) -> Convolutions:
     """Two 3x3, of which the first has the stride (He et al. 2015, basic block)."""
     del channels
-    inner = spec.hidden or spec.features
     return {
-        "conv1": {"features": inner, "stride": spec.stride, "dilation": spec.dilation},
-        "conv2": {"features": spec.features, "dilation": spec.dilation},
+        "conv1": _spatial(spec, spec.hidden or spec.features, spec.stride),
+        "conv2": _spatial(spec, spec.features),
     }
 
 
@@ -42,12 +49,7 @@ def _bottleneck(
     first, second = (spec.stride, 1) if stride_first else (1, spec.stride)
     return {
         "conv1": {"features": inner, "kernel": 1, "stride": first},
-        "conv2": {
-            "features": inner,
-            "stride": second,
-            "groups": spec.groups,
-            "dilation": spec.dilation,
-        },
+        "conv2": _spatial(spec, inner, second, spec.groups),
         "conv3": {"features": spec.features, "kernel": 1},
     }
 
@@ -59,14 +61,9 @@ def _separable(spec: BlockSpec, channels: int) -> Convolutions:
     """
     inner = spec.hidden or spec.features
     return {
-        "depthwise1": {
-            "features": channels,
-            "stride": spec.stride,
-            "groups": channels,
-            "dilation": spec.dilation,
-        },
+        "depthwise1": _spatial(spec, channels, spec.stride, groups=channels),
         "pointwise1": {"features": inner, "kernel": 1},
-        "depthwise2": {"features": inner, "groups": inner, "dilation": spec.dilation},
+        "depthwise2": _spatial(spec, inner, groups=inner),
         "pointwise2": {"features": spec.features, "kernel": 1},
     }
 
@@ -76,12 +73,7 @@ def _inverted(spec: BlockSpec, channels: int) -> Convolutions:
     hidden = spec.hidden or round(channels * spec.expand)
     found: Convolutions = {
         "expand": {"features": hidden, "kernel": 1},
-        "depthwise": {
-            "features": hidden,
-            "stride": spec.stride,
-            "groups": hidden,
-            "dilation": spec.dilation,
-        },
+        "depthwise": _spatial(spec, hidden, spec.stride, groups=hidden),
         "project": {"features": spec.features, "kernel": 1},
     }
     if spec.expand == 1:

@@ -43,7 +43,7 @@ _50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _MOST_CHANNELS = 2**20
 
 _BOTTLENECK: Any = {"block": "bottleneck"}
-# Behind pre-activation blocks, whose 1x1 convolutions read what is normalised.
+# Of pre-activation blocks, whose 1x1 convolutions read what is normalised.
 _V2: Any = {"block": "preact_basic", "shortcut": "bare"}
 _V2_BOTTLENECK: Any = {"block": "preact_bottleneck", "shortcut": "bare"}
 # The published form: every convolution has a bias, no activation follows the stem's
@@ -281,13 +281,11 @@ def _check(
             f"model.width = {config.width:g} must be above 0, and not above "
             f"{_MOST_CHANNELS}."
         )
-    stages_there = range(1, len(blocks) + 1)
-    for stage in config.dilated_stages:
-        if stage not in stages_there:
-            raise UserError(
-                f"model.dilated_stages = {tuple(config.dilated_stages)} must be "
-                f"numbers of stages, 1 to {len(blocks)}."
-            )
+    if not all(stage in range(1, len(blocks) + 1) for stage in config.dilated_stages):
+        raise UserError(
+            f"model.dilated_stages = {tuple(config.dilated_stages)} must be numbers of "
+            f"stages, 1 to {len(blocks)}."
+        )
 
 
 def _mixtures(
