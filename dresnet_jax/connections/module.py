@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from dresnet_jax.connections import gates, stacked, weighted_sum
 from dresnet_jax.connections.outputs import BlockOutputs
-from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.connections.spec import SHARED, ConnectionSpec
 
 # Leaf names of what a gate is made of: these take no weight decay and may have a
 # learning rate of their own.
@@ -36,7 +36,13 @@ class Connections(nn.Module):
         """Creates a `block_<i>` for each reader, and what several readers share."""
         spec = self.spec
         spec.check(self.channels)
-        owners = [i for i in spec.topology.readers if self._owns_parameters(i)]
+        owners = [
+            i
+            for i in spec.topology.readers
+            if not self._shares_weights
+            or self._has_sharpness("per_block", "per_edge")
+            or any(self._has_own_projection(i, k) for k in spec.topology.sources(i))
+        ]
         self.blocks = {
             str(i): self.param(f"block_{i}", self._init_block, i) for i in owners
         }
@@ -157,9 +163,8 @@ class Connections(nn.Module):
             raw = self.sharpness if shared else parameters["gate_sharpness"]
             sharpness = gates.positive(raw)
         if self._shares_weights:
-            distances = self.spec.distances
-            sources = self.spec.topology.sources(block)
-            places = np.asarray([distances.index(block - k) for k in sources])
+            edges = [(block, k) for k in self.spec.topology.sources(block)]
+            places = np.asarray([self.spec.place(SHARED, edge) for edge in edges])
             weights = self.weights[places]
         else:
             weights = parameters["gate_weights"]
@@ -233,16 +238,6 @@ class Connections(nn.Module):
         of_edges = openings[np.asarray(projected)].reshape(len(projected), -1)
         total = jnp.zeros((len(blocks), len(order), of_edges.shape[1]))
         return (total.at[rows, columns].add(of_edges) * biases[None]).sum(axis=1)
-
-    def _owns_parameters(self, block: int) -> bool:
-        return (
-            not self._shares_weights
-            or self._has_sharpness("per_block", "per_edge")
-            or any(
-                self._has_own_projection(block, k)
-                for k in self.spec.topology.sources(block)
-            )
-        )
 
     def _has_own_projection(self, block: int, source: int) -> bool:
         matches = self.channels[source] == self.channels[block - 1]

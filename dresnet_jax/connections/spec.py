@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
 from dresnet_jax.connections import gates, weighted_sum
 from dresnet_jax.connections.topology import Topology
@@ -34,6 +35,10 @@ STACKED_FROM = 16
 # gates that learn from there; and that of the published code, weights w of 1 for a
 # block's newest source and of 0 to 0.1, at random, for the others.
 NAMED_OPENINGS = ("bounded", "1/n^2", "closed", "published")
+
+# Owner of weights that all edges of one distance share; else a reader, "block_5", owns
+# those of its edges.
+SHARED = "gate_weights"
 
 # By how much unprojected sources may let images grow in one stage, at the start, were
 # they all alike.
@@ -252,6 +257,25 @@ class ConnectionSpec:
     def distances(self) -> tuple[int, ...]:
         """The distances i - k that there are, in ascending order."""
         return tuple(sorted({i - k for i, k in self.topology.edges}))
+
+    def rows(self, owner: str) -> tuple[int, ...]:
+        """Returns what each row of an owner's gates belongs to.
+
+        These are distances for `SHARED`, and sources for a reader such as "block_5".
+        """
+        if owner == SHARED:
+            return self.distances
+        return self.topology.sources(int(owner.removeprefix("block_")))
+
+    def place(self, owner: str, edge: tuple[int, int]) -> int:
+        """Finds the row of an edge (reader, source) in an owner's gates."""
+        reader, source = edge
+        return self.rows(owner).index(reader - source if owner == SHARED else source)
+
+    def places(self, few: "ConnectionSpec", owner: str) -> np.ndarray:
+        """Finds the rows of an owner's gates in `few`, of fewer edges, among these."""
+        rows = self.rows(owner)
+        return np.asarray([rows.index(row) for row in few.rows(owner)], np.int32)
 
 
 def automatic_form(spec: ConnectionSpec, platform: str) -> tuple[str, str]:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dresnet_jax.connections import gates, layout, topology
+from dresnet_jax.connections import gates, topology
 from dresnet_jax.connections.module import Connections
-from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.connections.spec import SHARED, ConnectionSpec
 from dresnet_jax.errors import UserError
 
 Edge = tuple[int, int]
@@ -61,7 +61,7 @@ class Superset:
         if old is None or jnp.shape(old) == jnp.shape(fresh):
             return fresh if old is None else old
         owner, _, _ = name.partition("/")
-        places = layout.places(self.before, self.after, owner)
+        places = self.after.places(self.before, owner)
         return jnp.asarray(fresh).at[places].set(old)
 
     def own(self, parameters: Mapping[str, Any], edge: Edge) -> dict[str, Any]:
@@ -76,10 +76,10 @@ class Superset:
         def mark(path: Any, leaf: jax.Array) -> jax.Array:
             owner, *inner = (entry.key for entry in path)
             nothing = jnp.zeros_like(leaf)
-            if owner not in (layout.SHARED, f"block_{reader}"):
+            if owner not in (SHARED, f"block_{reader}"):
                 return nothing
             if "gate_weights" in (owner, *inner):
-                return nothing.at[layout.place(self.after, owner, edge)].set(1)
+                return nothing.at[self.after.place(owner, edge)].set(1)
             return jnp.ones_like(leaf) if inner[0] == f"from_{source}" else nothing
 
         found: dict[str, Any] = jax.tree_util.tree_map_with_path(mark, parameters)
@@ -107,8 +107,8 @@ class Superset:
         distance, is_shared = reader - source, self.after.weights == "by_distance"
         if is_shared and distance in self.before.distances:
             raise _no_silence(edge, f"others of distance {distance} share its weight")
-        tree, owner = (parameters, layout.SHARED) if is_shared else (own, block)
-        place = layout.place(self.after, owner, edge)
+        tree, owner = (parameters, SHARED) if is_shared else (own, block)
+        place = self.after.place(owner, edge)
         tree["gate_weights"] = tree["gate_weights"].at[place].set(closed)
 
 

@@ -256,7 +256,6 @@ def build(
 
 
 def _edges(pattern: str, stages: Stages, base: str) -> list[tuple[int, int]]:
-    """Those that a pattern has over a base."""
     blocks, (name, _, count) = len(stages), pattern.partition(":")
     if pattern == graphs.TRIANGULAR or name in graphs.RANDOM_GRAPHS:
         edges = graphs.build(pattern, blocks)
@@ -278,6 +277,5 @@ def _edges(pattern: str, stages: Stages, base: str) -> list[tuple[int, int]]:
 
 
 def _written() -> list[str]:
-    """The patterns as a person writes them."""
     counted = [f"{name}:<number>" for name in COUNTED_PATTERNS]
     return [*PATTERNS, *counted, *graphs.written()]

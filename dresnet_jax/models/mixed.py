@@ -85,7 +85,10 @@ class Weights(nn.Module):
         steps = self.variable("batch_stats", "steps", lambda: jnp.zeros((), jnp.int32))
         temperature = mixture.temperature_after(steps.value)
         if mixture.weights == "routed":
-            logits = self._route(x.astype(jnp.float32), count)
+            pooled = x.astype(jnp.float32).mean(axis=(1, 2))
+            query = nn.Dense(_QUERY, name="query")(pooled)
+            keys = self.param("gate_weights", nn.initializers.zeros, (count, _QUERY))
+            logits = query @ keys.T / jnp.sqrt(_QUERY)
         else:
             logits = self.param("gate_weights", nn.initializers.zeros, (count,))
         is_gumbel = mixture.weights == "gumbel"
@@ -106,12 +109,6 @@ class Weights(nn.Module):
                 weights = self._without_skips(weights, rate, x.shape[0])
             steps.value += 1
         return weights
-
-    def _route(self, x: jax.Array, count: int) -> jax.Array:
-        """Logits of each image: its query times the key of each operation."""
-        query = nn.Dense(_QUERY, name="query")(x.mean(axis=(1, 2)))
-        keys = self.param("gate_weights", nn.initializers.zeros, (count, _QUERY))
-        return query @ keys.T / jnp.sqrt(_QUERY)
 
     def _without_skips(
         self, weights: jax.Array, rate: jax.Array, batch: int

@@ -116,7 +116,6 @@ class Block(nn.Module):
 
 
 def _conv(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    """A 1x1 convolution with norm."""
     return layers.conv_norm(
         spec.features, kernel=1, stride=spec.stride, name="shortcut"
     )(x, train=train)

@@ -265,7 +265,6 @@ def _exits(config: ml_collections.ConfigDict) -> ExitSpec:
 def _check(
     config: ml_collections.ConfigDict, model: Model, blocks: tuple[int, ...]
 ) -> None:
-    """Checks the numbers of `config.model`."""
     pick("stem", config.stem, {**STEMS, OWN: None})
     if not blocks or any(type(n) is not int or n < 1 for n in blocks):
         raise UserError(
