@@ -78,22 +78,15 @@ def _form(name: str) -> str:
 
 
 def _parsed(pattern: str, name: str, text: str, blocks: int) -> float:
-    """A number of a random graph.
-
-    Raises:
-      UserError: it is no number, or out of range.
-    """
+    """A number of a random graph, if it is in its range."""
+    most = f"{blocks - 1}, one less than the blocks"
     what, kind, is_right = {
         "k": (
-            f"an even number from 2 to {blocks - 1}, one less than the blocks",
+            f"an even number from 2 to {most}",
             int,
-            lambda k: 2 <= k < blocks and k % 2 == 0,
+            range(2, blocks, 2).__contains__,
         ),
-        "m": (
-            f"a whole number from 1 to {blocks - 1}, one less than the blocks",
-            int,
-            lambda m: 1 <= m < blocks,
-        ),
+        "m": (f"a whole number from 1 to {most}", int, range(1, blocks).__contains__),
         "p": ("a number from 0 to 1", float, lambda p: 0 <= p <= 1),
         "seed": ("a whole number not below 0", int, lambda seed: seed >= 0),
     }[name]

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from dresnet_jax.connections import gates, stacked, weighted_sum
 from dresnet_jax.connections.outputs import BlockOutputs
-from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.connections.spec import SHARED, ConnectionSpec
 
 
 class Connections(nn.Module):
@@ -40,7 +40,13 @@ class Connections(nn.Module):
         """Creates a `block_<i>` for each reader, and what several readers share."""
         spec = self.spec
         spec.check(self.channels)
-        owners = [i for i in spec.topology.readers if self._owns_parameters(i)]
+        owners = [
+            i
+            for i in spec.topology.readers
+            if not self._shares_weights
+            or self._has_sharpness("per_block", "per_edge")
+            or any(self._has_own_projection(i, k) for k in spec.topology.sources(i))
+        ]
         self.blocks = {
             str(i): self.param(f"block_{i}", self._init_block, i) for i in owners
         }
@@ -55,7 +61,8 @@ class Connections(nn.Module):
             )
         if self._shares_weights:
             # The nearest source first, where the published start has its 1.
-            starts = jnp.full(len(spec.distances), self._start(*spec.topology.edges[0]))
+            start = spec.starting_weight(*spec.topology.edges[0])
+            starts = jnp.full(len(spec.distances), start)
             self.weights = self.param("gate_weights", self._init_weights, starts)
 
     def __call__(self, block: int, outputs: BlockOutputs) -> jax.Array:
@@ -70,18 +77,13 @@ class Connections(nn.Module):
         if not sources:
             return outputs.last
         openings = self._openings(block)
-        projections = self._projections(block, sources)
+        projections = [self._projection(block, k) for k in sources]
         if self.is_mutable_collection("intermediates"):
-            carried = weighted_sum.carried(outputs, sources, openings, *projections)
+            carried = weighted_sum.carried(outputs, sources, openings, projections)
             self.sow("intermediates", f"carried_{block}", carried)
-        return self.sum_function(outputs, sources, openings, *projections)
-
-    @property
-    def sum_function(self) -> weighted_sum.WeightedSum:
-        """The function of one block's sum."""
-        # By `stacked`, only a block that is not like its neighbours asks for it.
-        form = "folded" if self.spec.form == "stacked" else self.spec.form
-        return weighted_sum.FORMS[form]
+        # By `stacked`, only a block that is not like its neighbours gets here.
+        weigh = weighted_sum.FORMS.get(spec.form, weighted_sum.folded)
+        return weigh(outputs, sources, openings, projections)
 
     def run(
         self, first: int, block: stacked.Block, parameters: Any, outputs: BlockOutputs
@@ -106,20 +108,16 @@ class Connections(nn.Module):
         # The buffer: what is read from before, the base, and the blocks' outputs.
         before = sorted({k for _, k in edges if k < first - 1})
         buffered = (*before, *range(first - 1, blocks[-1]))
-        kernel, through_kernel = None, frozenset[int]()
-        if self.spec.has_kernels:
-            stage = topology.input_stage(first)
-            own = [
-                (i, k)
-                for i, k in edges
-                if topology.source_stage(k) == stage and self._projection(i, k)
-            ]
-            through_kernel = frozenset(k for _, k in own)
-            kernel = self._projection(*own[0])["kernel"] if own else None
+        stage = topology.input_stage(first)
+        own = [
+            (i, k)
+            for i, k in edges
+            if topology.source_stage(k) == stage and self._projection(i, k)
+        ]
+        through_kernel = frozenset(k for _, k in own)
+        kernel = self._projection(*own[0])["kernel"] if own else None
         openings = self._openings_of([i for i in blocks if topology.sources(i)])
-        offsets = None
-        if self.spec.has_biases:
-            offsets = self._offsets(blocks, edges, openings)
+        offsets = self._offsets(blocks, edges, openings)
 
         def shifted(given: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             one, offset = given
@@ -169,9 +167,8 @@ class Connections(nn.Module):
             raw = self.sharpness if shared else parameters["gate_sharpness"]
             sharpness = gates.positive(raw)
         if self._shares_weights:
-            distances = self.spec.distances
-            sources = self.spec.topology.sources(block)
-            places = np.asarray([distances.index(block - k) for k in sources])
+            edges = [(block, k) for k in self.spec.topology.sources(block)]
+            places = np.asarray([self.spec.place(SHARED, edge) for edge in edges])
             weights = self.weights[places]
         else:
             weights = parameters["gate_weights"]
@@ -179,19 +176,8 @@ class Connections(nn.Module):
             sharpness = sharpness[:, None]
         return weights, sharpness
 
-    def _projections(
-        self, block: int, sources: Sequence[int]
-    ) -> tuple[weighted_sum.SomeArrays | None, ...]:
-        """The kernels, biases and narrowings of a block, as a weighted sum has them."""
-        found = [self._projection(block, k) for k in sources]
-        names = ("kernel", "bias", "narrowing") if self.spec.has_kernels else ()
-        return tuple([one.get(name) for one in found] for name in names)
-
     def _projection(self, block: int, source: int) -> Mapping[str, jax.Array]:
-        """What P_ik is made of: a kernel, and what comes before and after it, if any.
-
-        Empty if it only pools.
-        """
+        """What P_ik is made of, as a weighted sum takes it."""
         if self._has_own_projection(block, source):
             return self.blocks[str(block)][f"from_{source}"]
         match self.spec.shared_projections(block, source):
@@ -219,9 +205,9 @@ class Connections(nn.Module):
                     found[name] = self._init_projection, shape
                 case (narrowing, name):
                     rank = min(self.spec.projection_rank, shape[0])
-                    found[narrowing] = self._init_kernel, (shape[0], rank)
+                    found[narrowing] = _init_kernel, (shape[0], rank)
                     count = into[topology.input_stage(i)]
-                    found[name] = self._init_small, (rank, shape[1], count)
+                    found[name] = self._init_projection, (rank, shape[1], count)
         return found
 
     def _buffered(
@@ -246,7 +232,7 @@ class Connections(nn.Module):
         """sum_k F(w_ik) b_k of each block, [blocks, channels]; None without biases."""
         names = [self.spec.shared_projections(i, k)[-1:] for i, k in edges]
         projected = [n for n, name in enumerate(names) if name]
-        if not projected:
+        if not projected or not self.spec.has_biases:
             return None
         order = sorted({names[n][0] for n in projected})
         rows = np.asarray([edges[n][0] - blocks.start for n in projected])
@@ -256,16 +242,6 @@ class Connections(nn.Module):
         of_edges = openings[np.asarray(projected)].reshape(len(projected), -1)
         total = jnp.zeros((len(blocks), len(order), of_edges.shape[1]))
         return (total.at[rows, columns].add(of_edges) * biases[None]).sum(axis=1)
-
-    def _owns_parameters(self, block: int) -> bool:
-        return (
-            not self._shares_weights
-            or self._has_sharpness("per_block", "per_edge")
-            or any(
-                self._has_own_projection(block, k)
-                for k in self.spec.topology.sources(block)
-            )
-        )
 
     def _has_own_projection(self, block: int, source: int) -> bool:
         matches = self.channels[source] == self.channels[block - 1]
@@ -283,12 +259,6 @@ class Connections(nn.Module):
         needed = spec.topology.edges and gates.GATES[spec.gate].has_sharpness
         return bool(needed) and spec.sharpness_granularity in granularities
 
-    def _start(self, reader: int, source: int) -> float:
-        """The weight of an edge at the start; 0 where the published start draws it."""
-        if self.spec.opening == "published":
-            return 0.0
-        return self.spec.starting_weight(reader, source)
-
     def _init_weights(self, key: jax.Array, starts: jax.Array) -> jax.Array:
         """Starting weights, the nearest source first."""
         if self.spec.opening != "published":
@@ -304,8 +274,9 @@ class Connections(nn.Module):
             per_channel = spec.weights == "per_channel"
             shape = (len(sources), out_channels) if per_channel else (len(sources),)
             # Reversed, since the newest source is the last of a block's.
-            starts = jnp.asarray([self._start(block, k) for k in sources[::-1]])
-            starts = starts.reshape(-1, *[1] * (len(shape) - 1))
+            starts = jnp.asarray(
+                [spec.starting_weight(block, k) for k in sources[::-1]]
+            ).reshape(-1, *[1] * (len(shape) - 1))
             weights = self._init_weights(
                 jax.random.fold_in(key, len(sources)), jnp.broadcast_to(starts, shape)
             )
@@ -323,26 +294,20 @@ class Connections(nn.Module):
                 )
         return parameters
 
-    def _init_kernel(
-        self, key: jax.Array, channels: int, out_channels: int
-    ) -> dict[str, jax.Array]:
-        shape = (channels, out_channels)
-        return {"kernel": nn.initializers.lecun_normal()(key, shape)}
-
-    def _init_small(
-        self, key: jax.Array, channels: int, out_channels: int, edges: int
-    ) -> dict[str, jax.Array]:
-        """A projection so small that what it adds through all its edges is not much."""
-        projection = self._init_projection(key, channels, out_channels)
-        return jax.tree.map(lambda x: x / edges, projection)
-
     def _init_projection(
-        self, key: jax.Array, channels: int, out_channels: int
+        self, key: jax.Array, channels: int, out_channels: int, edges: int = 1
     ) -> dict[str, jax.Array]:
-        projection = self._init_kernel(key, channels, out_channels)
+        """A projection; shared by many edges, so small that they do not add much."""
+        projection = _init_kernel(key, channels, out_channels)
+        if edges > 1:
+            projection["kernel"] /= edges
         if self.spec.has_biases:
             projection["bias"] = jnp.zeros(out_channels)
         return projection
+
+
+def _init_kernel(key: jax.Array, *shape: int) -> dict[str, jax.Array]:
+    return {"kernel": nn.initializers.lecun_normal()(key, shape)}
 
 
 def _run_plain(
@@ -371,12 +336,8 @@ def _mixing(
 ) -> jax.Array:
     """The weight of each y_k in the input of each block, as `stacked.run` takes it.
 
-    Args:
-      blocks: the readers.
-      edges: (reader, source), whose openings are [edges] or [edges, channels].
-      openings: F(w) of the edges.
-      buffered: the k that stand in the buffer.
-      through_kernel: those of the second sum.
+    The openings are [edges] or [edges, channels]; `buffered` are the k that stand in
+    the buffer, and `through_kernel` those of the second sum.
     """
     sums = 2 if through_kernel else 1
     shape = (len(blocks), sums, len(buffered), *openings.shape[1:])

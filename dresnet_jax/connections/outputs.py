@@ -10,6 +10,9 @@ from flax import linen as nn
 
 Arrays = Sequence[jax.Array]
 
+# Arrays that several blocks are joined to, by these blocks and the size.
+_Cache = dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array]
+
 # Keeps the gradient finite where all channels are 0.
 _RMS_EPSILON = 1e-6
 
@@ -37,8 +40,8 @@ class BlockOutputs:
         self._has_base = has_base
         self._normalise = normalise
         self._normalised: dict[int, jax.Array] = {}
-        self._pooled: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
-        self._narrowed: dict[tuple[tuple[int, ...], tuple[int, int]], jax.Array] = {}
+        self._pooled: _Cache = {}
+        self._narrowed: _Cache = {}
 
     @classmethod
     def resumed(
@@ -54,17 +57,16 @@ class BlockOutputs:
         """Returns some y_k, and the newest, as they are."""
         return {k: self._outputs[k] for k in {*blocks, len(self._outputs) - 1}}
 
-    def append(self, output: jax.Array) -> None:
-        """Adds the next block's output, [batch, height, width, channels]."""
+    def append(self, output: jax.Array | jax.ShapeDtypeStruct) -> None:
+        """Adds the next block's output, [batch, height, width, channels].
+
+        Its shape is enough where nobody reads it.
+        """
         self._outputs.append(output)
 
     def extend(self, outputs: Iterable[jax.Array]) -> None:
         """Adds the outputs of the next blocks."""
         self._outputs.extend(outputs)
-
-    def skip(self, shape: jax.ShapeDtypeStruct) -> None:
-        """Adds the shape of the next block's output, which nobody reads."""
-        self._outputs.append(shape)
 
     @property
     def last(self) -> jax.Array:
@@ -103,7 +105,9 @@ class BlockOutputs:
           [batch, *size, sum of the channels].
         """
         if (blocks, size) not in self._pooled:
-            first, nearest = self._nearest(blocks, size)
+            first, nearest = self._nearest(self._pooled, blocks, size)
+            if len(blocks) == 1 and not nearest:
+                first, nearest = blocks, [self[blocks[0]]]
             parts = [average_pool(array, size) for array in nearest]
             parts += [self.pooled((k,), size) for k in blocks[len(first) :]]
             self._pooled[blocks, size] = jnp.concatenate(parts, axis=-1)
@@ -133,33 +137,24 @@ class BlockOutputs:
 
     def _narrow(self, k: int, size: tuple[int, int], kernel: jax.Array) -> jax.Array:
         if ((k,), size) not in self._narrowed:
-            larger = [
-                array
-                for (blocks, middle), array in self._narrowed.items()
-                if blocks == (k,)
-                and _divides(size, middle)
-                and _divides(middle, self.size(k))
-            ]
-            if larger:
-                copy = average_pool(larger[-1], size)
-            else:
-                pooled = average_pool(self[k], size)
-                copy = pooled @ kernel.astype(pooled.dtype)
+            _, nearest = self._nearest(self._narrowed, (k,), size)
+            copy = average_pool(nearest[0] if nearest else self[k], size)
+            if not nearest:
+                copy = copy @ kernel.astype(copy.dtype)
             self._narrowed[(k,), size] = copy
         return self._narrowed[(k,), size]
 
     def _nearest(
-        self, blocks: tuple[int, ...], size: tuple[int, int]
-    ) -> tuple[tuple[int, ...], Arrays]:
+        self, cache: _Cache, blocks: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[tuple[int, ...], list[jax.Array]]:
         """The longest array of the first blocks from which pooling is exact, if any.
 
         Averages of averages are exact only where all windows nest.
         """
-        of_one = (blocks, [self[blocks[0]]]) if len(blocks) == 1 else ((), [])
         return max(
             (
                 (first, [array])
-                for (first, middle), array in self._pooled.items()
+                for (first, middle), array in cache.items()
                 if first == blocks[: len(first)]
                 and middle != size
                 and _divides(size, middle)
@@ -167,7 +162,7 @@ class BlockOutputs:
             ),
             # Of equally long ones the smallest.
             key=lambda found: (len(found[0]), -found[1][0].shape[1]),
-            default=of_one,
+            default=((), []),
         )
 
 
@@ -213,11 +208,10 @@ def average_pool(images: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
 def _pooling_matrix(n: int, m: int) -> np.ndarray:
     """[n, m]: column j averages the positions floor(jn/m) to ceil((j+1)n/m)."""
-    matrix = np.zeros((n, m), np.float32)
-    for j in range(m):
-        start, end = j * n // m, -(-(j + 1) * n // m)
-        matrix[start:end, j] = 1 / (end - start)
-    return matrix
+    j, positions = np.arange(m), np.arange(n)[:, None]
+    start, end = j * n // m, -(-(j + 1) * n // m)
+    is_read = (start <= positions) & (positions < end)
+    return (is_read / (end - start)).astype(np.float32)
 
 
 def _divides(small: tuple[int, ...], large: tuple[int, ...]) -> bool:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
 from dresnet_jax.connections import gates, weighted_sum
 from dresnet_jax.connections.topology import Topology
@@ -34,6 +35,10 @@ STACKED_FROM = 16
 # gates that learn from there; and that of the published code, weights w of 1 for a
 # block's newest source and of 0 to 0.1, at random, for the others.
 NAMED_OPENINGS = ("bounded", "1/n^2", "closed", "published")
+
+# Owner of weights that all edges of one distance share; else a reader, "block_5", owns
+# those of its edges.
+SHARED = "gate_weights"
 
 # By how much unprojected sources may let images grow in one stage, at the start, were
 # they all alike.
@@ -125,21 +130,25 @@ class ConnectionSpec:
 
     def shared_projections(self, reader: int, source: int) -> tuple[str, ...]:
         """Names the projections that an edge shares with others, in their order."""
-        match self.projection:
-            case "per_stage":
-                return (self.topology.stage_projection(reader, source),)
-            case "between_stages" if self.topology.crosses_stages(reader, source):
-                narrowing = self.topology.stage_narrowing(source)
-                return narrowing, self.topology.stage_projection(reader, source)
+        start, end = map(self.topology.stage_name, (source, reader - 1))
+        name = f"{start}_to_{end.removeprefix('stage_')}"
+        if self.projection == "per_stage":
+            return (name,)
+        if self.projection == "between_stages" and start != end:
+            return f"{start}_narrowed", name
         return ()
+
+    @property
+    def projections(self) -> set[str]:
+        """The names of all projections that edges share."""
+        edges = self.topology.edges
+        return {name for edge in edges for name in self.shared_projections(*edge)}
 
     @property
     def gate_function(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """(weights, sharpness) -> F(w) of one block's sources, as a `Gate`'s."""
         gate = gates.GATES[self.gate]
-        if gate.or_none is not None and self._may_choose_none:
-            return gate.or_none
-        return gate.function
+        return gate.or_none if gate.or_none and self._may_choose_none else gate.function
 
     @property
     def _may_choose_none(self) -> bool:
@@ -147,14 +156,9 @@ class ConnectionSpec:
         return self.opening == "bounded" and not self.topology.is_free
 
     @property
-    def has_kernels(self) -> bool:
-        """Whether any projection is more than pooling."""
-        return self.projection != "none"
-
-    @property
     def has_biases(self) -> bool:
         """Whether projections have a bias."""
-        return self.has_kernels and self.projection_bias
+        return self.projection != "none" and self.projection_bias
 
     def check(self, channels: Sequence[int]) -> None:
         """Checks that sources without a projection have the channels of their readers.
@@ -165,8 +169,8 @@ class ConnectionSpec:
         Raises:
           UserError: one has not.
         """
-        for i, k in () if self.has_kernels else self.topology.edges:
-            if channels[k] != channels[i - 1]:
+        for i, k in self.topology.edges:
+            if self.projection == "none" and channels[k] != channels[i - 1]:
                 raise UserError(
                     f"Projection 'none' cannot connect block {i}, whose input has "
                     f"{channels[i - 1]} channels, to block {k}, which gives "
@@ -177,17 +181,20 @@ class ConnectionSpec:
     def starting_weight(self, reader: int, source: int) -> float:
         """Returns the weight of an edge at the start, where that is an opening."""
         opening, gate = self.opening, gates.GATES[self.gate]
+        if opening == "published":
+            return 0.0  # Until it is drawn.
         if opening == "closed":
             assert gate.closed is not None
             return gate.closed
         if gate.compares_sources and not self._may_choose_none:
             opening = 0.5
-        if isinstance(opening, str):
+        if opening == "1/n^2":
+            opening = 1 / self.topology.num_blocks**2
+        if opening == "bounded":
             shared = self.weights == "by_distance"
             bare = shared or not self._is_projected(reader, source)
-            bounded = self._bounded_opening if bare else 0.5
-            few = 1 / self.topology.num_blocks**2
-            opening = bounded if opening == "bounded" else few
+            opening = self._bounded_opening if bare else 0.5
+        assert not isinstance(opening, str), "each name stands for a number"
         return gates.starting_weight(gate, opening, self.sharpness)
 
     def _is_projected(self, reader: int, source: int) -> bool:
@@ -250,6 +257,25 @@ class ConnectionSpec:
     def distances(self) -> tuple[int, ...]:
         """The distances i - k that there are, in ascending order."""
         return tuple(sorted({i - k for i, k in self.topology.edges}))
+
+    def rows(self, owner: str) -> tuple[int, ...]:
+        """Returns what each row of an owner's gates belongs to.
+
+        These are distances for `SHARED`, and sources for a reader such as "block_5".
+        """
+        if owner == SHARED:
+            return self.distances
+        return self.topology.sources(int(owner.removeprefix("block_")))
+
+    def place(self, owner: str, edge: tuple[int, int]) -> int:
+        """Finds the row of an edge (reader, source) in an owner's gates."""
+        reader, source = edge
+        return self.rows(owner).index(reader - source if owner == SHARED else source)
+
+    def places(self, few: "ConnectionSpec", owner: str) -> np.ndarray:
+        """Finds the rows of an owner's gates in `few`, of fewer edges, among these."""
+        rows = self.rows(owner)
+        return np.asarray([rows.index(row) for row in few.rows(owner)], np.int32)
 
 
 def automatic_form(spec: ConnectionSpec, platform: str) -> tuple[str, str]:

@@ -66,15 +66,10 @@ def run(
 
 
 def _forward(
-    block: Block,
-    unroll: int,
-    read_later: bool,
-    parameters: Any,
-    mixing: jax.Array,
-    kernel: jax.Array | None,
-    start: jax.Array,
+    block: Block, unroll: int, read_later: bool, *arrays: Any
 ) -> tuple[tuple[jax.Array, jax.Array, Any], tuple]:
     del read_later
+    parameters, mixing, kernel, start = arrays
     blocks, _, places = mixing.shape[:3]
     shape = start.shape[1:]
     empty = jnp.zeros((places - len(start), *shape), start.dtype)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dresnet_jax.connections import graphs, layout, topology
-from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.connections import graphs, topology
+from dresnet_jax.connections.spec import SHARED, ConnectionSpec
 from dresnet_jax.errors import UserError
 
 
@@ -52,13 +52,11 @@ def subset(
         if f"block_{i}" in parameters
         and (own := _block(parameters[f"block_{i}"], spec, left, i))
     }
-    projections = {name for e in kept.edges for name in left.shared_projections(*e)}
-    found |= {name: parameters[name] for name in projections & parameters.keys()}
+    found |= {name: parameters[name] for name in left.projections & parameters.keys()}
     if kept.edges and "gate_sharpness" in parameters:
         found["gate_sharpness"] = parameters["gate_sharpness"]
     if kept.edges and "gate_weights" in parameters:
-        places = layout.places(left, spec, layout.SHARED)
-        found["gate_weights"] = parameters["gate_weights"][places]
+        found["gate_weights"] = parameters["gate_weights"][spec.places(left, SHARED)]
     return left, found
 
 
@@ -69,7 +67,7 @@ def _block(
     reader: int,
 ) -> dict[str, Any]:
     """What a reader owns, of the sources that it keeps."""
-    places = layout.places(left, before, f"block_{reader}")
+    places = before.places(left, f"block_{reader}")
     gone = {*before.topology.sources(reader)} - {*left.topology.sources(reader)}
     of_sources = {f"from_{k}" for k in gone}
     return {

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dresnet_jax.connections import gates, layout, topology
+from dresnet_jax.connections import gates, topology
 from dresnet_jax.connections.module import Connections
-from dresnet_jax.connections.spec import ConnectionSpec
+from dresnet_jax.connections.spec import SHARED, ConnectionSpec
 from dresnet_jax.errors import UserError
 
 Edge = tuple[int, int]
@@ -42,13 +42,9 @@ class Superset:
         """Makes fresh parameters for all edges, of which the new ones are silent."""
         module = Connections(self.after, self.channels)
         fresh = module.init(key, method=Connections.openings).get("params", {})
-        found = {
-            name: dict(value) if isinstance(value, Mapping) else value
-            for name, value in fresh.items()
-        }
         for edge in self.new:
-            self._silence(found, edge)
-        return found
+            self._silence(fresh, edge)
+        return fresh
 
     def carried(self, name: str, old: jax.Array | None, fresh: jax.Array) -> jax.Array:
         """Returns an array for all edges, which keeps what it held for the old ones.
@@ -65,7 +61,7 @@ class Superset:
         if old is None or jnp.shape(old) == jnp.shape(fresh):
             return fresh if old is None else old
         owner, _, _ = name.partition("/")
-        places = layout.places(self.before, self.after, owner)
+        places = self.after.places(self.before, owner)
         return jnp.asarray(fresh).at[places].set(old)
 
     def own(self, parameters: Mapping[str, Any], edge: Edge) -> dict[str, Any]:
@@ -80,35 +76,27 @@ class Superset:
         def mark(path: Any, leaf: jax.Array) -> jax.Array:
             owner, *inner = (entry.key for entry in path)
             nothing = jnp.zeros_like(leaf)
-            if owner not in (layout.SHARED, f"block_{reader}"):
+            if owner not in (SHARED, f"block_{reader}"):
                 return nothing
             if "gate_weights" in (owner, *inner):
-                return nothing.at[layout.place(self.after, owner, edge)].set(1)
+                return nothing.at[self.after.place(owner, edge)].set(1)
             return jnp.ones_like(leaf) if inner[0] == f"from_{source}" else nothing
 
         found: dict[str, Any] = jax.tree_util.tree_map_with_path(mark, parameters)
         return found
 
     def _silence(self, parameters: dict[str, Any], edge: Edge) -> None:
-        """Sets the factor of a new edge to 0 by which it is silent.
-
-        Raises:
-          UserError: there is no such factor, or others share it.
-        """
+        """Sets the factor of a new edge to 0 by which it is silent, if it has one."""
         reader, source = edge
-        block, before = f"block_{reader}", self.before.topology
-        shared = self.after.shared_projections(reader, source)[-1:]
+        block = f"block_{reader}"
         own = parameters.get(block, {})
         if f"from_{source}" in own:
             own[f"from_{source}"] = jax.tree.map(jnp.zeros_like, own[f"from_{source}"])
             return
-        there = {
-            name for e in before.edges for name in self.before.shared_projections(*e)
-        }
-        if shared and shared[0] not in there:
-            (name,) = shared
-            parameters[name] = jax.tree.map(jnp.zeros_like, parameters[name])
-            return
+        for name in self.after.shared_projections(reader, source)[-1:]:
+            if name not in self.before.projections:
+                parameters[name] = jax.tree.map(jnp.zeros_like, parameters[name])
+                return
         closed = gates.GATES[self.after.gate].closed
         if closed is None:
             raise _no_silence(
@@ -116,15 +104,12 @@ class Superset:
                 f"gate '{self.after.gate}' is nowhere 0, and it has no projection of "
                 "its own, as 'per_edge' gives to each",
             )
-        if self.after.weights != "by_distance":
-            place = layout.place(self.after, block, edge)
-            own["gate_weights"] = own["gate_weights"].at[place].set(closed)
-            return
-        distance = reader - source
-        if distance in self.before.distances:
+        distance, is_shared = reader - source, self.after.weights == "by_distance"
+        if is_shared and distance in self.before.distances:
             raise _no_silence(edge, f"others of distance {distance} share its weight")
-        place = layout.place(self.after, layout.SHARED, edge)
-        parameters["gate_weights"] = parameters["gate_weights"].at[place].set(closed)
+        tree, owner = (parameters, SHARED) if is_shared else (own, block)
+        place = self.after.place(owner, edge)
+        tree["gate_weights"] = tree["gate_weights"].at[place].set(closed)
 
 
 def superset(

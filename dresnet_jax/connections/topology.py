@@ -63,9 +63,8 @@ class Topology:
                 f"Topology {self.edges} has no path from the stem, 0, to the "
                 f"classifier, {self.classifier}, which a learned base needs."
             )
-        there = {node for edge in useful for node in edge}
         for block in self.blocks:
-            if block not in there:
+            if not any(block in edge for edge in useful):
                 raise UserError(
                     f"Topology: block {block} is on no path from the stem, 0, to the "
                     f"classifier, {self.classifier}: let it read and be read, or leave "
@@ -90,12 +89,9 @@ class Topology:
     @property
     def blocks(self) -> tuple[int, ...]:
         """The blocks that are in the network, in ascending order."""
+        there = {node for edge in self.edges for node in edge}
         numbers = range(1, self.classifier)
-        if not self.is_free:
-            return tuple(numbers)
-        return tuple(
-            sorted({node for edge in self.edges for node in edge} & {*numbers})
-        )
+        return tuple(i for i in numbers if i in there or not self.is_free)
 
     def sources(self, reader: int) -> tuple[int, ...]:
         """Returns the blocks that `reader` reads, in ascending order."""
@@ -114,26 +110,13 @@ class Topology:
         """Returns the stage that gives x_i its shape, which is that of y_{i-1}."""
         return self.source_stage(reader - 1)
 
-    def stage_projection(self, reader: int, source: int) -> str:
-        """Names the projection that connections of two stages may share."""
-        start, end = self._ends(reader, source)
-        return f"{start}_to_{end.removeprefix('stage_')}"
-
-    def stage_narrowing(self, source: int) -> str:
-        """Names the projection to few channels that a stage's outputs share."""
-        return f"{self._stage_name(source)}_narrowed"
+    def stage_name(self, block: int) -> str:
+        """Names what gives y_k its shape; the stem may have other channels."""
+        return "stem" if block == 0 else f"stage_{self.source_stage(block)}"
 
     def crosses_stages(self, reader: int, source: int) -> bool:
         """Checks whether x_i and y_k are of different stages, and so shapes."""
-        start, end = self._ends(reader, source)
-        return start != end
-
-    def _ends(self, reader: int, source: int) -> tuple[str, str]:
-        """Whose shape y_k and x_i have; the stem may have other channels."""
-        return self._stage_name(source), self._stage_name(reader - 1)
-
-    def _stage_name(self, block: int) -> str:
-        return "stem" if block == 0 else f"stage_{self.source_stage(block)}"
+        return self.stage_name(reader - 1) != self.stage_name(source)
 
 
 def from_rule(stages: Stages, reads: Callable[[int, int], bool]) -> Topology:
@@ -273,31 +256,26 @@ def build(
 
 
 def _edges(pattern: str, stages: Stages, base: str) -> list[tuple[int, int]]:
-    """Those that a pattern has over a base."""
-    blocks, name = len(stages), pattern.partition(":")[0]
+    blocks, (name, _, count) = len(stages), pattern.partition(":")
     if pattern == graphs.TRIANGULAR or name in graphs.RANDOM_GRAPHS:
         edges = graphs.build(pattern, blocks)
         if base == "learned":
             return edges
         return [(i, k) for i, k in edges if 1 <= k < i - 1 and i <= blocks]
-    chain = [(i, i - 1) for i in range(1, blocks + 2)] if base == "learned" else []
-    return [*chain, *_named(pattern, stages).edges]
-
-
-def _named(pattern: str, stages: Stages) -> Topology:
     if pattern in PATTERNS:
-        return PATTERNS[pattern](stages)
-    name, _, count = pattern.partition(":")
-    if name not in COUNTED_PATTERNS:
+        found = PATTERNS[pattern](stages)
+    elif name not in COUNTED_PATTERNS:
         raise unknown("topology", pattern, _written())
-    if not count.isdecimal() or int(count) < 1:
+    elif count.isdecimal() and int(count) > 0:
+        found = COUNTED_PATTERNS[name](stages, int(count))
+    else:
         raise UserError(
             f"Topology '{pattern}' needs a whole number above 0, as in '{name}:2'."
         )
-    return COUNTED_PATTERNS[name](stages, int(count))
+    chain = [(i, i - 1) for i in range(1, blocks + 2)] if base == "learned" else []
+    return [*chain, *found.edges]
 
 
 def _written() -> list[str]:
-    """The patterns as a person writes them."""
     counted = [f"{name}:<number>" for name in COUNTED_PATTERNS]
     return [*PATTERNS, *counted, *graphs.written()]

@@ -279,7 +279,7 @@ def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int,
 
     shapes = jax.eval_shape(outputs, variables, images)
     for name, i in names.items():
-        block = kind.make(spec.blocks[i - 1], spec.layers, **kind.settings)
+        block = kind.make(spec.blocks[i - 1], spec.layers)
         own = {kind: tree[name] for kind, tree in variables.items() if name in tree}
         # A gated block keeps the shape, so that its output's is its input's.
         given = shapes[name]["__call__"][0]

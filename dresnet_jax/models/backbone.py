@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from dresnet_jax.connections.module import Connections
 from dresnet_jax.connections.outputs import BlockOutputs
-from dresnet_jax.models import conditional, stems
+from dresnet_jax.models import conditional
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.exits import EXITS, Confidence, Fusion, with_scaled_gradient
@@ -32,10 +32,15 @@ class _Network(nn.Module):
     spec: BackboneSpec
     scheme: Callable[..., nn.Module] = Connections
 
+    def setup(self) -> None:
+        """Creates the modules that all parts have in common."""
+        spec = self.spec
+        self.connections = self.scheme(spec.connections, spec.channels)
+        self.fusion = Fusion(spec.exits)
+
     def _stem(self, images: jax.Array, *, train: bool) -> BlockOutputs:
         spec = self.spec
-        x = stems.run(
-            STEMS[spec.stem],
+        x = STEMS[spec.stem].run(
             spec.layers,
             spec.channels[0],
             images.astype(spec.layers.dtype),
@@ -49,20 +54,7 @@ class _Network(nn.Module):
             has_base=not spec.connections.topology.is_free,
         )
 
-    def _shared(self) -> tuple[nn.Module, Fusion]:
-        """The modules that all parts have in common."""
-        spec = self.spec
-        connections = self.scheme(spec.connections, spec.channels, name="connections")
-        return connections, Fusion(spec.exits, name="fusion")
-
-    def _run(
-        self,
-        blocks: range,
-        connections: nn.Module,
-        outputs: BlockOutputs,
-        *,
-        train: bool,
-    ) -> None:
+    def _run(self, blocks: range, outputs: BlockOutputs, *, train: bool) -> None:
         """Appends the outputs of some blocks, which are whole groups of `alike`."""
         spec = self.spec
         stacked = spec.connections.form == "stacked" and not self.is_initializing()
@@ -70,13 +62,13 @@ class _Network(nn.Module):
             if group.start not in blocks:
                 continue
             if stacked and len(group) > 1:
-                self._run_stacked(group, connections, outputs, train=train)
+                self._run_stacked(group, outputs, train=train)
                 continue
             for i in group:
                 if i not in spec.connections.topology.blocks:
-                    outputs.skip(self._output_shape(i, outputs.last))
+                    outputs.append(self._output_shape(i, outputs.last))
                     continue
-                x = connections(i, outputs)
+                x = self.connections(i, outputs)
                 outputs.append(self._run_one(i, x, train=train))
 
     def _classify(self, block: int, x: jax.Array, *, train: bool) -> jax.Array:
@@ -103,9 +95,8 @@ class _Network(nn.Module):
         return Confidence(name=f"confidence_{block}")(answer, x)
 
     def _block(self, i: int, **module: Any) -> nn.Module:
-        kind = BLOCKS[self.spec.block]
-        block = self.spec.blocks[i - 1]
-        return kind.make(block, self.spec.layers, **kind.settings, **module)
+        spec = self.spec
+        return BLOCKS[spec.block].make(spec.blocks[i - 1], spec.layers, **module)
 
     def _run_one(self, i: int, x: jax.Array, *, train: bool) -> jax.Array:
         """y_i of x_i, which is x_i itself for the examples that skip the block."""
@@ -139,12 +130,7 @@ class _Network(nn.Module):
         return shape
 
     def _run_stacked(
-        self,
-        blocks: range,
-        connections: nn.Module,
-        outputs: BlockOutputs,
-        *,
-        train: bool,
+        self, blocks: range, outputs: BlockOutputs, *, train: bool
     ) -> None:
         """Runs blocks that are alike under one scan over their stacked parameters."""
         block = self._block(blocks.start, parent=None)
@@ -158,7 +144,7 @@ class _Network(nn.Module):
             return y, updates.get("batch_stats", {})
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
-        updates = connections.run(blocks.start, run, stacked, outputs)
+        updates = self.connections.run(blocks.start, run, stacked, outputs)
         if self.is_mutable_collection("batch_stats"):
             for n, i in enumerate(blocks):
                 one = jax.tree.map(operator.itemgetter(n), updates)
@@ -183,19 +169,18 @@ class Backbone(_Network):
         """
         spec = self.spec
         outputs = self._stem(images, train=train)
-        connections, fusion = self._shared()
         logits: list[jax.Array] = []
         answers, scores = [], []
         # Where they only classify images, the last answer alone may be wanted.
         of_all = train or self.is_initializing() or spec.exits.fusion != "none"
         for blocks in spec.parts:
-            self._run(blocks, connections, outputs, train=train)
+            self._run(blocks, outputs, train=train)
             if of_all or blocks == spec.parts[-1]:
                 x = outputs.last
                 if spec.connections.topology.is_free:
-                    x = connections(spec.connections.topology.classifier, outputs)
+                    x = self.connections(spec.connections.topology.classifier, outputs)
                 logits.append(self._classify(blocks[-1], x, train=train))
-                answers.append(fusion(logits, x))
+                answers.append(self.fusion(logits, x))
                 scores.append(self._score(blocks[-1], answers[-1], x))
         if train and spec.exits.after:
             self.sow(EXITS, "answers", jnp.stack(answers[:-1]))
@@ -246,11 +231,10 @@ class Part(_Network):
             )
         else:
             logits, outputs = [], self._stem(before, train=False)
-        connections, fusion = self._shared()
         blocks = spec.parts[self.number]
-        self._run(blocks, connections, outputs, train=False)
+        self._run(blocks, outputs, train=False)
         logits.append(self._classify(blocks[-1], outputs.last, train=False))
-        answer = fusion(logits, outputs.last)
+        answer = self.fusion(logits, outputs.last)
         carried = Carried(
             outputs=outputs.kept(spec.read_after(blocks[-1])),
             logits=() if spec.exits.fusion == "none" else tuple(logits),

@@ -30,33 +30,52 @@ def _split(blocks: int, ends: Iterable[int]) -> list[range]:
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneSpec:
+class Architecture:
+    """The stem, the blocks and the head of a network, as a model's name fixes them.
+
+    Attributes:
+      blocks_per_stage: how many there are.
+      block: a key of `blocks.BLOCKS`.
+      shortcut: a key of `blocks.SHORTCUT_RULES`.
+      width: channels of the stem.
+      ratios: channels of each stage, before the block's expansion, divided by the
+        width, () for 1, 2, 4 and so forth. A fraction is rounded after the product.
+      strides: of the first block of each stage, () for 1 and then 2.
+      stem: a key of `stems.STEMS`.
+      stem_activation: whether an activation follows the stem's norm, if it has one.
+      head: one of `heads.HEADS`; "" for the one that goes with the block.
+      groups, group_width, attention: of each block, as those of `BlockSpec`.
+      expand: hidden channels of an inverted residual divided by its input's, by stage.
+    """
+
+    blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2)
+    block: str = "basic"
+    shortcut: str = "identity"
+    width: float = 64
+    ratios: tuple[float, ...] = ()
+    strides: tuple[int, ...] = ()
+    stem: str = "imagenet"
+    stem_activation: bool = True
+    head: str = ""
+    groups: int = 1
+    group_width: int = 64
+    expand: tuple[float, ...] = ()
+    attention: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneSpec(Architecture):
     """What a network is, apart from its parameters.
 
     Attributes:
       num_classes: of the classifier.
       connections: the learned connections.
-      width: channels of the stem.
-      blocks_per_stage: how many there are.
-      ratios: channels of each stage, before the block's expansion, divided by the
-        width. A fraction is rounded after the product.
-      strides_of_stages: of the first block of each.
       dilated_stages: numbers, from 1, of the stages that have a dilation, twice that of
         the stage before, instead of their stride.
-      stem: a key of `stems.STEMS`.
-      stem_activation: whether an activation follows the stem's norm, if it has one.
-      head: one of `heads.HEADS`; "" for the one that goes with the block.
-      block: a key of `blocks.BLOCKS`.
-      shortcut: a key of `blocks.SHORTCUT_RULES`.
-      groups: of a bottleneck's 3x3 convolution.
-      group_width: channels of each group, for 64 channels of the stage.
       hidden: channels between the convolutions of each block, 0 for its own number; ()
         for that of all.
-      expand: hidden channels of an inverted residual divided by its input's, by stage.
-      attention: inside of each block, a key of `attention.ATTENTIONS`.
-      residual: what each block's result is multiplied by; None for the block's own.
+      residual, zero_last: of each block, as those of `BlockSpec`.
       mixtures: the operations of each mixed block; () for the default ones.
-      zero_last: whether the last norm of each block starts at 0.
       conditional: of the gates by which examples skip blocks; None for no gates.
       drop_path: share of the examples for which the last block is left out in
         training; it grows evenly from the first block's, 0.
@@ -67,21 +86,8 @@ class BackboneSpec:
 
     num_classes: int
     connections: ConnectionSpec
-    width: float
-    blocks_per_stage: tuple[int, ...]
-    ratios: tuple[float, ...]
-    strides_of_stages: tuple[int, ...]
     dilated_stages: tuple[int, ...] = ()
-    stem: str = "imagenet"
-    stem_activation: bool = True
-    head: str = ""
-    block: str = "basic"
-    shortcut: str = "identity"
-    groups: int = 1
-    group_width: int = 64
     hidden: tuple[int, ...] = ()
-    expand: tuple[float, ...] = ()
-    attention: str = "none"
     residual: ResidualScale | None = None
     mixtures: tuple[Mixture, ...] = ()
     zero_last: bool = False
@@ -99,7 +105,10 @@ class BackboneSpec:
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of the stem's output y_0 and of each block's output y_i."""
-        widths = [round(self.width * self.ratios[stage]) for stage in self.stages]
+        widths = [
+            round(self.width * (self.ratios[stage] if self.ratios else 2**stage))
+            for stage in self.stages
+        ]
         expansion = BLOCKS[self.block].expansion
         return (round(self.width), *(expansion * width for width in widths))
 
@@ -109,9 +118,10 @@ class BackboneSpec:
         found: list[BlockSpec] = []
         dilation = 1
         channels, last = self.channels, max(1, len(self.stages) - 1)
+        strides = self.strides or (1, *(2,) * len(self.blocks_per_stage))
         for i, stage in enumerate(self.stages, 1):
             is_first = i == 1 or stage != self.stages[i - 2]
-            stride = self.strides_of_stages[stage] if is_first else 1
+            stride = strides[stage] if is_first else 1
             # As in torchvision, the first block of a dilated stage has the dilation of
             # the stage before.
             own = dilation
@@ -152,10 +162,8 @@ class BackboneSpec:
     @property
     def mixed(self) -> dict[int, Mixture]:
         """Of the blocks, from 1, that have several operations."""
-        if self.block != "mixed":
-            return {}
-        found = {i: block.mixture for i, block in enumerate(self.blocks, 1)}
-        return {i: mixture for i, mixture in found.items() if mixture.is_mixed}
+        blocks = enumerate(self.blocks if self.block == "mixed" else (), 1)
+        return {i: block.mixture for i, block in blocks if block.mixture.is_mixed}
 
     def fixed_hidden(self, block: int) -> str:
         """Returns why a block's inner channels have no number of their own.

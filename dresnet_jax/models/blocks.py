@@ -1,7 +1,8 @@
-"""The kinds of blocks; a new one is one class and one line of the registry."""
+"""The kinds of blocks; a new one is a class, or its convolutions, and a line."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,179 +11,127 @@ from flax import linen as nn
 from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.residual import Block, BlockSpec, ResidualScale
 
-
-class BasicBlock(Block):
-    """Two 3x3 convolutions and a shortcut (He et al. 2015, basic block).
-
-    The stride is the first one's.
-    """
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[batch, height, width, channels] to [batch, height', width', features]."""
-        spec, layers = self.spec, self.layers
-        y = layers.conv_norm(
-            spec.hidden or spec.features,
-            stride=spec.stride,
-            dilation=spec.dilation,
-            activate=True,
-            name="conv1",
-        )(x, train=train)
-        y = layers.conv_norm(
-            spec.features, dilation=spec.dilation, zero=spec.zero_last, name="conv2"
-        )(y, train=train)
-        return layers.activate(self.join(x, y, train=train))
-
-
 # Output channels of a bottleneck, divided by the width of its stage.
 _BOTTLENECK = 4
+# Of each convolution, by its name, what `Layers.conv` is given.
+Convolutions = dict[str, dict[str, Any]]
 
 
-def _bottleneck_conv(spec: BlockSpec) -> dict[str, Any]:
-    """The settings of the 3x3 convolution: torchvision's rule, in whole groups."""
-    planes = spec.features // _BOTTLENECK
-    per_group = max(1, planes * spec.group_width // 64)
+def _spatial(
+    spec: BlockSpec, features: int, stride: int = 1, groups: int = 1
+) -> dict[str, Any]:
+    """A 3x3 convolution with the block's dilation."""
+    settings = {"features": features, "stride": stride, "groups": groups}
+    return settings | {"dilation": spec.dilation}
+
+
+def _basic(spec: BlockSpec, channels: int) -> Convolutions:
+    """Two 3x3, of which the first has the stride (He et al. 2015, basic block)."""
+    del channels
     return {
-        "features": spec.hidden or per_group * spec.groups,
-        "groups": spec.groups,
-        "dilation": spec.dilation,
+        "conv1": _spatial(spec, spec.hidden or spec.features, spec.stride),
+        "conv2": _spatial(spec, spec.features),
     }
 
 
-class BottleneckBlock(Block):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2015, bottleneck).
+def _bottleneck(
+    spec: BlockSpec, channels: int, *, stride_first: bool = False
+) -> Convolutions:
+    """1x1, 3x3 and 1x1 (He et al. 2015, bottleneck).
 
     With groups it is a ResNeXt's (Xie et al. 2017). The stride is the 3x3's, as in
-    torchvision ("v1.5").
+    torchvision ("v1.5"), or, with `stride_first`, the first 1x1's, as published.
+    """
+    del channels
+    # Torchvision's rule, in whole groups.
+    per_group = max(1, spec.features // _BOTTLENECK * spec.group_width // 64)
+    inner = spec.hidden or per_group * spec.groups
+    first, second = (spec.stride, 1) if stride_first else (1, spec.stride)
+    return {
+        "conv1": {"features": inner, "kernel": 1, "stride": first},
+        "conv2": _spatial(spec, inner, second, spec.groups),
+        "conv3": {"features": spec.features, "kernel": 1},
+    }
+
+
+def _separable(spec: BlockSpec, channels: int) -> Convolutions:
+    """Twice a 3x3 of each channel and a 1x1 across them (Chollet 2017).
+
+    With attention "se" it is the block of `dssresnet18`.
+    """
+    inner = spec.hidden or spec.features
+    return {
+        "depthwise1": _spatial(spec, channels, spec.stride, groups=channels),
+        "pointwise1": {"features": inner, "kernel": 1},
+        "depthwise2": _spatial(spec, inner, groups=inner),
+        "pointwise2": {"features": spec.features, "kernel": 1},
+    }
+
+
+def _inverted(spec: BlockSpec, channels: int) -> Convolutions:
+    """1x1 to more channels, 3x3 of each, 1x1 to few (Sandler et al. 2018)."""
+    hidden = spec.hidden or round(channels * spec.expand)
+    found: Convolutions = {
+        "expand": {"features": hidden, "kernel": 1},
+        "depthwise": _spatial(spec, hidden, spec.stride, groups=hidden),
+        "project": {"features": spec.features, "kernel": 1},
+    }
+    if spec.expand == 1:
+        del found["expand"]
+    return found
+
+
+class PostActivationBlock(Block):
+    """Convolutions with norms, activations between them, and a shortcut.
 
     Attributes:
-      stride_first: whether the stride is the first 1x1's, as published.
+      convolutions: (spec, input channels) -> what they are.
+      activates: whether an activation follows the sum.
     """
 
-    stride_first: bool = False
+    convolutions: Callable[[BlockSpec, int], Convolutions]
+    activates: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[batch, height, width, channels] to [batch, height', width', features]."""
-        spec, layers = self.spec, self.layers
-        inner = _bottleneck_conv(spec)
-        strides = (spec.stride, 1) if self.stride_first else (1, spec.stride)
-        y = layers.conv_norm(
-            inner["features"], 1, stride=strides[0], activate=True, name="conv1"
-        )(x, train=train)
-        y = layers.conv_norm(**inner, stride=strides[1], activate=True, name="conv2")(
-            y, train=train
-        )
-        y = layers.conv_norm(spec.features, 1, zero=spec.zero_last, name="conv3")(
-            y, train=train
-        )
-        return layers.activate(self.join(x, y, train=train))
+        y, convolutions = x, self.convolutions(self.spec, x.shape[-1])
+        for number, (name, settings) in enumerate(convolutions.items(), 1):
+            is_last = number == len(convolutions)
+            zero = is_last and self.spec.zero_last
+            y = self.layers.conv_norm(
+                **settings, activate=not is_last, zero=zero, name=name
+            )(y, train=train)
+        y = self.join(x, y, train=train)
+        return self.layers.activate(y) if self.activates else y
 
 
-class _PreActivationBlock(Block):
-    """Norm and activation before each convolution, nothing after the sum.
+class PreActivationBlock(Block):
+    """Norm and activation before convolutions, nothing after the sum.
 
     He et al. (2016), "Identity Mappings in Deep Residual Networks".
+
+    Attributes:
+      convolutions: as those of `PostActivationBlock`.
+      per_norm: how many of them follow each norm.
     """
 
-    def start(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns the input normalised and activated, and that of the shortcut."""
-        ready = self.layers.norm_act(name="norm1")(x, train=train)
-        # A convolution reads what is normalised, which an identity must not.
-        return ready, x if self.spec.shortcut == "identity" else ready
-
-
-class PreActivationBasicBlock(_PreActivationBlock):
-    """Two 3x3 convolutions, each after norm and activation (He et al. 2016)."""
+    convolutions: Callable[[BlockSpec, int], Convolutions]
+    per_norm: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[batch, height, width, channels] to [batch, height', width', features]."""
-        spec, layers = self.spec, self.layers
-        y, x = self.start(x, train=train)
-        y = layers.conv(
-            spec.hidden or spec.features,
-            stride=spec.stride,
-            dilation=spec.dilation,
-            name="conv1",
-        )(y)
-        y = layers.norm_act(name="norm2")(y, train=train)
-        y = layers.conv(
-            spec.features, dilation=spec.dilation, zero=spec.zero_last, name="conv2"
-        )(y)
-        return self.join(x, y, train=train)
-
-
-class PreActivationBottleneckBlock(_PreActivationBlock):
-    """1x1, 3x3 and 1x1 convolutions after norm and activation (He et al. 2016)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[batch, height, width, channels] to [batch, height', width', features]."""
-        spec, layers = self.spec, self.layers
-        inner = _bottleneck_conv(spec)
-        y, x = self.start(x, train=train)
-        y = layers.conv(inner["features"], 1, name="conv1")(y)
-        y = layers.norm_act(name="norm2")(y, train=train)
-        y = layers.conv(**inner, stride=spec.stride, name="conv2")(y)
-        y = layers.norm_act(name="norm3")(y, train=train)
-        y = layers.conv(spec.features, 1, zero=spec.zero_last, name="conv3")(y)
-        return self.join(x, y, train=train)
-
-
-class SeparableBlock(_PreActivationBlock):
-    """Two depthwise-separable convolutions, each after norm and activation.
-
-    A 3x3 convolution of each channel, then a 1x1 across them (Chollet 2017). With
-    attention "se" it is the block of `dssresnet18`.
-    """
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[batch, height, width, channels] to [batch, height', width', features]."""
-        spec, layers = self.spec, self.layers
-        y, x = self.start(x, train=train)
-        for number, stride, features in (
-            (1, spec.stride, spec.hidden or spec.features),
-            (2, 1, spec.features),
-        ):
-            if number > 1:
-                y = layers.norm_act(name=f"norm{number}")(y, train=train)
-            y = layers.conv(
-                y.shape[-1],
-                stride=stride,
-                dilation=spec.dilation,
-                groups=y.shape[-1],
-                name=f"depthwise{number}",
-            )(y)
-            zero = spec.zero_last and number == 2
-            y = layers.conv(features, 1, zero=zero, name=f"pointwise{number}")(y)
-        return self.join(x, y, train=train)
-
-
-class InvertedResidualBlock(Block):
-    """1x1 to more channels, 3x3 of each, 1x1 to few, linear (Sandler et al. 2018)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[batch, height, width, channels] to [batch, height', width', features]."""
-        spec, layers, y = self.spec, self.layers, x
-        hidden = spec.hidden or round(x.shape[-1] * spec.expand)
-        if spec.expand != 1:
-            y = layers.conv_norm(hidden, 1, activate=True, name="expand")(
-                y, train=train
-            )
-        y = layers.conv_norm(
-            hidden,
-            stride=spec.stride,
-            dilation=spec.dilation,
-            groups=hidden,
-            activate=True,
-            name="depthwise",
-        )(y, train=train)
-        y = layers.conv_norm(spec.features, 1, zero=spec.zero_last, name="project")(
-            y, train=train
-        )
+        y, convolutions = x, self.convolutions(self.spec, x.shape[-1])
+        for number, (name, settings) in enumerate(convolutions.items()):
+            if number % self.per_norm == 0:
+                norm = f"norm{number // self.per_norm + 1}"
+                y = self.layers.norm_act(name=norm)(y, train=train)
+            # A shortcut's convolution reads what is normalised, an identity does not.
+            if number == 0 and self.spec.shortcut != "identity":
+                x = y
+            zero = self.spec.zero_last and number + 1 == len(convolutions)
+            y = self.layers.conv(**settings, zero=zero, name=name)(y)
         return self.join(x, y, train=train)
 
 
@@ -241,11 +190,6 @@ class Hidden:
     makes: tuple[str, ...]
     reads: tuple[str, ...]
 
-    @property
-    def seen(self) -> str:
-        """The last module that makes them."""
-        return self.makes[-1]
-
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -256,7 +200,6 @@ class Kind:
       expansion: output channels divided by the width of the stage.
       pre_activation: whether it begins with norm and activation, so that the stem has
         none and the head begins with them.
-      settings: of the module, besides those.
       hidden: where the channels between its convolutions are; None where their number
         cannot be chosen.
       last: the module whose norm's scale at 0, or whose kernel where it has no norm,
@@ -267,51 +210,46 @@ class Kind:
     make: Callable[..., Block]
     expansion: int = 1
     pre_activation: bool = False
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     hidden: Hidden | None = None
     last: str = ""
     activates: bool = False
 
 
-_BOTTLENECK_KIND = Kind(
-    BottleneckBlock,
-    _BOTTLENECK,
-    hidden=Hidden(("conv1", "conv2"), ("conv2", "conv3")),
-    last="conv3",
-    activates=True,
-)
 BLOCKS: dict[str, Kind] = {
     "basic": Kind(
-        BasicBlock,
+        partial(PostActivationBlock, convolutions=_basic),
         hidden=Hidden(("conv1",), ("conv2",)),
         last="conv2",
         activates=True,
     ),
-    "bottleneck": _BOTTLENECK_KIND,
-    "bottleneck_v1": dataclasses.replace(
-        _BOTTLENECK_KIND, settings={"stride_first": True}
+    "bottleneck": Kind(
+        partial(PostActivationBlock, convolutions=_bottleneck),
+        _BOTTLENECK,
+        hidden=Hidden(("conv1", "conv2"), ("conv2", "conv3")),
+        last="conv3",
+        activates=True,
     ),
     "preact_basic": Kind(
-        PreActivationBasicBlock,
+        partial(PreActivationBlock, convolutions=_basic),
         pre_activation=True,
         hidden=Hidden(("conv1", "norm2"), ("conv2",)),
         last="conv2",
     ),
     "preact_bottleneck": Kind(
-        PreActivationBottleneckBlock,
+        partial(PreActivationBlock, convolutions=_bottleneck),
         _BOTTLENECK,
         pre_activation=True,
         hidden=Hidden(("conv1", "norm2", "conv2", "norm3"), ("conv2", "conv3")),
         last="conv3",
     ),
     "separable": Kind(
-        SeparableBlock,
+        partial(PreActivationBlock, convolutions=_separable, per_norm=2),
         pre_activation=True,
         hidden=Hidden(("pointwise1", "norm2", "depthwise2"), ("pointwise2",)),
         last="pointwise2",
     ),
     "inverted": Kind(
-        InvertedResidualBlock,
+        partial(PostActivationBlock, convolutions=_inverted, activates=False),
         hidden=Hidden(("expand", "depthwise"), ("project",)),
         last="project",
     ),
@@ -320,3 +258,9 @@ BLOCKS: dict[str, Kind] = {
     ),
     "mixed": Kind(MixedBlock),
 }
+BLOCKS["bottleneck_v1"] = dataclasses.replace(
+    BLOCKS["bottleneck"],
+    make=partial(
+        PostActivationBlock, convolutions=partial(_bottleneck, stride_first=True)
+    ),
+)

@@ -46,11 +46,7 @@ class ConditionalSpec:
     compact: bool = True
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-          UserError: one is out of range.
-        """
+        """Raises a `UserError` for a number out of range."""
         if not 0 < self.target_rate < 1:
             raise UserError(
                 f"model.conditional.target_rate = {self.target_rate} must be in (0, "
@@ -64,11 +60,7 @@ class ConditionalSpec:
 
 
 class Gate(nn.Module):
-    """Which examples run a block.
-
-    Attributes:
-      spec: what is asked of it.
-    """
+    """Which examples run a block."""
 
     spec: ConditionalSpec
 

@@ -43,7 +43,8 @@ def in_jaxpr(jaxpr: Any, scope: str = "") -> int:
     """
     total = 0
     for equation in jaxpr.eqns:
-        left = "" if _is_within(equation, scope) else scope
+        scopes = str(equation.source_info.name_stack).split("/")
+        left = "" if scope in scopes else scope
         inner = [
             equation.params.get("length", 1) * in_jaxpr(jaxpr, left)
             for jaxpr in jax_core.jaxprs_in_params(equation.params)
@@ -55,10 +56,6 @@ def in_jaxpr(jaxpr: Any, scope: str = "") -> int:
         if not left:
             total += _products(equation)
     return total
-
-
-def _is_within(equation: Any, scope: str) -> bool:
-    return not scope or scope in str(equation.source_info.name_stack).split("/")
 
 
 def _products(equation: Any) -> int:

@@ -70,11 +70,7 @@ def with_scaled_gradient(x: jax.Array, scale: float) -> jax.Array:
 
 
 class Fusion(nn.Module):
-    """The answer of a classifier, from its logits and those of the ones before it.
-
-    Attributes:
-      spec: of the exits.
-    """
+    """The answer of a classifier, from its logits and those of the ones before it."""
 
     spec: ExitSpec
 

@@ -95,7 +95,7 @@ class Layers:
         With `zero`, the norm's scale starts at 0.
         """
         start = nn.initializers.zeros if zero else nn.initializers.ones
-        return NORMS[self.norm](self, start, name)(x, train)
+        return NORMS[self.norm](self, x, train, scale_init=start, name=name)
 
     def activate(self, x: jax.Array) -> jax.Array:
         """Returns the network's activation function."""
@@ -111,18 +111,11 @@ class Layers:
 
 
 class ConvNorm(nn.Module):
-    """A convolution, a norm and, if asked for, an activation.
+    """A convolution, as `Layers.conv`, a norm and, if asked for, an activation.
 
     Attributes:
-      layers: what the network's layers have in common.
-      features: output channels.
-      kernel: side of the kernel.
-      stride: of the convolution.
-      groups: of the convolution.
-      dilation: of the convolution.
       activate: whether an activation follows.
       zero: whether the norm's scale starts at 0.
-      use_bias: of the convolution; None for what the network's have.
     """
 
     layers: Layers
@@ -163,33 +156,24 @@ class NormAct(nn.Module):
         return self.layers.activate(self.layers.normalise(x, train=train))
 
 
-Norm = Callable[[jax.Array, bool], jax.Array]
-
-
-def _batch_norm(layers: Layers, start: Any, name: str) -> Norm:
+def _batch_norm(
+    layers: Layers, x: jax.Array, train: bool, **settings: Any
+) -> jax.Array:
     """Over the batch and all pixels; under `jit`, of the whole global batch.
 
     With `norm_shards`, of each of this many equal parts of the batch.
     """
-    settings: dict[str, Any] = {
+    settings |= {
         "momentum": _MOMENTUM,
         "epsilon": BATCH_NORM_EPSILON,
         "dtype": layers.dtype,
-        "scale_init": start,
-        "name": name,
     }
-
-    def norm(x: jax.Array, train: bool) -> jax.Array:
-        if not train:
-            return nn.BatchNorm(use_running_average=True, **settings)(x)
-        found = (
-            _PerShardNorm(shards=layers.norm_shards, **settings)
-            if layers.norm_shards > 1
-            else nn.BatchNorm(**settings)
-        )
-        return found(x, use_running_average=_is_frozen(layers, found.path))
-
-    return norm
+    norm: Any = (
+        _PerShardNorm(shards=layers.norm_shards, **settings)
+        if train and layers.norm_shards > 1
+        else nn.BatchNorm(**settings)
+    )
+    return norm(x, use_running_average=not train or _is_frozen(layers, norm.path))
 
 
 def _is_frozen(layers: Layers, path: Sequence[str]) -> bool:
@@ -199,42 +183,30 @@ def _is_frozen(layers: Layers, path: Sequence[str]) -> bool:
     )
 
 
-def _group_norm(layers: Layers, start: Any, name: str) -> Norm:
+def _group_norm(
+    layers: Layers, x: jax.Array, train: bool, **settings: Any
+) -> jax.Array:
     """Over all pixels and a group of channels: 32 groups, or fewer that divide them."""
-
-    def norm(x: jax.Array, train: bool) -> jax.Array:
-        del train
-        groups = math.gcd(32, x.shape[-1])
-        return nn.GroupNorm(
-            groups, epsilon=1e-5, dtype=layers.dtype, scale_init=start, name=name
-        )(x)
-
-    return norm
+    del train
+    groups = math.gcd(32, x.shape[-1])
+    return nn.GroupNorm(groups, epsilon=1e-5, dtype=layers.dtype, **settings)(x)
 
 
-def _layer_norm(layers: Layers, start: Any, name: str) -> Norm:
+def _layer_norm(
+    layers: Layers, x: jax.Array, train: bool, **settings: Any
+) -> jax.Array:
     """Over the channels of each pixel."""
-
-    def norm(x: jax.Array, train: bool) -> jax.Array:
-        del train
-        return nn.LayerNorm(
-            epsilon=1e-6, dtype=layers.dtype, scale_init=start, name=name
-        )(x)
-
-    return norm
+    del train
+    return nn.LayerNorm(epsilon=1e-6, dtype=layers.dtype, **settings)(x)
 
 
-def _no_norm(layers: Layers, start: Any, name: str) -> Norm:
-    """None: convolutions then have a bias."""
-    del layers, start, name
-    return lambda x, train: x
-
-
-NORMS: dict[str, Callable[[Layers, Any, str], Norm]] = {
+# (layers, x, train, the norm's name and how its scale starts) -> x, normalised.
+NORMS: dict[str, Callable[..., jax.Array]] = {
     "batch": _batch_norm,
     "group": _group_norm,
     "layer": _layer_norm,
-    "none": _no_norm,
+    # Convolutions then have a bias.
+    "none": lambda layers, x, train, **settings: x,
 }
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from dresnet_jax.models.layers import PENALTIES
 from dresnet_jax.models.mixture import Mixture, imbalance, straight_through
-from dresnet_jax.models.operations import OPERATIONS, Branch, Shape
+from dresnet_jax.models.operations import SKIPS, Branch
 from dresnet_jax.models.residual import Block, ResidualScale
 
 # Length of a router's queries and keys.
@@ -43,9 +43,9 @@ class MixedBlock(Block):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[batch, height, width, channels] to [batch, height', width', features]."""
         spec, mixture = self.spec, self.spec.mixture
-        shape = Shape(spec.features, spec.stride, spec.dilation)
+        shape = spec.features, spec.stride, spec.dilation
         branches = [
-            Branch(name, self.layers, shape, name=name) for name in mixture.operations
+            Branch(name, self.layers, *shape, name=name) for name in mixture.operations
         ]
         made = [branch(x, train=train) for branch in branches]
         y = made[0]
@@ -77,9 +77,6 @@ class Weights(nn.Module):
     The steps of training that the temperature depends on are counted with the
     averages of the norms: a run that resumes has them. In evaluation the temperature is
     the one that training has come to, and there is no noise.
-
-    Attributes:
-      mixture: what they are asked for.
     """
 
     mixture: Mixture
@@ -97,17 +94,20 @@ class Weights(nn.Module):
         steps = self.variable("batch_stats", "steps", lambda: jnp.zeros((), jnp.int32))
         temperature = mixture.temperature_after(steps.value)
         if mixture.weights == "routed":
-            logits = self._route(x.astype(jnp.float32), count)
+            pooled = x.astype(jnp.float32).mean(axis=(1, 2))
+            query = nn.Dense(_QUERY, name="query")(pooled)
+            keys = self.param("gate_weights", nn.initializers.zeros, (count, _QUERY))
+            logits = query @ keys.T / jnp.sqrt(_QUERY)
         else:
             logits = self.param("gate_weights", nn.initializers.zeros, (count,))
-        if mixture.weights == "gumbel":
-            if train:
-                shape = (x.shape[0], count)
-                noise = jax.random.gumbel(self.make_rng("dropout"), shape)
-                logits = logits[None] + noise
-            weights = straight_through(nn.softmax(logits / temperature))
-        else:
-            weights = nn.softmax(logits / temperature)
+        is_gumbel = mixture.weights == "gumbel"
+        if is_gumbel and train:
+            shape = (x.shape[0], count)
+            noise = jax.random.gumbel(self.make_rng("dropout"), shape)
+            logits = logits[None] + noise
+        weights = nn.softmax(logits / temperature)
+        if is_gumbel:
+            weights = straight_through(weights)
         self.sow("intermediates", "weights", weights)
         if train:
             if mixture.balance and mixture.weights == "routed":
@@ -119,17 +119,11 @@ class Weights(nn.Module):
             steps.value += 1
         return weights
 
-    def _route(self, x: jax.Array, count: int) -> jax.Array:
-        """Logits of each image: its query times the key of each operation."""
-        query = nn.Dense(_QUERY, name="query")(x.mean(axis=(1, 2)))
-        keys = self.param("gate_weights", nn.initializers.zeros, (count, _QUERY))
-        return query @ keys.T / jnp.sqrt(_QUERY)
-
     def _without_skips(
         self, weights: jax.Array, rate: jax.Array, batch: int
     ) -> jax.Array:
         """Weights [batch, operations], of which skips have lost some."""
-        is_skip = [OPERATIONS[name].is_skip for name in self.mixture.operations]
+        is_skip = [name in SKIPS for name in self.mixture.operations]
         shape = (batch, len(is_skip))
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
         factor = jnp.where(jnp.asarray(is_skip)[None], kept / (1 - rate), 1.0)

@@ -22,7 +22,7 @@ class Mixture:
       weights: a key of `WEIGHTS`: of the block (softmax); of the block, one operation
         for each image in training and the likeliest in evaluation (gumbel); of the
         image (routed).
-      temperature: that the logits are divided by, at the start and at the end.
+      temperature_start, temperature_end: that the logits are divided by.
       temperature_steps: batches of training in which it falls, by the same factor each.
       skip_drop: share of the images for which an operation without kernels is left out
         at the start of training; it falls to 0 evenly, with the temperature.
@@ -33,19 +33,15 @@ class Mixture:
 
     operations: tuple[str, ...] = tuple(OPERATIONS)
     weights: str = "softmax"
-    temperature: tuple[float, float] = (1.0, 1.0)
+    temperature_start: float = 1.0
+    temperature_end: float = 1.0
     temperature_steps: int = 1
     skip_drop: float = 0.0
     price: float = 0.0
     balance: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-          UserError: an operation is unknown, missing or there twice, or a number is out
-            of range.
-        """
+        """Raises a `UserError` for operations or numbers that cannot be."""
         for name in self.operations:
             pick("operation", name, OPERATIONS)
         if not self.operations or len(set(self.operations)) < len(self.operations):
@@ -54,23 +50,17 @@ class Mixture:
                 "several, each once."
             )
         pick("mixture.weights", self.weights, WEIGHTS)
-        for end, value in zip(("start", "end"), self.temperature, strict=True):
-            if not 0 < value < math.inf:
-                raise UserError(
-                    f"mixture.temperature_{end} = {value} must be a number above 0."
-                )
-        if self.temperature_steps < 1:
-            raise UserError(
-                f"mixture.temperature_steps = {self.temperature_steps} must be above 0."
-            )
-        if not 0 <= self.skip_drop < 1:
-            raise UserError(f"mixture.skip_drop = {self.skip_drop} must be in [0, 1).")
-        for name in ("price", "balance"):
+        for name, is_right, what in (
+            ("temperature_start", lambda x: 0 < x < math.inf, "a number above 0"),
+            ("temperature_end", lambda x: 0 < x < math.inf, "a number above 0"),
+            ("temperature_steps", lambda x: x >= 1, "above 0"),
+            ("skip_drop", lambda x: 0 <= x < 1, "in [0, 1)"),
+            ("price", lambda x: 0 <= x < math.inf, "a number, not below 0"),
+            ("balance", lambda x: 0 <= x < math.inf, "a number, not below 0"),
+        ):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise UserError(
-                    f"mixture.{name} = {value} must be a number, not below 0."
-                )
+            if not is_right(value):
+                raise UserError(f"mixture.{name} = {value} must be {what}.")
 
     @property
     def is_mixed(self) -> bool:
@@ -83,7 +73,7 @@ class Mixture:
 
     def temperature_after(self, steps: jax.Array) -> jax.Array:
         """Returns the temperature after some steps, a float32 scalar."""
-        start, end = self.temperature
+        start, end = self.temperature_start, self.temperature_end
         return start * (end / start) ** self.progress(steps)
 
     def skip_drop_after(self, steps: jax.Array) -> jax.Array:

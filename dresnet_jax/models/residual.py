@@ -33,11 +33,7 @@ class ResidualScale:
     start: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-          UserError: `each` is unknown, or the start is no finite number.
-        """
+        """Raises a `UserError` for an unknown `each`, or a start that is not finite."""
         pick("residual_scale", self.each, RESIDUAL_SCALES)
         if not math.isfinite(self.start):
             raise UserError(f"residual_start = {self.start} must be finite.")
@@ -80,11 +76,7 @@ class BlockSpec:
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
     def __post_init__(self) -> None:
-        """Checks the names.
-
-        Raises:
-          UserError: one is unknown.
-        """
+        """Raises a `UserError` for an unknown name."""
         pick("shortcut", self.shortcut, {**SHORTCUTS, "none": None})
         pick("attention", self.attention, ATTENTIONS)
 
@@ -123,13 +115,7 @@ class Block(nn.Module):
         return y + SHORTCUTS[spec.shortcut](spec, layers, x, train)
 
 
-def _identity(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    del spec, layers, train
-    return x
-
-
 def _conv(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Array:
-    """A 1x1 convolution with norm."""
     return layers.conv_norm(
         spec.features, kernel=1, stride=spec.stride, name="shortcut"
     )(x, train=train)
@@ -160,7 +146,7 @@ def _pad(spec: BlockSpec, layers: Layers, x: jax.Array, train: bool) -> jax.Arra
 
 
 SHORTCUTS: dict[str, Callable[[BlockSpec, Layers, jax.Array, bool], jax.Array]] = {
-    "identity": _identity,
+    "identity": lambda spec, layers, x, train: x,
     "conv": _conv,
     "pool": _pool,
     "bare": _bare,

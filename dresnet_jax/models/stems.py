@@ -31,6 +31,46 @@ class Stem:
         strides = math.prod(stride for _, stride, _ in self.convs)
         return strides * (2 if self.pool else 1)
 
+    def run(
+        self,
+        layers: Layers,
+        features: int,
+        images: jax.Array,
+        *,
+        train: bool,
+        bare: bool,
+        activate: bool = True,
+    ) -> jax.Array:
+        """Returns the stem's output, y_0; to be called inside a compact module.
+
+        Args:
+          layers: what the network's layers have in common.
+          features: output channels.
+          images: [batch, height, width, channels].
+          train: whether norms use the batch's statistics.
+          bare: whether the last convolution has neither norm nor activation, as before
+            blocks that begin with them.
+          activate: whether an activation follows the norms, where the stem has one.
+        """
+        x = images
+        for number, (kernel, stride, share) in enumerate(self.convs, 1):
+            name = "stem" if len(self.convs) == 1 else f"stem_{number}"
+            channels = max(1, round(share * features))
+            if bare and number == len(self.convs):
+                x = layers.conv(channels, kernel, stride=stride, name=name)(x)
+                continue
+            x = layers.conv_norm(
+                channels,
+                kernel,
+                stride=stride,
+                activate=self.activation and activate,
+                use_bias=self.use_bias,
+                name=name,
+            )(x, train=train)
+        if self.pool:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return x
+
 
 STEMS = {
     "cifar": Stem(((3, 1, 1),)),
@@ -43,45 +83,3 @@ STEMS = {
     # ConvNeXt's.
     "patches": Stem(((4, 4, 1),), activation=False, use_bias=True),
 }
-
-
-def run(
-    stem: Stem,
-    layers: Layers,
-    features: int,
-    images: jax.Array,
-    *,
-    train: bool,
-    bare: bool,
-    activate: bool = True,
-) -> jax.Array:
-    """Returns the stem's output, y_0; to be called inside a compact module.
-
-    Args:
-      stem: what it is.
-      layers: what the network's layers have in common.
-      features: output channels.
-      images: [batch, height, width, channels].
-      train: whether norms use the batch's statistics.
-      bare: whether the last convolution has neither norm nor activation, as before
-        blocks that begin with them.
-      activate: whether an activation follows the norms, where the stem has one.
-    """
-    x = images
-    for number, (kernel, stride, share) in enumerate(stem.convs, 1):
-        name = "stem" if len(stem.convs) == 1 else f"stem_{number}"
-        channels = max(1, round(share * features))
-        if bare and number == len(stem.convs):
-            x = layers.conv(channels, kernel, stride=stride, name=name)(x)
-            continue
-        x = layers.conv_norm(
-            channels,
-            kernel,
-            stride=stride,
-            activate=stem.activation and activate,
-            use_bias=stem.use_bias,
-            name=name,
-        )(x, train=train)
-    if stem.pool:
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    return x

@@ -3,6 +3,7 @@
 import dataclasses
 import graphlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,59 +39,45 @@ class Row:
     settings: tuple[tuple[str, Any], ...] = ()
 
 
-Operation = Callable[..., jax.Array]
+Run = Callable[[jax.Array], jax.Array]
 
 
-def _conv(
-    layers: Layers, name: str, x: jax.Array, train: bool, **settings: Any
-) -> jax.Array:
+def _conv(layers: Layers, name: str, train: bool, **settings: Any) -> Run:
     """A convolution with norm and, with `activate`, an activation."""
-    return layers.conv_norm(**settings, name=name)(x, train=train)
+    return partial(layers.conv_norm(**settings, name=name), train=train)
 
 
 def _block(
-    layers: Layers,
-    name: str,
-    x: jax.Array,
-    train: bool,
-    kind: str = "basic",
-    **settings: Any,
-) -> jax.Array:
+    layers: Layers, name: str, train: bool, kind: str = "basic", **settings: Any
+) -> Run:
     """A whole block, whose settings are those of `BlockSpec`."""
-    make = pick("block", kind, BLOCKS)
-    return make.make(BlockSpec(**settings), layers, **make.settings, name=name)(
-        x, train=train
-    )
+    make = pick("block", kind, BLOCKS).make
+    return partial(make(BlockSpec(**settings), layers, name=name), train=train)
 
 
-def _activate(layers: Layers, name: str, x: jax.Array, train: bool) -> jax.Array:
+def _activate(layers: Layers, name: str, train: bool) -> Run:
     """The activation function alone."""
     del name, train
-    return layers.activate(x)
+    return layers.activate
 
 
 def _max_pool(
-    layers: Layers,
-    name: str,
-    x: jax.Array,
-    train: bool,
-    kernel: int = 3,
-    stride: int = 2,
-) -> jax.Array:
+    layers: Layers, name: str, train: bool, kernel: int = 3, stride: int = 2
+) -> Run:
     """The maximum over a square of pixels, padded as a convolution."""
     del layers, name, train
-    ends = ((kernel - 1) // 2,) * 2
-    return nn.max_pool(x, (kernel, kernel), (stride, stride), (ends, ends))
+    padding = (((kernel - 1) // 2,) * 2,) * 2
+    size, strides = (kernel, kernel), (stride, stride)
+    return partial(nn.max_pool, window_shape=size, strides=strides, padding=padding)
 
 
-def _classifier(
-    layers: Layers, name: str, x: jax.Array, train: bool, classes: int
-) -> jax.Array:
+def _classifier(layers: Layers, name: str, train: bool, classes: int) -> Run:
     """Average pooling and a linear layer."""
-    return Classifier(classes, 0.0, layers, name=name)(x, train=train)
+    return partial(Classifier(classes, 0.0, layers, name=name), train=train)
 
 
-OPERATIONS: dict[str, Operation] = {
+# (layers, name of the layer, train, the row's settings) -> what is done to its input.
+OPERATIONS: dict[str, Callable[..., Run]] = {
     "conv": _conv,
     "block": _block,
     "activate": _activate,
@@ -130,9 +117,8 @@ class TableNetwork(nn.Module):
             operation = pick("operation", row.operation, OPERATIONS)
             x = sum(inputs[1:], inputs[0])
             try:
-                outputs[row.layer] = operation(
-                    self.layers, row.layer, x, train, **dict(row.settings)
-                )
+                run = operation(self.layers, row.layer, train, **dict(row.settings))
+                outputs[row.layer] = run(x)
             except UserError:
                 raise
             # Of Flax and JAX, each of a type of its own.

@@ -10,46 +10,33 @@ from dresnet_jax.models.backbone_spec import BackboneSpec
 
 # Of a library: a module here, and its name there. {s} and {n} are the numbers of a
 # block's stage and of the block in it, from 0, and {s1} the stage's from 1; {0} is the
-# first group of the pattern; `_places` has the others.
-_RESNET_STEMS = (
-    ("stem/conv", "conv1"),
-    ("stem/norm", "bn1"),
-    ("stem_1/conv", "conv1.0"),
-    ("stem_1/norm", "conv1.1"),
+# first group of the pattern; `_places` has the others. Of a convolution and its norm,
+# {at} is 0 and 1, {bn} conv and bn, and {word} convolution and normalization.
+_RESNETS = (
+    ("stem/(conv|norm)", "{bn}1"),
+    ("stem_1/(conv|norm)", "conv1.{at}"),
     ("stem_2/conv", "conv1.3"),
     ("stem_2/norm", "conv1.4"),
     ("stem_3/conv", "conv1.6"),
     ("stem_3/norm", "bn1"),
-)
-_RESNETS = (
-    *_RESNET_STEMS,
-    (r"block/conv(\d)/conv", "layer{s1}.{n}.conv{0}"),
-    (r"block/conv(\d)/norm", "layer{s1}.{n}.bn{0}"),
-    ("block/shortcut/conv", "layer{s1}.{n}.downsample.{p}"),
-    ("block/shortcut/norm", "layer{s1}.{n}.downsample.{q}"),
+    (r"block/conv(\d)/(conv|norm)", "layer{s1}.{n}.{bn}{0}"),
+    ("block/shortcut/(conv|norm)", "layer{s1}.{n}.downsample.{down}"),
     ("head/linear", "fc"),
 )
 _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
     "torchvision": {
-        "basic": _RESNETS,
-        "bottleneck": _RESNETS,
-        "bottleneck_v1": _RESNETS,
+        "resnet": _RESNETS,
         "inverted": (
-            ("stem/conv", "features.0.0"),
-            ("stem/norm", "features.0.1"),
-            ("block/expand/conv", "features.{i1}.conv.0.0"),
-            ("block/expand/norm", "features.{i1}.conv.0.1"),
-            ("block/depthwise/conv", "features.{i1}.conv.{e}.0"),
-            ("block/depthwise/norm", "features.{i1}.conv.{e}.1"),
+            ("stem/(conv|norm)", "features.0.{at}"),
+            ("block/expand/(conv|norm)", "features.{i1}.conv.0.{at}"),
+            ("block/depthwise/(conv|norm)", "features.{i1}.conv.{e}.{at}"),
             ("block/project/conv", "features.{i1}.conv.{e1}"),
             ("block/project/norm", "features.{i1}.conv.{e2}"),
-            ("head/conv/conv", "features.{after}.0"),
-            ("head/conv/norm", "features.{after}.1"),
+            ("head/conv/(conv|norm)", "features.{after}.{at}"),
             ("head/linear", "classifier.1"),
         ),
         "convnext": (
-            ("stem/conv", "features.0.0"),
-            ("stem/norm", "features.0.1"),
+            ("stem/(conv|norm)", "features.0.{at}"),
             ("block/downsample_norm", "features.{s_down}.0"),
             ("block/downsample", "features.{s_down}.1"),
             ("block/depthwise", "features.{s_block}.{n}.block.0"),
@@ -62,13 +49,13 @@ _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
     "timm": {
-        "bottleneck": (
+        "resnet": (
             *_RESNETS,
             ("block/attention/weights/reduce", "layer{s1}.{n}.se.fc1"),
             ("block/attention/weights/expand", "layer{s1}.{n}.se.fc2"),
             ("block/attention/Conv_0", "layer{s1}.{n}.se.conv"),
         ),
-        "preact_basic": (
+        "preact": (
             ("stem", "stem.conv"),
             (r"block/norm(\d)/norm", "stages.{s}.blocks.{n}.norm{0}"),
             (r"block/conv(\d)", "stages.{s}.blocks.{n}.conv{0}"),
@@ -90,8 +77,7 @@ _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
             ("head/linear", "classifier"),
         ),
         "convnext": (
-            ("stem/conv", "stem.0"),
-            ("stem/norm", "stem.1"),
+            ("stem/(conv|norm)", "stem.{at}"),
             ("block/downsample_norm", "stages.{s}.downsample.0"),
             ("block/downsample", "stages.{s}.downsample.1"),
             ("block/depthwise", "stages.{s}.blocks.{n}.conv_dw"),
@@ -104,26 +90,18 @@ _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
     "Hugging Face": {
-        "basic": (
-            ("stem/conv", "resnet.embedder.embedder.convolution"),
-            ("stem/norm", "resnet.embedder.embedder.normalization"),
-            (r"block/conv(\d)/conv", "{hf}.layer.{0_}.convolution"),
-            (r"block/conv(\d)/norm", "{hf}.layer.{0_}.normalization"),
-            ("block/shortcut/conv", "{hf}.shortcut.convolution"),
-            ("block/shortcut/norm", "{hf}.shortcut.normalization"),
+        "resnet": (
+            ("stem/(conv|norm)", "resnet.embedder.embedder.{word}"),
+            (r"block/conv(\d)/(conv|norm)", "{hf}.layer.{0_}.{word}"),
+            ("block/shortcut/(conv|norm)", "{hf}.shortcut.{word}"),
             ("head/linear", "classifier.1"),
         ),
         "inverted": (
-            ("stem/conv", "mobilenet_v2.conv_stem.first_conv.convolution"),
-            ("stem/norm", "mobilenet_v2.conv_stem.first_conv.normalization"),
-            ("block/expand/conv", "{m2}.expand_1x1.convolution"),
-            ("block/expand/norm", "{m2}.expand_1x1.normalization"),
-            ("block/depthwise/conv", "{m2}.conv_3x3.convolution"),
-            ("block/depthwise/norm", "{m2}.conv_3x3.normalization"),
-            ("block/project/conv", "{m2}.reduce_1x1.convolution"),
-            ("block/project/norm", "{m2}.reduce_1x1.normalization"),
-            ("head/conv/conv", "mobilenet_v2.conv_1x1.convolution"),
-            ("head/conv/norm", "mobilenet_v2.conv_1x1.normalization"),
+            ("stem/(conv|norm)", "mobilenet_v2.conv_stem.first_conv.{word}"),
+            ("block/expand/(conv|norm)", "{m2}.expand_1x1.{word}"),
+            ("block/depthwise/(conv|norm)", "{m2}.conv_3x3.{word}"),
+            ("block/project/(conv|norm)", "{m2}.reduce_1x1.{word}"),
+            ("head/conv/(conv|norm)", "mobilenet_v2.conv_1x1.{word}"),
             ("head/linear", "classifier"),
         ),
         "convnext": (
@@ -141,13 +119,13 @@ _SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
         ),
     },
 }
-# Kinds of blocks whose names are those of another kind.
+# Kinds of blocks whose names are alike.
 _ALIKE = {
-    ("timm", "basic"): "bottleneck",
-    ("timm", "bottleneck_v1"): "bottleneck",
-    ("timm", "preact_bottleneck"): "preact_basic",
-    ("Hugging Face", "bottleneck"): "basic",
-    ("Hugging Face", "bottleneck_v1"): "basic",
+    "basic": "resnet",
+    "bottleneck": "resnet",
+    "bottleneck_v1": "resnet",
+    "preact_basic": "preact",
+    "preact_bottleneck": "preact",
 }
 SCHEMES = tuple(_SCHEMES)
 # Of a leaf; that of ConvNeXt's scale differs from library to library.
@@ -173,18 +151,25 @@ def name(scheme: str, spec: BackboneSpec, path: str) -> str | None:
       spec: of the network.
       path: such as params/block_3/conv1/conv/kernel, or batch_stats/stem/norm/mean.
     """
-    kind = _ALIKE.get((scheme, spec.block), spec.block)
-    rules = _SCHEMES[scheme].get(kind, ())
+    rules = _SCHEMES[scheme].get(_ALIKE.get(spec.block, spec.block), ())
     _, *modules, leaf = path.split("/")
-    places: dict[str, Any] = {"after": len(spec.stages) + 1}
+    is_norm = modules[-1] == "norm"
+    places: dict[str, Any] = {
+        "after": len(spec.stages) + 1,
+        "at": int(is_norm),
+        "bn": "bn" if is_norm else "conv",
+        "word": "normalization" if is_norm else "convolution",
+    }
     if match := re.fullmatch(r"block_(\d+)", modules[0]):
         modules[0] = "block"
         places |= _places(spec, int(match[1]) - 1)
+        places["down"] = places["at"] + (spec.shortcut == "pool")
     for pattern, template in rules:
         if found := re.fullmatch(pattern, "/".join(modules)):
             groups = found.groups()
-            numbers = {"0_": int(groups[0]) - 1} if groups else {}
-            module = template.format(*groups, **places, **numbers)
+            if groups and groups[0].isdecimal():
+                places["0_"] = int(groups[0]) - 1
+            module = template.format(*groups, **places)
             is_scale = pattern == "block"
             return f"{module}.{_LAYER_SCALES[scheme] if is_scale else _LEAVES[leaf]}"
     return None
@@ -194,25 +179,20 @@ def _places(spec: BackboneSpec, block: int) -> dict[str, Any]:
     """What the templates of a block's names are filled with."""
     stage = spec.stages[block]
     within = block - spec.stages.index(stage)
-    pooled = spec.shortcut == "pool"
     # Whether an inverted residual has its first convolution.
     expands = int(bool(spec.expand) and spec.expand[stage] != 1)
-    hugging = f"resnet.encoder.stages.{stage}.layers.{within}"
     return {
         "s": stage,
         "s1": stage + 1,
         "n": within,
-        "i": block,
         "i1": block + 1,
-        "p": int(pooled),
-        "q": int(pooled) + 1,
         "e": expands,
         "e1": expands + 1,
         "e2": expands + 2,
         "l": "l" * expands,
         "s_down": 2 * stage,
         "s_block": 2 * stage + 1,
-        "hf": hugging,
+        "hf": f"resnet.encoder.stages.{stage}.layers.{within}",
         "m2": f"mobilenet_v2.layer.{block - 1}" if block else "mobilenet_v2.conv_stem",
         "cn": f"convnext.encoder.stages.{stage}",
     }
@@ -231,9 +211,7 @@ def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     if len(shape) > 1:
         array = array.reshape(array.shape + (1,) * (4 - array.ndim))
         array = array.transpose(2, 3, 1, 0)
-    if array.size != np.prod(shape) or [n for n in array.shape if n > 1] != [
-        n for n in shape if n > 1
-    ]:
+    if [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
         return None
     return array.reshape(shape)
 

@@ -10,8 +10,8 @@ from dresnet_jax.connections import topology
 from dresnet_jax.connections.spec import ConnectionSpec, automatic_form
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models.attention import ATTENTIONS
-from dresnet_jax.models.backbone import Backbone
-from dresnet_jax.models.backbone_spec import BackboneSpec, stages
+from dresnet_jax.models.backbone import Backbone, with_form
+from dresnet_jax.models.backbone_spec import Architecture, BackboneSpec, stages
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.conditional import ConditionalSpec
 from dresnet_jax.models.exits import ExitSpec
@@ -23,27 +23,13 @@ from dresnet_jax.models.table import from_table as from_table
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """What a model's name fixes; `BackboneSpec` explains the fields.
+class Model(Architecture):
+    """What a model's name fixes.
 
     A config may name another stem, width, number of blocks, block, shortcut, attention,
-    norm, activation, topology or projection. `ratios` of None double from stage to
-    stage, and `strides` of None are 1 and then 2.
+    norm, activation, topology or projection.
     """
 
-    blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2)
-    block: str = "basic"
-    shortcut: str = "identity"
-    width: float = 64
-    ratios: tuple[float, ...] | None = None
-    strides: tuple[int, ...] | None = None
-    stem: str = "imagenet"
-    stem_activation: bool = True
-    head: str = ""
-    groups: int = 1
-    group_width: int = 64
-    expand: tuple[float, ...] = ()
-    attention: str = "none"
     norm: str = "batch"
     activation: str = "relu"
     conv_bias: bool = False
@@ -57,7 +43,7 @@ _50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _MOST_CHANNELS = 2**20
 
 _BOTTLENECK: Any = {"block": "bottleneck"}
-# Behind pre-activation blocks, whose 1x1 convolutions read what is normalised.
+# Of pre-activation blocks, whose 1x1 convolutions read what is normalised.
 _V2: Any = {"block": "preact_basic", "shortcut": "bare"}
 _V2_BOTTLENECK: Any = {"block": "preact_bottleneck", "shortcut": "bare"}
 # The published form: every convolution has a bias, no activation follows the stem's
@@ -158,11 +144,10 @@ def build(
       UserError: a name is unknown, a value is out of range, or the images are too
         small for the strides.
     """
-    spec = _spec(config, num_classes, norm_shards, num_devices, frozen)
+    model = Backbone(_spec(config, num_classes, norm_shards, num_devices, frozen))
     if config.connections.form == AUTOMATIC:
-        form, _ = chosen_form(spec, platform)
-        connections = dataclasses.replace(spec.connections, form=form)
-        spec = dataclasses.replace(spec, connections=connections)
+        model = with_form(model, chosen_form(model.spec, platform)[0])
+    spec = model.spec
     _check_spec(spec, config)
     if image_size < spec.total_stride:
         raise UserError(
@@ -171,7 +156,7 @@ def build(
             f"images of at least {spec.total_stride}x{spec.total_stride}, stem 'cifar' "
             "or fewer stages."
         )
-    return Backbone(spec)
+    return model
 
 
 def _spec(
@@ -186,8 +171,6 @@ def _spec(
     pick("model.dtype", config.dtype, dict.fromkeys(DTYPES))
     blocks = blocks_per_stage(config)
     _check(config, model, blocks)
-    ratios = model.ratios or tuple(2**stage for stage in range(len(blocks)))
-    strides = model.strides or (1, *(2,) * (len(blocks) - 1))
 
     def chosen(field: str, registry: Any) -> str:
         """Returns a field of the config, or the model's own where it is None."""
@@ -195,30 +178,31 @@ def _spec(
         pick(f"model.{field}", value, registry)
         return value
 
+    connections = _connections(config.connections, model, stages(blocks))
+    own = {f.name: getattr(model, f.name) for f in dataclasses.fields(Architecture)}
+    own |= {
+        "blocks_per_stage": blocks,
+        "width": width(config),
+        "stem": model.stem if config.stem == OWN else config.stem,
+        "block": chosen("block", BLOCKS),
+        "shortcut": chosen("shortcut", SHORTCUT_RULES),
+        "attention": chosen("attention", ATTENTIONS),
+    }
     return BackboneSpec(
+        **own,
         num_classes=num_classes,
-        connections=_connections(config.connections, model, stages(blocks)),
-        width=width(config),
-        blocks_per_stage=blocks,
-        ratios=ratios,
-        strides_of_stages=strides,
+        connections=connections,
         dilated_stages=tuple(config.dilated_stages),
-        stem=model.stem if config.stem == OWN else config.stem,
-        stem_activation=model.stem_activation,
-        head=model.head,
-        block=chosen("block", BLOCKS),
-        shortcut=chosen("shortcut", SHORTCUT_RULES),
-        groups=model.groups,
-        group_width=model.group_width,
         hidden=tuple(config.hidden or ()),
-        expand=model.expand,
-        attention=chosen("attention", ATTENTIONS),
         residual=None
         if config.residual_scale is None
         else ResidualScale(config.residual_scale, config.residual_start),
         mixtures=_mixtures(config.mixture, sum(blocks)),
         zero_last=config.zero_last,
-        conditional=_conditional(config.conditional, num_devices),
+        conditional=None
+        if config.conditional.target_rate is None
+        # The examples that run a block would have to change devices.
+        else ConditionalSpec(**config.conditional, compact=num_devices == 1),
         drop_path=config.drop_path,
         dropout=config.dropout,
         exits=_exits(config.exits),
@@ -281,7 +265,6 @@ def _exits(config: ml_collections.ConfigDict) -> ExitSpec:
 def _check(
     config: ml_collections.ConfigDict, model: Model, blocks: tuple[int, ...]
 ) -> None:
-    """Checks the numbers of `config.model`."""
     pick("stem", config.stem, {**STEMS, OWN: None})
     if not blocks or any(type(n) is not int or n < 1 for n in blocks):
         raise UserError(
@@ -297,13 +280,11 @@ def _check(
             f"model.width = {config.width:g} must be above 0, and not above "
             f"{_MOST_CHANNELS}."
         )
-    stages_there = range(1, len(blocks) + 1)
-    for stage in config.dilated_stages:
-        if stage not in stages_there:
-            raise UserError(
-                f"model.dilated_stages = {tuple(config.dilated_stages)} must be "
-                f"numbers of stages, 1 to {len(blocks)}."
-            )
+    if not all(stage in range(1, len(blocks) + 1) for stage in config.dilated_stages):
+        raise UserError(
+            f"model.dilated_stages = {tuple(config.dilated_stages)} must be numbers of "
+            f"stages, 1 to {len(blocks)}."
+        )
 
 
 def _mixtures(
@@ -321,16 +302,7 @@ def _mixtures(
             f"{num_blocks} lists of names, one for each block."
         )
     return tuple(
-        Mixture(
-            operations=tuple(names),
-            weights=config.weights,
-            temperature=(config.temperature_start, config.temperature_end),
-            temperature_steps=config.temperature_steps,
-            skip_drop=config.skip_drop,
-            price=config.price,
-            balance=config.balance,
-        )
-        for names in of_blocks
+        Mixture(**{**config, "operations": tuple(names)}) for names in of_blocks
     )
 
 
@@ -374,27 +346,13 @@ def _connections(
     asked = model.topology if config.topology is None else config.topology
     pattern = topology.build(asked, of_blocks, config.base)
     bias = config.projection_bias
-    return ConnectionSpec(
-        topology=pattern if model.connected else topology.none(of_blocks),
-        gate=config.gate,
-        opening="bounded" if config.opening is None else config.opening,
-        weights=config.weights,
-        projection=config.projection or model.projection,
-        projection_rank=config.projection_rank,
-        normalise_sources=config.normalise_sources,
-        sharpness=config.sharpness,
-        sharpness_granularity=config.sharpness_granularity,
-        form="folded" if config.form == AUTOMATIC else config.form,
-        unroll=config.unroll,
-        projection_bias=model.conv_bias if bias is None else bias,
-    )
-
-
-def _conditional(
-    config: ml_collections.ConfigDict, num_devices: int
-) -> ConditionalSpec | None:
-    """Returns what the gates are asked for; None where there are none."""
-    if config.target_rate is None:
-        return None
-    # The examples that run a block would have to change devices.
-    return ConditionalSpec(config.target_rate, config.penalty, num_devices == 1)
+    fields = {
+        **config,
+        "topology": pattern if model.connected else topology.none(of_blocks),
+        "opening": "bounded" if config.opening is None else config.opening,
+        "projection": config.projection or model.projection,
+        "form": "folded" if config.form == AUTOMATIC else config.form,
+        "projection_bias": model.conv_bias if bias is None else bias,
+    }
+    del fields["base"]
+    return ConnectionSpec(**fields)

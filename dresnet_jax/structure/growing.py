@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from dresnet_jax.connections import layout
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.connections.superset import Edge, superset
 from dresnet_jax.data.pipeline import Batch
@@ -84,7 +83,7 @@ def shrunk(
         if not of_connections or found.shape == fresh.shape:
             return found
         owner = of_connections.partition("/")[0]
-        return found[layout.places(smaller, spec, owner)]
+        return found[spec.places(smaller, owner)]
 
     return changes.made(
         network,

@@ -118,7 +118,7 @@ def test_a_mixed_block_finds_the_planted_operation():
             student = block(
                 operations,
                 weights="gumbel",
-                temperature=(1.0, 0.3),
+                temperature_end=0.3,
                 temperature_steps=STEPS,
                 price=price,
             )

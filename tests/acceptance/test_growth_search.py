@@ -83,7 +83,7 @@ def test_a_search_finds_the_planted_operation(order):
         student = block(
             ALL,
             weights="gumbel",
-            temperature=(1.0, 0.3),
+            temperature_end=0.3,
             temperature_steps=STEPS,
             price=0.1,
         )

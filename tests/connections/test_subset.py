@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dresnet_jax.connections import gate_values, module, topology
+from dresnet_jax.connections import gate_values, module, topology, weighted_sum
 from dresnet_jax.connections.gates import GATES
 from dresnet_jax.connections.outputs import BlockOutputs
 from dresnet_jax.connections.spec import (
@@ -81,11 +81,11 @@ def _sum_of(connections, block, given, sources):
     places = np.asarray([all_sources.index(k) for k in sources], int)
     if not sources:
         return given.last
-    return connections.sum_function(
+    return weighted_sum.folded(
         given,
         sources,
         connections._openings(block)[places],
-        *connections._projections(block, sources),
+        [connections._projection(block, k) for k in sources],
     )
 
 

@@ -95,12 +95,9 @@ def test_new_edges_change_nothing_and_learn_or_are_refused(gate, weights, projec
         """Whether the input of its reader can change by what is its own."""
         reader, source = edge
         place = found.after.topology.sources(reader).index(source)
-        own = [
-            gradient.get(f"block_{reader}/from_{source}/kernel"),
-            gradient.get(
-                f"{found.after.topology.stage_projection(reader, source)}/kernel"
-            ),
-        ]
+        own = [gradient.get(f"block_{reader}/from_{source}/kernel")]
+        for name in found.after.shared_projections(reader, source)[-1:]:
+            own.append(gradient[f"{name}/kernel"])
         if f"block_{reader}/gate_weights" in gradient:
             own.append(gradient[f"block_{reader}/gate_weights"][place])
         if "gate_weights" in gradient:

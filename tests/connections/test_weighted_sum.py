@@ -29,8 +29,10 @@ def random_inputs(
     arrays.append(normal(2, side, side, channels))
     gates = normal(len(sides), channels) if per_channel else normal(len(sides))
     kernels = [normal(c, channels) / np.float32(np.sqrt(c)) for c in source_channels]
-    biases = [normal(channels) for _ in sides] if bias and project else None
-    return arrays, gates, kernels if project else None, biases
+    projections = [{"kernel": kernel} if project else {} for kernel in kernels]
+    if project and bias:
+        projections = [one | {"bias": normal(channels)} for one in projections]
+    return arrays, gates, projections
 
 
 def outputs_of(arrays, **options):
@@ -98,37 +100,40 @@ def test_agrees_with_reference_in_bfloat16_to_its_precision(name):
 @pytest.mark.parametrize("project", [True, False])
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
 def test_closed_gates_leave_the_base_as_it_is(name, project):
-    arrays, gates, *rest = random_inputs(0, [8, 4], 4, 3, project=project)
-    found = weighted(weighted_sum.FORMS[name], arrays, jnp.zeros_like(gates), *rest)
+    arrays, gates, projections = random_inputs(0, [8, 4], 4, 3, project=project)
+    closed = jnp.zeros_like(gates)
+    found = weighted(weighted_sum.FORMS[name], arrays, closed, projections)
     np.testing.assert_array_equal(found, arrays[-1])
 
 
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
 def test_no_sources_leave_the_base_as_it_is(name):
     base = jnp.ones((2, 4, 4, 3))
-    found = weighted(weighted_sum.FORMS[name], [base], jnp.zeros(0), [], None)
+    found = weighted(weighted_sum.FORMS[name], [base], jnp.zeros(0), [])
     np.testing.assert_array_equal(found, base)
 
 
 def test_reference_is_the_formula():
-    (source, base), gates, (kernel,), (bias,) = random_inputs(0, [4], 2, 3)
-    found = weighted(weighted_sum.reference, [source, base], gates, [kernel], [bias])
+    arrays, gates, projections = random_inputs(0, [4], 2, 3)
+    found = weighted(weighted_sum.reference, arrays, gates, projections)
+    (source, base), (projection,) = arrays, projections
+    kernel, bias = map(np.asarray, (projection["kernel"], projection["bias"]))
     for row, column in np.ndindex(2, 2):
         window = source[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-        projected = np.asarray(window) @ np.asarray(kernel) + np.asarray(bias)
+        projected = np.asarray(window) @ kernel + bias
         expected = base[:, row, column] + gates[0] * projected.mean(axis=(1, 2))
         np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
 def test_wrong_shapes_are_refused(name):
-    arrays, gates, kernels, biases = random_inputs(0, [4, 4], 4, 3)
+    arrays, gates, projections = random_inputs(0, [4, 4], 4, 3)
     form = weighted_sum.FORMS[name]
     for wrong in (
-        (gates[:1], kernels, biases),
-        (gates, kernels[:1], biases),
-        (gates, [k[:, :2] for k in kernels], biases),
-        (gates, None, None),
+        (gates[:1], projections),
+        (gates, projections[:1]),
+        (gates, [p | {"kernel": p["kernel"][:, :2]} for p in projections]),
+        (gates, [{}, {}]),
     ):
         with pytest.raises((AssertionError, ValueError)):
             weighted(form, arrays, *wrong)

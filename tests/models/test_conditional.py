@@ -47,7 +47,7 @@ def started():
 
 def block(kind):
     kind = BLOCKS[kind]
-    return kind.make(BlockSpec(CHANNELS), Layers(), **kind.settings)
+    return kind.make(BlockSpec(CHANNELS), Layers())
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -16,8 +16,8 @@ from dresnet_jax.errors import UserError
 from dresnet_jax.models import counting, zoo
 from dresnet_jax.models.attention import ATTENTIONS
 from dresnet_jax.models.blocks import BLOCKS
-from dresnet_jax.models.layers import ACTIVATIONS, NORMS
-from dresnet_jax.models.residual import SHORTCUT_RULES
+from dresnet_jax.models.layers import ACTIVATIONS, NORMS, Layers
+from dresnet_jax.models.residual import SHORTCUT_RULES, BlockSpec
 from tests.conftest import init, products
 
 # At 1,000 classes: parameters, and multiply-adds of an image of 224x224 in billions.
@@ -328,9 +328,13 @@ def test_stochastic_depth_is_on_in_training_alone(kind):
 
 
 def test_a_bottlenecks_stride_can_be_the_first_convolutions():
-    first, second = BLOCKS["bottleneck_v1"], BLOCKS["bottleneck"]
-    assert first.make is second.make
-    assert first.settings == {"stride_first": True}
+    spec = BlockSpec(features=8, stride=2)
+    found = {}
+    for kind in ("bottleneck_v1", "bottleneck"):
+        block = BLOCKS[kind].make(spec, Layers())
+        convolutions = block.convolutions(spec, 8)
+        found[kind] = [one.get("stride", 1) for one in convolutions.values()]
+    assert found == {"bottleneck_v1": [2, 1, 1], "bottleneck": [1, 2, 1]}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import backbone, zoo
-from dresnet_jax.models.blocks import BasicBlock
+from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.models.layers import PENALTIES, Layers
 from dresnet_jax.models.mixed import MixedBlock
 from dresnet_jax.models.mixture import Mixture, imbalance, straight_through
@@ -93,7 +93,7 @@ def test_deep_alone_is_a_basic_block():
     alone = block("deep")
     variables = started(alone)
     of_basic = {group: tree["deep"] for group, tree in variables.items()}
-    basic = BasicBlock(BlockSpec(CHANNELS), Layers())
+    basic = BLOCKS["basic"].make(BlockSpec(CHANNELS), Layers())
     wanted = basic.apply(of_basic, images(), train=False)
     np.testing.assert_array_equal(alone.apply(variables, images(), train=False), wanted)
 
@@ -107,7 +107,7 @@ def test_pooling_is_the_average_of_what_is_there():
 
 
 def test_the_temperature_falls_over_the_batches_of_training_alone():
-    module = block("conv3", "none", temperature=(1.0, 0.01), temperature_steps=4)
+    module = block("conv3", "none", temperature_end=0.01, temperature_steps=4)
     variables = with_weights(started(module), [0.1, 0.0])
     for step in range(6):
         weights = weights_of(run(module, variables)[1])

@@ -21,7 +21,7 @@ CHANNELS = 8
 def block(kind, each, start):
     kind = BLOCKS[kind]
     spec = BlockSpec(CHANNELS, residual=ResidualScale(each, start))
-    return kind.make(spec, Layers(), **kind.settings)
+    return kind.make(spec, Layers())
 
 
 def images(seed, batch=4):
