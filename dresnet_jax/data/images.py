@@ -52,19 +52,6 @@ SUFFIXES = (
 )
 
 
-class Example(NamedTuple):
-    """One example, as it is stored.
-
-    Attributes:
-      image: [height, width, channels] uint8, or the bytes of an encoded image; None
-        where the record cannot be read.
-      label: of its class.
-    """
-
-    image: np.ndarray | bytes | None
-    label: int
-
-
 class Listing(NamedTuple):
     """What is in a directory.
 

@@ -4,19 +4,18 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from dresnet_jax.data import folder_records, lookup, prepared
 from dresnet_jax.data.catalog import SPLITS, Dataset
-from dresnet_jax.data.images import Example
-from dresnet_jax.errors import RunFailedError, UserError
+from dresnet_jax.data.records import Example
+from dresnet_jax.errors import RunFailedError
 
 # Records read at once: one by one, the reading costs more than the record.
 _CHUNK = 1000
@@ -41,6 +40,9 @@ class Examples(Protocol):
 
     def where(self, index: int) -> str:
         """Returns the name of a place of the split, for a person."""
+
+    def part(self, start: int, stop: int) -> "Examples":
+        """Returns the examples from one place up to another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,132 +74,15 @@ class Arrays:
         """Returns the name of a place of the split, for a person."""
         return f"example {index}"
 
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Some of the examples of a split, one after the other.
-
-    Attributes:
-      whole: the split.
-      start: the place of the first.
-      count: how many.
-    """
-
-    whole: Examples
-    start: int
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some places of the part."""
-        return self.whole.read([self.start + index for index in indices])
-
-    def where(self, index: int) -> str:
-        """Returns the name of a place of the part, for a person."""
-        return self.whole.where(self.start + index)
+    def part(self, start: int, stop: int) -> "Arrays":
+        """Returns the examples from one place up to another."""
+        corrupt = tuple(i - start for i in self.corrupt if start <= i < stop)
+        return Arrays(self.images[start:stop], self.labels[start:stop], corrupt)
 
 
 def divided(examples: Examples, count: int) -> tuple[Examples, Examples]:
     """Returns the first examples of a split, and the rest."""
-    if not isinstance(examples, Arrays):
-        return Part(examples, 0, count), Part(examples, count, len(examples) - count)
-    images, labels = examples.images, examples.labels
-    return (
-        Arrays(
-            images[:count],
-            labels[:count],
-            tuple(i for i in examples.corrupt if i < count),
-        ),
-        Arrays(
-            images[count:],
-            labels[count:],
-            tuple(i - count for i in examples.corrupt if i >= count),
-        ),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """The examples of a split in array_record files that TFDS wrote.
-
-    Attributes:
-      dataset: what the dataset is.
-      builder: the TFDS builder of it.
-      name: of the split, in `catalog.SPLITS`.
-    """
-
-    dataset: Dataset
-    builder: Any
-    name: str
-
-    def __len__(self) -> int:
-        return self.dataset.splits[self.name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files stay behind when a worker process gets a copy.
-        return {field: self.__dict__[field] for field in self.__dataclass_fields__}
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some places of the split."""
-        try:
-            return [_example(found) for found in self._source.__getitems__(indices)]
-        except RuntimeError:
-            # array_record does not say which; one of them is unreadable.
-            return [self._read_alone(index) for index in indices]
-
-    def _read_alone(self, index: int) -> Example:
-        try:
-            return _example(self._source[index])
-        except RuntimeError:
-            return Example(None, 0)
-
-    def where(self, index: int) -> str:
-        """Names a place of the split: the record and the file it is in."""
-        for part in self.builder.info.splits[self._slice].file_instructions:
-            if index < part.take:
-                break
-            index -= part.take
-        return f"record {part.skip + index} of {part.filename}"
-
-    def check_files(self) -> None:
-        """Opens every file of the split.
-
-        Raises:
-          UserError: a file is missing or not whole; names it.
-        """
-        parts = self.builder.info.splits[self._slice].file_instructions
-
-        def check(part: Any) -> None:
-            found = folder_records.num_records(part.filename)
-            if found != part.examples_in_shard:
-                raise UserError(
-                    f"{part.filename} is truncated or missing: it has {found} of "
-                    f"{part.examples_in_shard} records. Delete "
-                    f"{self.builder.data_path} and prepare {self.dataset.name} again."
-                )
-
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(check, parts))
-
-    @property
-    def _slice(self) -> str:
-        """The part of the official split, as TFDS writes it."""
-        official, start, stop = self.dataset.tfds_range(self.name)
-        return f"{official}[{start}:{stop}]"
-
-    @functools.cached_property
-    def _source(self) -> Any:
-        import tensorflow_datasets as tfds
-
-        return self.builder.as_data_source(
-            split=self._slice, decoders={"image": tfds.decode.SkipDecoding()}
-        )
-
-
-def _example(found: Mapping[str, Any]) -> Example:
-    return Example(found["image"], int(found["label"]))
+    return examples.part(0, count), examples.part(count, len(examples))
 
 
 def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
@@ -216,19 +101,15 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     if dataset.name == "folder":
         lookup.require_folder(dataset, data_dir)
     if lookup.is_folder(dataset, data_dir):
-        of_folder = folder_records.open_splits(lookup.folder_path(data_dir))
-        for records in of_folder.values():
-            records.check_files()
-        ranges = {name: dataset.tfds_range(name) for name in SPLITS}
-        return {
-            name: Part(of_folder[official], start, stop - start)
-            for name, (official, start, stop) in ranges.items()
-        }
-    builder = prepared.require(dataset, data_dir)
-    splits = {name: Records(dataset, builder, name) for name in SPLITS}
-    for split in splits.values():
-        split.check_files()
-    return dict(splits)
+        whole = folder_records.open_splits(lookup.folder_path(data_dir))
+    else:
+        whole = prepared.open_splits(prepared.require(dataset, data_dir))
+    splits: dict[str, Examples] = {}
+    for name in SPLITS:
+        official, start, stop = dataset.tfds_range(name)
+        splits[name] = records = whole[official].part(start, stop)
+        records.check_files()
+    return splits
 
 
 def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Arrays:
