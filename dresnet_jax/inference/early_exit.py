@@ -110,8 +110,8 @@ class EarlyExit:
         self._parts, self._confidence = parts, confidence
         variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
         self._variables = jax.device_put(variables, jax.local_devices()[0])
-        self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
-        self._merge = jax.jit(_merge)
+        # Each is compiled once for each size of its batches.
+        self._programs = [jax.jit(self._part(n)) for n in range(len(self.depths))]
 
     def __call__(self, pixels: Iterable[np.ndarray], rule: Rule) -> Answers:
         """Classifies images.
@@ -130,14 +130,14 @@ class EarlyExit:
           number: of the part, from 0.
           before: pixels for part 0, else what the part before hands on.
         """
-        carried, logits, sure = self._program(number, before)(self._variables, before)
+        carried, logits, sure = self._programs[number](self._variables, before)
         return carried, np.asarray(logits), np.asarray(sure)
 
     def flops(self) -> np.ndarray:
         """Counts the FLOPs of each part, for one image; [parts]."""
         found, before = [], self._blank(self.batch_size)
-        for number in range(len(self.depths)):
-            given = self._part(number), self._variables, before
+        for program in self._programs:
+            given = program, self._variables, before
             found.append(counting.flops(*given) / self.batch_size)
             before, _, _ = jax.eval_shape(*given)
         return np.asarray(found)
@@ -147,10 +147,9 @@ class EarlyExit:
         blank = self._blank(self.batch_size)
         return counting.flops(self._logits, self._variables, blank) / self.batch_size
 
-    def whole(self) -> jax.stages.Compiled:
+    def whole(self) -> Callable[[Any, np.ndarray], jax.Array]:
         """Returns the program of the whole network: (variables, pixels) -> logits."""
-        blank = self._blank(self.batch_size)
-        return jax.jit(self._logits).lower(self._variables, blank).compile()
+        return jax.jit(self._logits)
 
     def _logits(self, variables: Any, pixels: jax.Array) -> Any:
         images = pipeline.normalise(self._parts.recipe, pixels)
@@ -172,8 +171,7 @@ class EarlyExit:
         """Measures the median seconds until each exit answers one image; [exits]."""
         calls: dict[int, Callable[[], object]] = {}
         before: Any = self._blank(1)
-        for number in range(len(self.depths)):
-            program = self._program(number, before)
+        for number, program in enumerate(self._programs):
             calls[number] = functools.partial(program, self._variables, before)
             before, _, _ = program(self._variables, before)
         seconds = cost.interleaved_seconds(calls, runs)
@@ -183,23 +181,9 @@ class EarlyExit:
         """Returns the smallest size of a batch that holds this many, or the largest."""
         return next((s for s in self._sizes if s >= images), self._sizes[-1])
 
-    def merged(self, waiting: Any, new: Any, rows: np.ndarray) -> tuple[Any, Any]:
-        """Joins some rows of what waits with what is new, as two full batches."""
-        index = np.zeros(2 * self.batch_size, np.int32)
-        index[: len(rows)] = rows
-        return self._merge(waiting, new, index)
-
     def _blank(self, images: int) -> np.ndarray:
         view = self._parts.recipe.view
         return np.zeros((images, view.size, view.size, view.channels), np.uint8)
-
-    def _program(self, number: int, before: Any) -> jax.stages.Compiled:
-        """A part for batches of one size, compiled once."""
-        key = number, len(jax.tree.leaves(before)[0])
-        if key not in self._programs:
-            program = jax.jit(self._part(number))
-            self._programs[key] = program.lower(self._variables, before).compile()
-        return self._programs[key]
 
     def _part(self, number: int) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
         """A part: (variables, what the part before hands on) -> as `run`."""
@@ -228,9 +212,9 @@ class _Run:
         self._rows = np.zeros(len(network.depths), int)
 
     def __call__(self, pixels: Iterable[np.ndarray]) -> Answers:
-        size, count = self._network.batch_size, 0
+        count = 0
         for batch in pixels:
-            rows = self._network.size_for(len(batch)) if len(batch) < size else size
+            rows = self._network.size_for(len(batch))
             padded = np.zeros((rows, *batch.shape[1:]), np.uint8)
             padded[: len(batch)] = batch
             self._advance(0, padded, list(range(count, count + len(batch))))
@@ -259,19 +243,17 @@ class _Run:
         self, number: int, carried: Any, ids: list[int], rows: np.ndarray
     ) -> None:
         """Lets some rows of a batch wait for a part, and runs it if they fill one."""
-        network, waiting = self._network, self._waiting[number]
+        size, waiting = self._network.batch_size, self._waiting[number]
         old = carried if waiting.carried is None else waiting.carried
         start = len(jax.tree.leaves(old)[0])
-        index = np.concatenate([np.arange(len(waiting.ids)), start + rows])
-        first, second = network.merged(old, carried, index)
+        index = np.zeros(2 * size, np.int32)
+        index[: len(waiting.ids) + len(ids)] = [*range(len(waiting.ids)), *start + rows]
+        first, second = _merged(old, carried, index)
         waiting.ids += ids
-        if len(waiting.ids) < network.batch_size:
+        if len(waiting.ids) < size:
             waiting.carried = first
             return
-        full, waiting.ids = (
-            waiting.ids[: network.batch_size],
-            waiting.ids[network.batch_size :],
-        )
+        full, waiting.ids = waiting.ids[:size], waiting.ids[size:]
         waiting.carried = second
         self._advance(number, first, full)
 
@@ -284,16 +266,13 @@ class _Run:
         self._advance(number, before, ids)
 
 
-def _merge(waiting: Any, new: Any, index: jax.Array) -> tuple[Any, Any]:
-    def rows(old: jax.Array, more: jax.Array) -> jax.Array:
-        return jnp.concatenate([old, more])[index]
-
-    found = jax.tree.map(rows, waiting, new)
-    half = len(index) // 2
-    return (
-        jax.tree.map(lambda x: x[:half], found),
-        jax.tree.map(lambda x: x[half:], found),
-    )
+@jax.jit
+def _merged(waiting: Any, new: Any, index: jax.Array) -> tuple[Any, Any]:
+    """Some rows of what waits, followed by what is new, as two full batches."""
+    size = len(index) // 2
+    rows = jax.tree.map(lambda *x: jnp.concatenate(x)[index], waiting, new)
+    first = jax.tree.map(lambda x: x[:size], rows)
+    return first, jax.tree.map(lambda x: x[size:], rows)
 
 
 @dataclasses.dataclass(frozen=True)
