@@ -8,13 +8,12 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from dresnet_jax.data import folder_records, lookup, prepared
 from dresnet_jax.data.catalog import SPLITS, Dataset
-from dresnet_jax.data.records import Example
+from dresnet_jax.data.records import Example, Records
 from dresnet_jax.errors import RunFailedError
 
 # Records read at once: one by one, the reading costs more than the record.
@@ -27,22 +26,6 @@ class CorruptRecordError(RunFailedError):
 
 # From a stored image to its pixels, [height, width, channels], uint8.
 HostImage = Callable[[np.ndarray | bytes], np.ndarray]
-
-
-class Examples(Protocol):
-    """Random access to the examples of one split."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some places of the split."""
-
-    def where(self, index: int) -> str:
-        """Returns the name of a place of the split, for a person."""
-
-    def part(self, start: int, stop: int) -> "Examples":
-        """Returns the examples from one place up to another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +61,10 @@ class Arrays:
         """Returns the examples from one place up to another."""
         corrupt = tuple(i - start for i in self.corrupt if start <= i < stop)
         return Arrays(self.images[start:stop], self.labels[start:stop], corrupt)
+
+
+# Random access to the examples of one split.
+Examples = Arrays | Records
 
 
 def divided(examples: Examples, count: int) -> tuple[Examples, Examples]:
@@ -200,10 +187,9 @@ def statistics(
     train = open_splits(dataset, data_dir)["train"]
     counts = np.zeros((dataset.channels, 256), np.int64)
     for chunk in _chunks(train, host_image, skip_corrupt=False):
-        for image in (pair[0] for pair in chunk if pair):
-            for channel in range(dataset.channels):
-                values = image[..., channel].ravel()
-                counts[channel] += np.bincount(values, minlength=256)
+        for image, _ in filter(None, chunk):
+            of_channels = image.reshape(-1, dataset.channels).T
+            counts += [np.bincount(values, minlength=256) for values in of_channels]
     shares, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = shares @ values
     std = np.sqrt(shares @ values**2 - mean**2)
