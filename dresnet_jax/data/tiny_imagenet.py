@@ -73,13 +73,13 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
 @contextlib.contextmanager
 def _opened(path: epath.PathLike) -> Iterator[zipfile.ZipFile]:
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(epath.Path(path).open("rb"))
+    with epath.Path(path).open("rb") as file:
         try:
-            archive = stack.enter_context(zipfile.ZipFile(file))
+            archive = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
             raise UserError(f"{_ARCHIVE} cannot be read: {error}.") from error
-        yield archive
+        with archive:
+            yield archive
 
 
 def _training_labels(archive: zipfile.ZipFile) -> dict[str, str]:
