@@ -92,19 +92,22 @@ def find(root: Path) -> Found:
                 f"{len(different)} are not in both {splits['train'].name} and "
                 f"{splits[split].name}."
             )
-    places = [(split, name) for split in of_classes for name in names]
-    found = {place: walk.below(of_classes[place[0]][place[1]]) for place in places}
+    places = {
+        (split, label): classes[name]
+        for split, classes in of_classes.items()
+        for label, name in enumerate(names)
+    }
+    found = {place: walk.below(directory) for place, directory in places.items()}
     # Links last: what can be found without them is.
-    for place in places:
-        found[place] += walk.behind_links(of_classes[place[0]][place[1]])
+    for place, directory in places.items():
+        found[place] += walk.behind_links(directory)
     files: dict[str, list[tuple[str, int]]] = {split: [] for split in of_classes}
-    for (split, name), paths in found.items():
-        files[split] += [(path, names.index(name)) for path in paths]
-    counts = collections.Counter(label for _, label in files["train"])
-    if empty := [name for i, name in enumerate(names) if not counts[i]]:
+    for (split, label), paths in found.items():
+        files[split] += [(path, label) for path in paths]
+    if empty := [i for i in range(len(names)) if not found["train", i]]:
         more = "; ".join(f"{n} {why}" for why, n in sorted((+walk.left_out).items()))
         raise UserError(
-            f"{of_classes['train'][empty[0]]} holds no training image"
+            f"{places['train', empty[0]]} holds no training image"
             + (f", nor {len(empty) - 1} other classes" if len(empty) > 1 else "")
             + f": an image ends in {', '.join(images.SUFFIXES)}."
             + (f" Left out: {more}." if more else "")
