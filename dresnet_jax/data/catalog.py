@@ -127,188 +127,164 @@ TINY_IMAGENET_CLASSES = {
     )
 } | {"n03126707": "crane"}  # No other crane, as ImageNet has the bird, is a class.
 
-# Of the training images of ImageNet, as published; not computed here by
-# python -m dresnet_jax.prepare --dataset=imagenet2012 --statistics
+# Means and deviations of digits and fashion_mnist are those that
+# `python -m dresnet_jax.prepare --dataset=digits --statistics` prints; the others are
+# as published, of all images of the official training split.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_DIGITS = Dataset(
-    name="digits",
-    image_size=8,
-    channels=1,
-    class_names=tuple("0123456789"),
-    splits={"train": 1257, "validation": 180, "test": 360},
-    # python -m dresnet_jax.prepare --dataset=digits --statistics
-    mean=(0.3057,),
-    std=(0.3755,),
-    citation=(
-        "Alpaydin, E. and Kaynak, C. (1998). Optical Recognition of Handwritten "
-        "Digits. UCI Machine Learning Repository, doi:10.24432/C50P49."
-    ),
-    licence="CC BY 4.0",
-    source="Ships inside scikit-learn, `sklearn.datasets.load_digits`.",
-)
-
-_FASHION_MNIST = Dataset(
-    name="fashion_mnist",
-    image_size=28,
-    channels=1,
-    class_names=(
-        "T-shirt/top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    ),
-    **_carved(train=55_000, validation=5_000, test=10_000),
-    # python -m dresnet_jax.prepare --dataset=fashion_mnist --statistics
-    mean=(0.2862,),
-    std=(0.3530,),
-    citation=(
-        "Xiao, H., Rasul, K. and Vollgraf, R. (2017). Fashion-MNIST: a Novel Image "
-        "Dataset for Benchmarking Machine Learning Algorithms. arXiv:1708.07747."
-    ),
-    licence="MIT",
-    source=(
-        "31 MB, by TensorFlow Datasets; the archives are also in Debian's package "
-        "dataset-fashion-mnist, under /usr/share/datasets/fashion-mnist."
-    ),
-)
-
-_MNIST = Dataset(
-    name="mnist",
-    image_size=28,
-    channels=1,
-    class_names=tuple("0123456789"),
-    **_carved(train=55_000, validation=5_000, test=10_000),
-    # Of all 60,000 training images, as published; not computed here by
-    # python -m dresnet_jax.prepare --dataset=mnist --statistics
-    mean=(0.1307,),
-    std=(0.3081,),
-    citation=(
-        "LeCun, Y., Cortes, C. and Burges, C. (2010). MNIST handwritten digit database."
-    ),
-    licence="CC BY-SA 3.0",
-    source="11 MB, by TensorFlow Datasets.",
-)
-
-_CIFAR = (
-    "Krizhevsky, A. (2009). Learning Multiple Layers of Features from Tiny Images. "
-    "Technical report, University of Toronto."
-)
-
-_CIFAR10 = Dataset(
-    name="cifar10",
-    image_size=32,
-    channels=3,
-    class_names=_words("airplane automobile bird cat deer dog frog horse ship truck"),
+_CIFAR: dict[str, Any] = {
+    "image_size": 32,
+    "channels": 3,
     **_carved(train=45_000, validation=5_000, test=10_000),
-    # Of all 50,000 training images, as published; not computed here by
-    # python -m dresnet_jax.prepare --dataset=cifar10 --statistics
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
-    citation=_CIFAR,
-    licence="None stated.",
-    source="162 MB, by TensorFlow Datasets: cifar-10-binary.tar.gz.",
-)
-
-_CIFAR100 = Dataset(
-    name="cifar100",
-    image_size=32,
-    channels=3,
-    class_names=_words(
-        """
-        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
-        bowl boy bridge bus butterfly camel can castle caterpillar cattle
-        chair chimpanzee clock cloud cockroach couch crab crocodile cup
-        dinosaur dolphin elephant flatfish forest fox girl hamster house
-        kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
-        maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
-        otter palm_tree pear pickup_truck pine_tree plain plate poppy
-        porcupine possum rabbit raccoon ray road rocket rose sea seal shark
-        shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
-        sweet_pepper table tank telephone television tiger tractor train trout
-        tulip turtle wardrobe whale willow_tree wolf woman worm
-        """
+    "citation": (
+        "Krizhevsky, A. (2009). Learning Multiple Layers of Features from Tiny "
+        "Images. Technical report, University of Toronto."
     ),
-    **_carved(train=45_000, validation=5_000, test=10_000),
-    # Of all 50,000 training images, as published; not computed here by
-    # python -m dresnet_jax.prepare --dataset=cifar100 --statistics
-    mean=(0.5071, 0.4865, 0.4409),
-    std=(0.2673, 0.2564, 0.2762),
-    citation=_CIFAR,
-    licence="None stated.",
-    source="161 MB, by TensorFlow Datasets: cifar-100-binary.tar.gz.",
-)
-
-_SVHN_CROPPED = Dataset(
-    name="svhn_cropped",
-    image_size=32,
-    channels=3,
-    class_names=tuple("0123456789"),
-    **_carved(train=68_257, validation=5_000, test=26_032),
-    # Of all 73,257 training images, as published; not computed here by
-    # python -m dresnet_jax.prepare --dataset=svhn_cropped --statistics
-    mean=(0.4377, 0.4438, 0.4728),
-    std=(0.1980, 0.2010, 0.1970),
-    citation=(
-        "Netzer, Y. et al. (2011). Reading Digits in Natural Images with Unsupervised "
-        "Feature Learning. NIPS Workshop on Deep Learning and Feature Learning."
-    ),
-    licence="For non-commercial use only.",
-    source="1.5 GB, by TensorFlow Datasets: train, test and extra_32x32.mat.",
-)
-
-_TINY_IMAGENET = Dataset(
-    name="tiny_imagenet",
-    image_size=64,
-    channels=3,
-    class_names=tuple(TINY_IMAGENET_CLASSES.values()),
-    **_carved(train=90_000, validation=10_000, test=10_000, tfds_test="validation"),
-    # Of all 100,000 training images, as published; not computed here by
-    # python -m dresnet_jax.prepare --dataset=tiny_imagenet --statistics
-    mean=(0.4802, 0.4481, 0.3975),
-    std=(0.2770, 0.2691, 0.2821),
-    citation=(
-        "Le, Y. and Yang, X. (2015). Tiny ImageNet Visual Recognition Challenge. "
-        "CS 231N, Stanford University."
-    ),
-    licence="For non-commercial research and education only, as ImageNet.",
-    source="248 MB, tiny-imagenet-200.zip, from Stanford University.",
-)
-
-_IMAGENET2012 = Dataset(
-    name="imagenet2012",
-    image_size=224,
-    channels=3,
-    class_names=tuple(_IMAGENET_CLASSES.values()),
-    **_carved(train=1_271_167, validation=10_000, test=50_000, tfds_test="validation"),
-    mean=IMAGENET_MEAN,
-    std=IMAGENET_STD,
-    citation=(
-        "Russakovsky, O. et al. (2015). ImageNet Large Scale Visual Recognition "
-        "Challenge. International Journal of Computer Vision 115."
-    ),
-    licence="For non-commercial research and education only.",
-    source="145 GB: register at https://image-net.org and download both archives.",
-    fixed_size=False,
-)
-
-DATASETS = {
-    dataset.name: dataset
-    for dataset in (
-        _DIGITS,
-        _MNIST,
-        _FASHION_MNIST,
-        _CIFAR10,
-        _CIFAR100,
-        _SVHN_CROPPED,
-        _TINY_IMAGENET,
-        _IMAGENET2012,
-    )
+    "licence": "None stated.",
 }
+
+_ALL = (
+    Dataset(
+        name="digits",
+        image_size=8,
+        channels=1,
+        class_names=tuple("0123456789"),
+        splits={"train": 1257, "validation": 180, "test": 360},
+        mean=(0.3057,),
+        std=(0.3755,),
+        citation=(
+            "Alpaydin, E. and Kaynak, C. (1998). Optical Recognition of Handwritten "
+            "Digits. UCI Machine Learning Repository, doi:10.24432/C50P49."
+        ),
+        licence="CC BY 4.0",
+        source="Ships inside scikit-learn, `sklearn.datasets.load_digits`.",
+    ),
+    Dataset(
+        name="mnist",
+        image_size=28,
+        channels=1,
+        class_names=tuple("0123456789"),
+        **_carved(train=55_000, validation=5_000, test=10_000),
+        mean=(0.1307,),
+        std=(0.3081,),
+        citation=(
+            "LeCun, Y., Cortes, C. and Burges, C. (2010). MNIST handwritten digit "
+            "database."
+        ),
+        licence="CC BY-SA 3.0",
+        source="11 MB, by TensorFlow Datasets.",
+    ),
+    Dataset(
+        name="fashion_mnist",
+        image_size=28,
+        channels=1,
+        class_names=(
+            "T-shirt/top",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
+        **_carved(train=55_000, validation=5_000, test=10_000),
+        mean=(0.2862,),
+        std=(0.3530,),
+        citation=(
+            "Xiao, H., Rasul, K. and Vollgraf, R. (2017). Fashion-MNIST: a Novel Image "
+            "Dataset for Benchmarking Machine Learning Algorithms. arXiv:1708.07747."
+        ),
+        licence="MIT",
+        source=(
+            "31 MB, by TensorFlow Datasets; the archives are also in Debian's package "
+            "dataset-fashion-mnist, under /usr/share/datasets/fashion-mnist."
+        ),
+    ),
+    Dataset(
+        name="cifar10",
+        class_names=_words(
+            "airplane automobile bird cat deer dog frog horse ship truck"
+        ),
+        **_CIFAR,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        source="162 MB, by TensorFlow Datasets: cifar-10-binary.tar.gz.",
+    ),
+    Dataset(
+        name="cifar100",
+        class_names=_words(
+            """
+            apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
+            bowl boy bridge bus butterfly camel can castle caterpillar cattle
+            chair chimpanzee clock cloud cockroach couch crab crocodile cup
+            dinosaur dolphin elephant flatfish forest fox girl hamster house
+            kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man
+            maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+            otter palm_tree pear pickup_truck pine_tree plain plate poppy
+            porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+            shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
+            sweet_pepper table tank telephone television tiger tractor train trout
+            tulip turtle wardrobe whale willow_tree wolf woman worm
+            """
+        ),
+        **_CIFAR,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        source="161 MB, by TensorFlow Datasets: cifar-100-binary.tar.gz.",
+    ),
+    Dataset(
+        name="svhn_cropped",
+        image_size=32,
+        channels=3,
+        class_names=tuple("0123456789"),
+        **_carved(train=68_257, validation=5_000, test=26_032),
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        citation=(
+            "Netzer, Y. et al. (2011). Reading Digits in Natural Images with "
+            "Unsupervised Feature Learning. NIPS Workshop on Deep Learning and Feature "
+            "Learning."
+        ),
+        licence="For non-commercial use only.",
+        source="1.5 GB, by TensorFlow Datasets: train, test and extra_32x32.mat.",
+    ),
+    Dataset(
+        name="tiny_imagenet",
+        image_size=64,
+        channels=3,
+        class_names=tuple(TINY_IMAGENET_CLASSES.values()),
+        **_carved(train=90_000, validation=10_000, test=10_000, tfds_test="validation"),
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        citation=(
+            "Le, Y. and Yang, X. (2015). Tiny ImageNet Visual Recognition Challenge. "
+            "CS 231N, Stanford University."
+        ),
+        licence="For non-commercial research and education only, as ImageNet.",
+        source="248 MB, tiny-imagenet-200.zip, from Stanford University.",
+    ),
+    Dataset(
+        name="imagenet2012",
+        image_size=224,
+        channels=3,
+        class_names=tuple(_IMAGENET_CLASSES.values()),
+        **_carved(
+            train=1_271_167, validation=10_000, test=50_000, tfds_test="validation"
+        ),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        citation=(
+            "Russakovsky, O. et al. (2015). ImageNet Large Scale Visual Recognition "
+            "Challenge. International Journal of Computer Vision 115."
+        ),
+        licence="For non-commercial research and education only.",
+        source="145 GB: register at https://image-net.org and download both archives.",
+        fixed_size=False,
+    ),
+)
+
+DATASETS = {dataset.name: dataset for dataset in _ALL}
