@@ -31,7 +31,6 @@ class SingleSteps(Sequence[Call]):
         return len(self.starts)
 
     def __getitem__(self, index: Any) -> Any:
-        """One of them, or some."""
         found = self.starts[index]
         return SingleSteps(found) if isinstance(found, range) else Call(found, 1)
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from dresnet_jax.data import lookup
 from dresnet_jax.data.catalog import SPLITS, Dataset
-from dresnet_jax.data.records import Example, Records, Shard
+from dresnet_jax.data.records import Example, Records
 from dresnet_jax.errors import UserError
 
 
@@ -69,14 +69,7 @@ def open_splits(builder: Any) -> dict[str, Records]:
     parse = functools.partial(_parse, builder.info.features, decoders)
     remedy = f"Delete {builder.data_path} and prepare {builder.name} again."
     return {
-        name: Records(
-            tuple(
-                Shard(x.filename, x.skip, x.take, x.examples_in_shard)
-                for x in split.file_instructions
-            ),
-            parse,
-            remedy,
-        )
+        name: Records(tuple(split.file_instructions), parse, remedy)
         for name, split in builder.info.splits.items()
     }
 

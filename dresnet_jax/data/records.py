@@ -24,8 +24,9 @@ class Example(NamedTuple):
     label: int
 
 
-class Shard(NamedTuple):
-    """Some records of a file, by the names that array_record reads.
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Some records of a file; a `FileInstruction` of TFDS has the same fields.
 
     Attributes:
       filename: its path.
@@ -90,8 +91,8 @@ class Records:
         for shard in self.shards:
             first, last = max(start - before, 0), min(stop - before, shard.take)
             if first < last:
-                skip = shard.skip + first
-                shards.append(shard._replace(skip=skip, take=last - first))
+                skip, take = shard.skip + first, last - first
+                shards.append(dataclasses.replace(shard, skip=skip, take=take))
             before += shard.take
         return dataclasses.replace(self, shards=tuple(shards))
 
@@ -101,13 +102,19 @@ class Records:
         Raises:
           UserError: a file is missing or not whole; names it.
         """
+        from array_record.python import array_record_module
 
         def check(shard: Shard) -> None:
-            found, expected = _num_records(shard.filename), shard.examples_in_shard
-            if found != expected:
+            try:
+                reader = array_record_module.ArrayRecordReader(shard.filename)
+                found = reader.num_records() if reader.ok() else 0
+                reader.close()
+            except RuntimeError:
+                found = 0
+            if found != shard.examples_in_shard:
                 raise UserError(
                     f"{shard.filename} is truncated or missing: it has {found} of "
-                    f"{expected} records. {self.remedy}"
+                    f"{shard.examples_in_shard} records. {self.remedy}"
                 )
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -122,16 +129,3 @@ class Records:
         from array_record.python import array_record_data_source
 
         return array_record_data_source.ArrayRecordDataSource(self.shards)
-
-
-def _num_records(file: str) -> int:
-    """The records of an array_record file; 0 where it cannot be read."""
-    from array_record.python import array_record_module
-
-    try:
-        reader = array_record_module.ArrayRecordReader(file)
-        found = reader.num_records() if reader.ok() else 0
-        reader.close()
-    except RuntimeError:
-        return 0
-    return found

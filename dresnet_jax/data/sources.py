@@ -112,9 +112,7 @@ def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Ar
     """
     if isinstance(examples, Arrays):
         return examples
-    found = [
-        pair for chunk in _chunks(examples, host_image, skip_corrupt) for pair in chunk
-    ]
+    found = list(_pairs(examples, host_image, skip_corrupt))
     readable = [index for index, pair in enumerate(found) if pair is not None]
     if not readable:
         raise CorruptRecordError("No example can be read.")
@@ -126,10 +124,10 @@ def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Ar
     return Arrays(np.stack(images), np.asarray(labels, np.int32), corrupt)
 
 
-def _chunks(
+def _pairs(
     examples: Examples, host_image: HostImage, skip_corrupt: bool
-) -> Iterator[list[tuple[np.ndarray, int] | None]]:
-    """The pixels and labels of a split in order, some at a time, read by threads.
+) -> Iterator[tuple[np.ndarray, int] | None]:
+    """The pixels and labels of a split in order, read ahead by threads.
 
     None where an example cannot be read.
     """
@@ -153,9 +151,9 @@ def _chunks(
         for start in range(0, len(examples), _CHUNK):
             ahead.append(pool.submit(read, start))
             if len(ahead) > readers:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         while ahead:
-            yield ahead.popleft().result()
+            yield from ahead.popleft().result()
 
 
 def pixels(
@@ -186,10 +184,9 @@ def statistics(
     """Computes mean and deviation of the training pixels, in [0, 1], per channel."""
     train = open_splits(dataset, data_dir)["train"]
     counts = np.zeros((dataset.channels, 256), np.int64)
-    for chunk in _chunks(train, host_image, skip_corrupt=False):
-        for image, _ in filter(None, chunk):
-            of_channels = image.reshape(-1, dataset.channels).T
-            counts += [np.bincount(values, minlength=256) for values in of_channels]
+    for image, _ in filter(None, _pairs(train, host_image, skip_corrupt=False)):
+        of_channels = image.reshape(-1, dataset.channels).T
+        counts += [np.bincount(values, minlength=256) for values in of_channels]
     shares, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = shares @ values
     std = np.sqrt(shares @ values**2 - mean**2)

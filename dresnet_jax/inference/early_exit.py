@@ -110,6 +110,8 @@ class EarlyExit:
         self._variables = jax.device_put(variables, jax.local_devices()[0])
         # Each is compiled once for each size of its batches.
         self._programs = [jax.jit(self._part(n)) for n in range(len(self.depths))]
+        # Of the whole network: (variables, pixels) -> logits.
+        self.whole = jax.jit(self._logits)
 
     def __call__(self, pixels: Iterable[np.ndarray], rule: Rule) -> Answers:
         """Classifies images.
@@ -182,16 +184,12 @@ class EarlyExit:
     def flops(self) -> np.ndarray:
         """Counts the FLOPs of each part, as shares of the whole network's; [parts]."""
         found, before = [], self._blank(self.batch_size)
-        whole = counting.flops(self._logits, self._variables, before) / self.batch_size
+        whole = counting.flops(self.whole, self._variables, before) / self.batch_size
         for program in self._programs:
             given = program, self._variables, before
             found.append(counting.flops(*given) / self.batch_size)
             before, _, _ = jax.eval_shape(*given)
         return np.asarray(found) / whole
-
-    def whole(self) -> Callable[[Any, np.ndarray], jax.Array]:
-        """Returns the program of the whole network: (variables, pixels) -> logits."""
-        return jax.jit(self._logits)
 
     def _logits(self, variables: Any, pixels: jax.Array) -> Any:
         images = pipeline.normalise(self._parts.recipe, pixels)
@@ -201,12 +199,12 @@ class EarlyExit:
         self, batches: Sequence[np.ndarray], rule: Rule, runs: int
     ) -> dict[str, np.ndarray]:
         """Times "whole" and "early" on the same full batches: [runs] of each."""
-        whole = self.whole()
-
-        def run_whole() -> list[np.ndarray]:
-            return [np.asarray(whole(self._variables, batch)) for batch in batches]
-
-        programs = {"whole": run_whole, "early": lambda: self(batches, rule).logits}
+        programs: dict[str, Callable[[], object]] = {
+            "whole": lambda: [
+                np.asarray(self.whole(self._variables, batch)) for batch in batches
+            ],
+            "early": lambda: self(batches, rule).logits,
+        }
         return cost.interleaved_seconds(programs, runs)
 
     def latencies(self, runs: int = 20) -> np.ndarray:

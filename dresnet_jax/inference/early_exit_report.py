@@ -107,6 +107,9 @@ def measure(
     ratios = seconds["early"] / seconds["whole"]
     right = answers.logits.argmax(axis=-1) == labels
     alone = at_all.correct.mean(axis=0)
+    passed = np.asarray(network.depths)[answers.exits]
+    # Images that the last exit alone answers rightly.
+    needing = np.flatnonzero(thresholds.depth_needed(at_all) == len(alone) - 1)
     report = {
         "confidence": wanted.confidence,
         "thresholds": list(chosen.thresholds),
@@ -128,10 +131,8 @@ def measure(
             "whole_seconds": float(np.median(seconds["whole"])),
         },
         "exits": _exits(network.depths, chosen.thresholds, answers.exits, alone, costs),
-        "classes": _classes(
-            parts.dataset.class_names, network.depths, answers.exits, right, at_all
-        ),
-        "need_all_blocks": _need_all(at_all),
+        "classes": _classes(parts.dataset.class_names, passed, right, at_all),
+        "need_all_blocks": {"images": len(needing), "first": needing[:_NAMED].tolist()},
     }
     return report, curve
 
@@ -233,14 +234,9 @@ def _exits(
 
 
 def _classes(
-    names: tuple[str, ...],
-    depths: list[int],
-    exits: np.ndarray,
-    right: np.ndarray,
-    split: Split,
+    names: tuple[str, ...], passed: np.ndarray, right: np.ndarray, split: Split
 ) -> dict[str, Any]:
     """By class: accuracy, depth, and how many are right only after the first exit."""
-    passed = np.asarray(depths)[exits]
     needs = split.correct[:, -1] & ~split.correct[:, 0]
     return {
         name: {
@@ -251,13 +247,6 @@ def _classes(
         for label, name in enumerate(names)
         if (rows := split.labels == label).any()
     }
-
-
-def _need_all(split: Split) -> dict[str, Any]:
-    """Those images that the last exit alone answers rightly."""
-    last = split.correct.shape[1] - 1
-    rows = np.flatnonzero(thresholds.depth_needed(split) == last)
-    return {"images": len(rows), "first": rows[:_NAMED].tolist()}
 
 
 def draw(report: Mapping[str, Any], curve: Sequence[Point]) -> Figure:
