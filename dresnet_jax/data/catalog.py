@@ -46,7 +46,6 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes it has."""
         return len(self.class_names)
 
     @property
@@ -84,14 +83,9 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+_FILE = Path(__file__).with_name("imagenet2012_classes.txt")
 # WordNet's number of a class to its name, in the order of the labels.
-_IMAGENET_CLASSES = dict(
-    line.split(" ", maxsplit=1)
-    for line in Path(__file__)
-    .with_name("imagenet2012_classes.txt")
-    .read_text()
-    .splitlines()
-)
+_IMAGENET_CLASSES = dict(line.split(" ", 1) for line in _FILE.read_text().splitlines())
 # 200 of them. The order of the labels is sorted, as image-folder readers have it, not
 # as it is in the archive's wnids.txt.
 TINY_IMAGENET_CLASSES = {

@@ -5,19 +5,18 @@ each split, whose records are a label, the name of the file that the image was, 
 file's bytes. Earlier versions wrote `folder/1.0.0` through TensorFlow Datasets.
 """
 
-import concurrent.futures
+import functools
 import hashlib
 import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from dresnet_jax.data import images
+from dresnet_jax.data import images, records
 from dresnet_jax.data.image_folder import Found
 from dresnet_jax.data.records import Example, Records, Shard
 from dresnet_jax.errors import RunFailedError, UserError
@@ -25,7 +24,7 @@ from dresnet_jax.errors import RunFailedError, UserError
 _ABOUT = "dataset.json"
 # A record begins with its label and the length of its file's name.
 _HEAD = struct.Struct("<IH")
-# Images that are read at once.
+# Images that are read ahead of their use.
 _AHEAD = 256
 
 
@@ -61,9 +60,10 @@ def write(
                 str(partial / f"{split}.array_record"), "group_size:1"
             )
             kept = []
-            for (name, label), data in zip(
-                files, _read_ahead(root, files), strict=True
-            ):
+            read = functools.partial(_read, root)
+            names = (name for name, _ in files)
+            contents = records.read_in_order(read, names, _AHEAD)
+            for (name, label), data in zip(files, contents, strict=True):
                 if isinstance(data, OSError):
                     why = data.strerror or str(data)
                     if not skip_corrupt:
@@ -93,23 +93,14 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_ahead(
-    root: Path, files: Sequence[tuple[str, int]]
-) -> Iterator[bytes | OSError]:
-    """The bytes of each file, or why it is no image, read and decoded by threads."""
-
-    def read(name: str) -> bytes | OSError:
-        try:
-            data = (root / name).read_bytes()
-            images.decode(data, 3)
-            return data
-        except OSError as error:
-            return error
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), _AHEAD):
-            names = [name for name, _ in files[start : start + _AHEAD]]
-            yield from pool.map(read, names)
+def _read(root: Path, name: str) -> bytes | OSError:
+    """The bytes of an image, or why it is none."""
+    try:
+        data = (root / name).read_bytes()
+        images.decode(data, 3)
+        return data
+    except OSError as error:
+        return error
 
 
 def about(directory: epath.Path) -> dict[str, Any] | None:

@@ -207,10 +207,8 @@ def decode_crop(
     top, left, height, width = box
     whole = decode(image, channels, rule, background)
     found = whole[top : top + height, left : left + width]
-    if rule == 1:
-        found = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
-        return found.reshape(*size, channels)
-    smaller = min(size[0], height), min(size[1], width)
-    found = cv2.resize(found, smaller[::-1], interpolation=cv2.INTER_AREA)
+    if rule >= 2:
+        smaller = min(size[0], height), min(size[1], width)
+        found = cv2.resize(found, smaller[::-1], interpolation=cv2.INTER_AREA)
     found = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
     return found.reshape(*size, channels)

@@ -1,14 +1,32 @@
 """Examples in array_record files, whoever wrote them."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dresnet_jax.errors import UserError
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+def read_in_order(
+    read: Callable[[T], Result], items: Iterable[T], ahead: int
+) -> Iterator[Result]:
+    """Reads each item, in order; threads are up to some items ahead of their use."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class Example(NamedTuple):

@@ -1,8 +1,5 @@
 """Where a dataset's examples come from; every split is the same on every machine."""
 
-import bisect
-import collections
-import concurrent.futures
 import dataclasses
 import importlib.util
 import os
@@ -11,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dresnet_jax.data import folder_records, lookup, prepared
+from dresnet_jax.data import folder_records, lookup, prepared, records
 from dresnet_jax.data.catalog import SPLITS, Dataset
 from dresnet_jax.data.records import Example, Records
 from dresnet_jax.errors import RunFailedError
@@ -94,8 +91,8 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     splits: dict[str, Examples] = {}
     for name in SPLITS:
         official, start, stop = dataset.tfds_range(name)
-        splits[name] = records = whole[official].part(start, stop)
-        records.check_files()
+        splits[name] = part = whole[official].part(start, stop)
+        part.check_files()
     return splits
 
 
@@ -113,13 +110,13 @@ def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Ar
     if isinstance(examples, Arrays):
         return examples
     found = list(_pairs(examples, host_image, skip_corrupt))
-    readable = [index for index, pair in enumerate(found) if pair is not None]
-    if not readable:
-        raise CorruptRecordError("No example can be read.")
     corrupt = tuple(index for index, pair in enumerate(found) if pair is None)
-    for index in corrupt:
-        following = bisect.bisect(readable, index) % len(readable)
-        found[index] = found[readable[following]]
+    if len(corrupt) == len(found):
+        raise CorruptRecordError("No example can be read.")
+    # After the last one comes the first that can be read.
+    following = next(filter(None, found))
+    for index in reversed(range(len(found))):
+        following = found[index] = found[index] or following
     images, labels = zip(*found, strict=True)
     return Arrays(np.stack(images), np.asarray(labels, np.int32), corrupt)
 
@@ -145,15 +142,9 @@ def _pairs(
                 pairs.append(None)
         return pairs
 
-    readers = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(readers) as pool:
-        ahead: collections.deque = collections.deque()
-        for start in range(0, len(examples), _CHUNK):
-            ahead.append(pool.submit(read, start))
-            if len(ahead) > readers:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+    starts = range(0, len(examples), _CHUNK)
+    for pairs in records.read_in_order(read, starts, ahead=os.cpu_count() or 1):
+        yield from pairs
 
 
 def pixels(

@@ -65,10 +65,8 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             for name, label in labels.items():
                 file_name = name.rpartition("/")[2]
                 image = archive.read(name)
-                yield (
-                    file_name,
-                    {"image": image, "label": label, "file_name": file_name},
-                )
+                example = {"image": image, "label": label, "file_name": file_name}
+                yield file_name, example
 
 
 @contextlib.contextmanager

@@ -102,8 +102,7 @@ class EarlyExit:
         if jax.process_count() > 1:
             raise UserError("Early exits run on one process.")
         self.depths = [blocks[-1] for blocks in spec.parts]
-        size = parts.recipe.batch_size
-        self.batch_size = size
+        self.batch_size = size = parts.recipe.batch_size
         self._sizes = sorted({1, math.ceil(size / 16), math.ceil(size / 4), size})
         self._parts, self._confidence = parts, confidence
         variables = {"params": state.eval_params, "batch_stats": state.batch_stats}

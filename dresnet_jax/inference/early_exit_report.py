@@ -49,7 +49,6 @@ class Wanted:
     min_depth: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise UserError(f"--max_loss={self.max_loss} must be in [0, 1).")
         if self.budget is not None and not 0 < self.budget < np.inf:
@@ -156,20 +155,18 @@ def text(report: Mapping[str, Any]) -> str:
             f"{of_class['mean_depth']:>13.2f}  {of_class['needs_depth']:>25.3f}"
         )
     quartiles = "{:.3f} to {:.3f}".format(*found["time_ratio_quartiles"])
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"accuracy on {split}: {found['accuracy']:.4f}, of the whole network "
-            f"{found['whole_accuracy']:.4f}; on validation "
-            f"{fitted['accuracy']:.4f} and {fitted['whole_accuracy']:.4f}: with 95 "
-            f"% confidence at most {fitted['loss_bound']:.4f} lower",
-            f"FLOPs of an image: {found['cost']:.3f} of the whole network's, "
-            f"{found['cost_as_run']:.3f} with what fills batches",
-            f"time: {found['time_ratio']:.3f} of the whole network's "
-            f"(quartiles of {_RUNS} interleaved runs {quartiles})",
-        ]
-    )
+    lines += [
+        "",
+        f"accuracy on {split}: {found['accuracy']:.4f}, of the whole network "
+        f"{found['whole_accuracy']:.4f}; on validation "
+        f"{fitted['accuracy']:.4f} and {fitted['whole_accuracy']:.4f}: with 95 "
+        f"% confidence at most {fitted['loss_bound']:.4f} lower",
+        f"FLOPs of an image: {found['cost']:.3f} of the whole network's, "
+        f"{found['cost_as_run']:.3f} with what fills batches",
+        f"time: {found['time_ratio']:.3f} of the whole network's "
+        f"(quartiles of {_RUNS} interleaved runs {quartiles})",
+    ]
+    return "\n".join(lines)
 
 
 def write(
