@@ -5,7 +5,6 @@ each split, whose records are a label, the name of the file that the image was, 
 file's bytes. Earlier versions wrote `folder/1.0.0` through TensorFlow Datasets.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -60,9 +59,8 @@ def write(
                 str(partial / f"{split}.array_record"), "group_size:1"
             )
             kept = []
-            read = functools.partial(_read, root)
-            names = (name for name, _ in files)
-            contents = records.read_in_order(read, names, _AHEAD)
+            paths = (root / name for name, _ in files)
+            contents = records.read_in_order(_read, paths, _AHEAD)
             for (name, label), data in zip(files, contents, strict=True):
                 if isinstance(data, OSError):
                     why = data.strerror or str(data)
@@ -93,10 +91,10 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read(root: Path, name: str) -> bytes | OSError:
+def _read(path: Path) -> bytes | OSError:
     """The bytes of an image, or why it is none."""
     try:
-        data = (root / name).read_bytes()
+        data = path.read_bytes()
         images.decode(data, 3)
         return data
     except OSError as error:

@@ -34,10 +34,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # Programs that draw images keep how they did so in texts of megabytes.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
-_MODES = {
-    1: cv2.IMREAD_GRAYSCALE,
-    3: cv2.IMREAD_COLOR_RGB,
-}
+_MODES = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _DAMAGED = "the image is damaged, or of an unknown format"
 _ORIENTATION = 0x0112
 # A camera of 12 bits gives no larger values; of 16, no photograph is this dark.

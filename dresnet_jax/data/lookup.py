@@ -217,11 +217,7 @@ def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
         image_size=config.image_size,
         channels=config.channels,
         class_names=tuple(str(label) for label in range(config.num_classes)),
-        splits={
-            "train": config.num_examples,
-            "validation": held_out,
-            "test": held_out,
-        },
+        splits=dict.fromkeys(catalog.SPLITS, held_out) | {"train": config.num_examples},
         mean=(0.5,) * config.channels,
         std=(0.25,) * config.channels,
         citation="None: a random pattern of patches per class, under noise.",

@@ -64,11 +64,6 @@ class Arrays:
 Examples = Arrays | Records
 
 
-def divided(examples: Examples, count: int) -> tuple[Examples, Examples]:
-    """Returns the first examples of a split, and the rest."""
-    return examples.part(0, count), examples.part(count, len(examples))
-
-
 def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     """Returns all splits of a dataset, by the names in `catalog.SPLITS`.
 
