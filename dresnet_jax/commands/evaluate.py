@@ -96,10 +96,13 @@ def main() -> None:
     parts, restored = evaluation.open_run(directory, _DATA_DIR.value)
     about = {"workdir": str(directory), "split": _SPLIT.value, "step": restored.step}
     if early:
-        found = early_exit_report.measure(parts, restored.state, wanted, _SPLIT.value)
-        early_exit_report.write(directory, found, about)
-        print(found.text)
-        command.finish(about | found.report)
+        found, curve = early_exit_report.measure(
+            parts, restored.state, wanted, _SPLIT.value
+        )
+        report = about | found
+        early_exit_report.write(directory, report, curve)
+        print(early_exit_report.text(report))
+        command.finish(report)
         return
     examples = parts.open_splits()[_SPLIT.value]
     evaluated = evaluation.Evaluator(parts)(restored.state, examples)

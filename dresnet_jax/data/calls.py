@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple
 
 
 class Call(NamedTuple):
@@ -22,26 +22,17 @@ class SingleSteps(Sequence[Call]):
     """Calls of one step each, however many: none is made before it is asked for.
 
     Attributes:
-      start: steps done before.
-      end: the last step.
+      starts: of each, the steps done before.
     """
 
-    start: int
-    end: int
+    starts: range
 
     def __len__(self) -> int:
-        return max(0, self.end - self.start)
+        return len(self.starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Call: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Call]: ...
-    def __getitem__(self, index: int | slice) -> Call | list[Call]:
-        """One of them, or some."""
-        steps = range(self.start, self.end)[index]
-        if isinstance(steps, range):
-            return [Call(step, 1) for step in steps]
-        return Call(steps, 1)
+    def __getitem__(self, index: Any) -> Any:
+        found = self.starts[index]
+        return SingleSteps(found) if isinstance(found, range) else Call(found, 1)
 
 
 def divided(
@@ -58,7 +49,7 @@ def divided(
       ends: no call goes past a multiple of any of these.
     """
     if steps_per_call == 1:
-        return SingleSteps(start, end)
+        return SingleSteps(range(start, end))
     calls = []
     while start < end:
         stop = min(end, *((start // every + 1) * every for every in ends))

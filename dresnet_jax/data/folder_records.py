@@ -5,29 +5,25 @@ each split, whose records are a label, the name of the file that the image was, 
 file's bytes. Earlier versions wrote `folder/1.0.0` through TensorFlow Datasets.
 """
 
-import concurrent.futures
-import dataclasses
-import functools
 import hashlib
 import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from dresnet_jax.data import images
+from dresnet_jax.data import images, records
 from dresnet_jax.data.image_folder import Found
-from dresnet_jax.data.images import Example
+from dresnet_jax.data.records import Example, Records, Shard
 from dresnet_jax.errors import RunFailedError, UserError
 
 _ABOUT = "dataset.json"
 # A record begins with its label and the length of its file's name.
 _HEAD = struct.Struct("<IH")
-# Images that are read at once.
+# Images that are read ahead of their use.
 _AHEAD = 256
 
 
@@ -63,9 +59,9 @@ def write(
                 str(partial / f"{split}.array_record"), "group_size:1"
             )
             kept = []
-            for (name, label), data in zip(
-                files, _read_ahead(root, files), strict=True
-            ):
+            paths = (root / name for name, _ in files)
+            contents = records.read_in_order(_read, paths, _AHEAD)
+            for (name, label), data in zip(files, contents, strict=True):
                 if isinstance(data, OSError):
                     why = data.strerror or str(data)
                     if not skip_corrupt:
@@ -95,23 +91,14 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_ahead(
-    root: Path, files: Sequence[tuple[str, int]]
-) -> Iterator[bytes | OSError]:
-    """The bytes of each file, or why it is no image, read and decoded by threads."""
-
-    def read(name: str) -> bytes | OSError:
-        try:
-            data = (root / name).read_bytes()
-            images.decode(data, 3)
-            return data
-        except OSError as error:
-            return error
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), _AHEAD):
-            names = [name for name, _ in files[start : start + _AHEAD]]
-            yield from pool.map(read, names)
+def _read(path: Path) -> bytes | OSError:
+    """The bytes of an image, or why it is none."""
+    try:
+        data = path.read_bytes()
+        images.decode(data, 3)
+        return data
+    except OSError as error:
+        return error
 
 
 def about(directory: epath.Path) -> dict[str, Any] | None:
@@ -134,7 +121,7 @@ def about(directory: epath.Path) -> dict[str, Any] | None:
         ) from error
 
 
-def open_splits(directory: epath.Path) -> dict[str, "Records"]:
+def open_splits(directory: epath.Path) -> dict[str, Records]:
     """Opens a dataset that `write` wrote, by the names of its own splits.
 
     Raises:
@@ -143,88 +130,17 @@ def open_splits(directory: epath.Path) -> dict[str, "Records"]:
     noted = about(directory)
     counts = noted["splits"] if noted else {}
     return {
-        split: Records(os.fspath(directory / f"{split}.array_record"), count)
+        split: Records(
+            (Shard(os.fspath(directory / f"{split}.array_record"), 0, count, count),),
+            _parse,
+            "Prepare the folder again.",
+        )
         for split, count in counts.items()
     }
 
 
-def num_records(file: str) -> int:
-    """Counts the records of an array_record file; 0 where it cannot be read."""
-    from array_record.python import array_record_module
-
-    try:
-        reader = array_record_module.ArrayRecordReader(file)
-        found = reader.num_records() if reader.ok() else 0
-        reader.close()
-    except RuntimeError:
-        return 0
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """The examples of one file.
-
-    Attributes:
-      file: its path.
-      count: how many there are.
-    """
-
-    file: str
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        # Open files stay behind when a worker process gets a copy.
-        return {field: self.__dict__[field] for field in self.__dataclass_fields__}
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some places."""
-        try:
-            found = self._source.__getitems__(indices)
-        except RuntimeError:
-            # array_record does not say which; one of them is unreadable.
-            found = [self._read_alone(index) for index in indices]
-        return [_split_record(record)[1] for record in found]
-
-    def where(self, index: int) -> str:
-        """Names the file that a place was, or the record where that is lost."""
-        if record := self._read_alone(index):
-            return _split_record(record)[0]
-        return f"record {index} of {self.file}"
-
-    def check_files(self) -> None:
-        """Opens the file.
-
-        Raises:
-          UserError: it is missing or not whole.
-        """
-        found = num_records(self.file)
-        if found != self.count:
-            raise UserError(
-                f"{self.file} is truncated or missing: it has {found} of {self.count} "
-                "records. Prepare the folder again."
-            )
-
-    def _read_alone(self, index: int) -> bytes:
-        try:
-            return self._source[index]
-        except RuntimeError:
-            return b""
-
-    @functools.cached_property
-    def _source(self) -> Any:
-        from array_record.python import array_record_data_source
-
-        return array_record_data_source.ArrayRecordDataSource([self.file])
-
-
-def _split_record(record: bytes) -> tuple[str, Example]:
-    """The name of the file, and what it holds."""
-    if len(record) < _HEAD.size:
-        return "", Example(None, 0)
+def _parse(record: bytes) -> tuple[str, Example]:
+    """The name of the file that a record is of, and what it holds."""
     label, length = _HEAD.unpack_from(record)
     end = _HEAD.size + length
     name = images.printable(os.fsdecode(record[_HEAD.size : end]))

@@ -92,19 +92,23 @@ def find(root: Path) -> Found:
                 f"{len(different)} are not in both {splits['train'].name} and "
                 f"{splits[split].name}."
             )
-    places = [(split, name) for split in of_classes for name in names]
-    found = {place: walk.below(of_classes[place[0]][place[1]]) for place in places}
+    places = {
+        (split, label): classes[name]
+        for split, classes in of_classes.items()
+        for label, name in enumerate(names)
+    }
+    links: dict[tuple[str, int], list[Path]] = {place: [] for place in places}
+    found = {place: walk.below(places[place], links[place]) for place in places}
     # Links last: what can be found without them is.
     for place in places:
-        found[place] += walk.behind_links(of_classes[place[0]][place[1]])
+        found[place] += walk.behind(links[place])
     files: dict[str, list[tuple[str, int]]] = {split: [] for split in of_classes}
-    for (split, name), paths in found.items():
-        files[split] += [(path, names.index(name)) for path in paths]
-    counts = collections.Counter(label for _, label in files["train"])
-    if empty := [name for i, name in enumerate(names) if not counts[i]]:
+    for (split, label), paths in found.items():
+        files[split] += [(path, label) for path in paths]
+    if empty := [i for i in range(len(names)) if not found["train", i]]:
         more = "; ".join(f"{n} {why}" for why, n in sorted((+walk.left_out).items()))
         raise UserError(
-            f"{of_classes['train'][empty[0]]} holds no training image"
+            f"{places['train', empty[0]]} holds no training image"
             + (f", nor {len(empty) - 1} other classes" if len(empty) > 1 else "")
             + f": an image ends in {', '.join(images.SUFFIXES)}."
             + (f" Left out: {more}." if more else "")
@@ -165,37 +169,24 @@ class _Walk:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._seen: set[Path] = set()
-        # Those that are met, by the directory that was asked for.
-        self._links: dict[Path, list[Path]] = {}
         self.left_out: collections.Counter[str] = collections.Counter()
 
-    def below(self, directory: Path) -> list[str]:
-        """Returns the images that no link leads to, relative to the root."""
-        return self._images(directory, [directory])
+    def below(self, top: Path, links: list[Path], *, follow: bool = False) -> list[str]:
+        """Returns the images below a path, relative to the root.
 
-    def behind_links(self, directory: Path) -> list[str]:
-        """Finds the images that only the links below a directory lead to."""
-        found: list[str] = []
-        while links := self._links.pop(directory, []):
-            for link in links:
-                if link.resolve().is_relative_to(self._root):
-                    found += self._images(directory, [link], is_link=True)
-                else:
-                    self.left_out["links out of the directory"] += 1
-        return found
-
-    def _images(
-        self, directory: Path, waiting: list[Path], *, is_link: bool = False
-    ) -> list[str]:
-        found = []
+        Args:
+          top: the path; a link is followed if `follow` says so.
+          links: gets every other link, none of which is followed.
+          follow: as `top` has it.
+        """
+        found, waiting = [], [top]
         while waiting:
             path = waiting.pop()
-            if path.is_symlink() and not is_link:
-                self._links.setdefault(directory, []).append(path)
+            if path.is_symlink() and not (follow and path == top):
+                links.append(path)
                 continue
-            is_link = False
             real = path.resolve()
-            if path != directory and _is_hidden(path):
+            if _is_hidden(path):
                 kind = "directories" if real.is_dir() else "files"
                 self.left_out[f"hidden or system {kind}"] += 1
             elif real in self._seen:
@@ -210,4 +201,15 @@ class _Walk:
             else:
                 self._seen.add(real)
                 found.append(os.fspath(path.relative_to(self._root)))
+        return found
+
+    def behind(self, links: list[Path]) -> list[str]:
+        """Returns the images that links lead to, and those links that are met there."""
+        found: list[str] = []
+        while links:
+            link = links.pop(0)
+            if link.resolve().is_relative_to(self._root):
+                found += self.below(link, links, follow=True)
+            else:
+                self.left_out["links out of the directory"] += 1
         return found

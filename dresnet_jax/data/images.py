@@ -12,11 +12,9 @@ OpenCV decodes what is opaque and has 8 or 16 bits, Pillow the rest.
 import io
 import os
 import warnings
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from etils import epath
 from PIL import Image, ImageOps, PngImagePlugin
 
 from dresnet_jax import errors
@@ -36,10 +34,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # Programs that draw images keep how they did so in texts of megabytes.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
-_MODES = {
-    1: cv2.IMREAD_GRAYSCALE,
-    3: cv2.IMREAD_COLOR_RGB,
-}
+_MODES = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _DAMAGED = "the image is damaged, or of an unknown format"
 _ORIENTATION = 0x0112
 # A camera of 12 bits gives no larger values; of 16, no photograph is this dark.
@@ -52,70 +47,9 @@ SUFFIXES = (
 )
 
 
-class Example(NamedTuple):
-    """One example, as it is stored.
-
-    Attributes:
-      image: [height, width, channels] uint8, or the bytes of an encoded image; None
-        where the record cannot be read.
-      label: of its class.
-    """
-
-    image: np.ndarray | bytes | None
-    label: int
-
-
-class Listing(NamedTuple):
-    """What is in a directory.
-
-    Attributes:
-      images: paths of the images, in order.
-      others: how many files are there that are no images by their names.
-      unreadable: directories that cannot be read, and why.
-    """
-
-    images: list[str]
-    others: int
-    unreadable: list[tuple[str, str]]
-
-
-def files_in(directory: epath.Path) -> Listing:
-    """Returns the images in a directory at any depth.
-
-    Directories that links lead to are entered too, each but once.
-    """
-    files, others, unreadable = [], 0, []
-    directories, entered = [directory], set()
-    while directories:
-        inside = directories.pop()
-        real = _real(inside)
-        if real in entered:
-            continue
-        entered.add(real)
-        try:
-            paths = sorted(inside.iterdir())
-        except OSError as error:
-            unreadable.append((os.fspath(inside), error.strerror or str(error)))
-            continue
-        for path in paths:
-            if path.is_dir():
-                directories.append(path)
-            elif path.suffix.lower() in SUFFIXES and path.is_file():
-                files.append(os.fspath(path))
-            else:
-                others += 1
-    return Listing(sorted(files), others, unreadable)
-
-
 def printable(name: str) -> str:
     """Returns a file's name, whatever its bytes, as a terminal may be given it."""
     return errors.printable(os.fsencode(name).decode(errors="backslashreplace"))
-
-
-def _real(path: epath.Path) -> str:
-    """Where a path leads; those of a bucket have no links."""
-    name = os.fspath(path)
-    return name if "://" in name else os.path.realpath(name)
 
 
 def shape(image: np.ndarray | bytes, rule: int = RULE) -> tuple[int, int]:
@@ -270,10 +204,8 @@ def decode_crop(
     top, left, height, width = box
     whole = decode(image, channels, rule, background)
     found = whole[top : top + height, left : left + width]
-    if rule == 1:
-        found = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
-        return found.reshape(*size, channels)
-    smaller = min(size[0], height), min(size[1], width)
-    found = cv2.resize(found, smaller[::-1], interpolation=cv2.INTER_AREA)
+    if rule >= 2:
+        smaller = min(size[0], height), min(size[1], width)
+        found = cv2.resize(found, smaller[::-1], interpolation=cv2.INTER_AREA)
     found = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
     return found.reshape(*size, channels)

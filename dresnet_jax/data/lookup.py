@@ -133,11 +133,10 @@ def _folder_splits(official: dict[str, int]) -> dict[str, Any]:
     Where there is validation and no test, validation is the test, as on ImageNet.
     """
     tenth = max(1, official["train"] // 10)
-    names = {"train": "train", "validation": "validation", "test": "test"}
-    if "test" not in official:
-        names["test"] = "validation" if "validation" in official else "train"
-    if "validation" not in official or names["test"] == "validation":
-        names["validation"] = "train"
+    test = next(name for name in ("test", "validation", "train") if name in official)
+    has_both = {"validation", "test"} <= official.keys()
+    validation = "validation" if has_both else "train"
+    names = {"train": "train", "validation": validation, "test": test}
     splits = {
         name: tenth if names[name] == "train" else official[names[name]]
         for name in ("validation", "test")
@@ -218,11 +217,7 @@ def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
         image_size=config.image_size,
         channels=config.channels,
         class_names=tuple(str(label) for label in range(config.num_classes)),
-        splits={
-            "train": config.num_examples,
-            "validation": held_out,
-            "test": held_out,
-        },
+        splits=dict.fromkeys(catalog.SPLITS, held_out) | {"train": config.num_examples},
         mean=(0.5,) * config.channels,
         std=(0.25,) * config.channels,
         citation="None: a random pattern of patches per class, under noise.",

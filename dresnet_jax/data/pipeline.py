@@ -180,14 +180,8 @@ def _mix(
     recipe: Recipe, key: jax.Array, images: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes the batch by mix-up or cut-mix; by a coin where both are asked for."""
-    mixes = [
-        functools.partial(mix, alpha=alpha)
-        for mix, alpha in (
-            (augment.mix_up, recipe.mix_up),
-            (augment.cut_mix, recipe.cut_mix),
-        )
-        if alpha
-    ]
+    kinds = (augment.mix_up, recipe.mix_up), (augment.cut_mix, recipe.cut_mix)
+    mixes = [functools.partial(mix, alpha=alpha) for mix, alpha in kinds if alpha]
     if not mixes:
         return images, targets
     if len(mixes) == 1:
@@ -220,13 +214,12 @@ def make_batch(
 
 def normalise(recipe: Recipe, pixels: jax.Array) -> jax.Array:
     """Normalises [batch, height, width, channels], 0 to 255, by mean and std."""
-    mean, scale = (
-        jnp.asarray(value, jnp.float32)[None, None, None, :]
-        for value in (
-            [255 * mean for mean in recipe.mean],
-            [1 / (255 * std) for std in recipe.std],
-        )
-    )
+
+    def of_channels(values: list[float]) -> jax.Array:
+        return jnp.asarray(values, jnp.float32)[None, None, None, :]
+
+    mean = of_channels([255 * mean for mean in recipe.mean])
+    scale = of_channels([1 / (255 * std) for std in recipe.std])
     # In this order no compiler can join the two to one operation that rounds once.
     return (pixels.astype(jnp.float32) - mean) * scale
 

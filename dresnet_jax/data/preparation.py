@@ -8,7 +8,6 @@ import importlib.util
 import struct
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from etils import epath
 
@@ -47,17 +46,25 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
     builder, is_prepared = prepared.find(dataset.name, data_dir)
     if is_prepared:
         return builder.data_path
+    # The SHA-256 of each archive that TFDS registers, by its name.
+    checksums = {
+        info.filename or PurePosixPath(url).name: info.checksum
+        for url, info in (builder.url_infos or {}).items()
+    }
     if from_dir is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         raise UserError(
             f"{dataset.name} cannot be fetched: --from_dir must be the directory of "
-            f"{' and '.join(sorted(_checksums(builder)))}. {dataset.source}"
+            f"{' and '.join(sorted(checksums))}. {dataset.source}"
         )
-    _require_tensorflow()
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            "Preparation needs TensorFlow: pip install -r requirements-prepare.txt"
+        )
     import tensorflow_datasets as tfds
 
     with tempfile.TemporaryDirectory() as originals:
         if from_dir is not None:
-            _collect(_checksums(builder), Path(from_dir), Path(originals))
+            _collect(checksums, Path(from_dir), Path(originals))
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
                 manual_dir=originals if from_dir else None
@@ -103,21 +110,6 @@ def prepare_folder(
     found = image_folder.find(root)
     folder_records.write(root, found, path, skip_corrupt=skip_corrupt)
     return path, found
-
-
-def _require_tensorflow() -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(
-            "Preparation needs TensorFlow: pip install -r requirements-prepare.txt"
-        )
-
-
-def _checksums(builder: Any) -> dict[str, str]:
-    """The SHA-256 of each archive that TFDS registers, by its name."""
-    return {
-        info.filename or PurePosixPath(url).name: info.checksum
-        for url, info in builder.url_infos.items()
-    }
 
 
 def _collect(checksums: dict[str, str], from_dir: Path, originals: Path) -> None:

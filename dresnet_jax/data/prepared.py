@@ -3,6 +3,7 @@
 Nothing here needs TensorFlow.
 """
 
+import functools
 from typing import Any
 
 from absl import logging
@@ -10,6 +11,7 @@ from etils import epath
 
 from dresnet_jax.data import lookup
 from dresnet_jax.data.catalog import SPLITS, Dataset
+from dresnet_jax.data.records import Example, Records
 from dresnet_jax.errors import UserError
 
 
@@ -57,6 +59,24 @@ def require(dataset: Dataset, data_dir: str) -> Any:
         )
     _check_content(dataset, builder.info, str(builder.data_path))
     return builder
+
+
+def open_splits(builder: Any) -> dict[str, Records]:
+    """Opens what is prepared, by the names of its own splits."""
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    parse = functools.partial(_parse, builder.info.features, decoders)
+    remedy = f"Delete {builder.data_path} and prepare {builder.name} again."
+    return {
+        name: Records(tuple(split.file_instructions), parse, remedy)
+        for name, split in builder.info.splits.items()
+    }
+
+
+def _parse(features: Any, decoders: Any, record: bytes) -> tuple[str, Example]:
+    found = features.deserialize_example_np(record, decoders=decoders)
+    return "", Example(found["image"], int(found["label"]))
 
 
 def _check_content(dataset: Dataset, info: Any, path: str) -> None:

@@ -1,22 +1,17 @@
 """Where a dataset's examples come from; every split is the same on every machine."""
 
-import bisect
-import collections
-import concurrent.futures
 import dataclasses
-import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
-from dresnet_jax.data import folder_records, lookup, prepared
+from dresnet_jax.data import folder_records, lookup, prepared, records
 from dresnet_jax.data.catalog import SPLITS, Dataset
-from dresnet_jax.data.images import Example
-from dresnet_jax.errors import RunFailedError, UserError
+from dresnet_jax.data.records import Example, Records
+from dresnet_jax.errors import RunFailedError
 
 # Records read at once: one by one, the reading costs more than the record.
 _CHUNK = 1000
@@ -28,19 +23,6 @@ class CorruptRecordError(RunFailedError):
 
 # From a stored image to its pixels, [height, width, channels], uint8.
 HostImage = Callable[[np.ndarray | bytes], np.ndarray]
-
-
-class Examples(Protocol):
-    """Random access to the examples of one split."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some places of the split."""
-
-    def where(self, index: int) -> str:
-        """Returns the name of a place of the split, for a person."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,132 +54,14 @@ class Arrays:
         """Returns the name of a place of the split, for a person."""
         return f"example {index}"
 
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Some of the examples of a split, one after the other.
-
-    Attributes:
-      whole: the split.
-      start: the place of the first.
-      count: how many.
-    """
-
-    whole: Examples
-    start: int
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some places of the part."""
-        return self.whole.read([self.start + index for index in indices])
-
-    def where(self, index: int) -> str:
-        """Returns the name of a place of the part, for a person."""
-        return self.whole.where(self.start + index)
+    def part(self, start: int, stop: int) -> "Arrays":
+        """Returns the examples from one place up to another."""
+        corrupt = tuple(i - start for i in self.corrupt if start <= i < stop)
+        return Arrays(self.images[start:stop], self.labels[start:stop], corrupt)
 
 
-def divided(examples: Examples, count: int) -> tuple[Examples, Examples]:
-    """Returns the first examples of a split, and the rest."""
-    if not isinstance(examples, Arrays):
-        return Part(examples, 0, count), Part(examples, count, len(examples) - count)
-    images, labels = examples.images, examples.labels
-    return (
-        Arrays(
-            images[:count],
-            labels[:count],
-            tuple(i for i in examples.corrupt if i < count),
-        ),
-        Arrays(
-            images[count:],
-            labels[count:],
-            tuple(i - count for i in examples.corrupt if i >= count),
-        ),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """The examples of a split in array_record files that TFDS wrote.
-
-    Attributes:
-      dataset: what the dataset is.
-      builder: the TFDS builder of it.
-      name: of the split, in `catalog.SPLITS`.
-    """
-
-    dataset: Dataset
-    builder: Any
-    name: str
-
-    def __len__(self) -> int:
-        return self.dataset.splits[self.name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files stay behind when a worker process gets a copy.
-        return {field: self.__dict__[field] for field in self.__dataclass_fields__}
-
-    def read(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples at some places of the split."""
-        try:
-            return [_example(found) for found in self._source.__getitems__(indices)]
-        except RuntimeError:
-            # array_record does not say which; one of them is unreadable.
-            return [self._read_alone(index) for index in indices]
-
-    def _read_alone(self, index: int) -> Example:
-        try:
-            return _example(self._source[index])
-        except RuntimeError:
-            return Example(None, 0)
-
-    def where(self, index: int) -> str:
-        """Names a place of the split: the record and the file it is in."""
-        for part in self.builder.info.splits[self._slice].file_instructions:
-            if index < part.take:
-                break
-            index -= part.take
-        return f"record {part.skip + index} of {part.filename}"
-
-    def check_files(self) -> None:
-        """Opens every file of the split.
-
-        Raises:
-          UserError: a file is missing or not whole; names it.
-        """
-        parts = self.builder.info.splits[self._slice].file_instructions
-
-        def check(part: Any) -> None:
-            found = folder_records.num_records(part.filename)
-            if found != part.examples_in_shard:
-                raise UserError(
-                    f"{part.filename} is truncated or missing: it has {found} of "
-                    f"{part.examples_in_shard} records. Delete "
-                    f"{self.builder.data_path} and prepare {self.dataset.name} again."
-                )
-
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(check, parts))
-
-    @property
-    def _slice(self) -> str:
-        """The part of the official split, as TFDS writes it."""
-        official, start, stop = self.dataset.tfds_range(self.name)
-        return f"{official}[{start}:{stop}]"
-
-    @functools.cached_property
-    def _source(self) -> Any:
-        import tensorflow_datasets as tfds
-
-        return self.builder.as_data_source(
-            split=self._slice, decoders={"image": tfds.decode.SkipDecoding()}
-        )
-
-
-def _example(found: Mapping[str, Any]) -> Example:
-    return Example(found["image"], int(found["label"]))
+# Random access to the examples of one split.
+Examples = Arrays | Records
 
 
 def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
@@ -216,19 +80,15 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     if dataset.name == "folder":
         lookup.require_folder(dataset, data_dir)
     if lookup.is_folder(dataset, data_dir):
-        of_folder = folder_records.open_splits(lookup.folder_path(data_dir))
-        for records in of_folder.values():
-            records.check_files()
-        ranges = {name: dataset.tfds_range(name) for name in SPLITS}
-        return {
-            name: Part(of_folder[official], start, stop - start)
-            for name, (official, start, stop) in ranges.items()
-        }
-    builder = prepared.require(dataset, data_dir)
-    splits = {name: Records(dataset, builder, name) for name in SPLITS}
-    for split in splits.values():
-        split.check_files()
-    return dict(splits)
+        whole = folder_records.open_splits(lookup.folder_path(data_dir))
+    else:
+        whole = prepared.open_splits(prepared.require(dataset, data_dir))
+    splits: dict[str, Examples] = {}
+    for name in SPLITS:
+        official, start, stop = dataset.tfds_range(name)
+        splits[name] = part = whole[official].part(start, stop)
+        part.check_files()
+    return splits
 
 
 def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Arrays:
@@ -244,24 +104,22 @@ def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Ar
     """
     if isinstance(examples, Arrays):
         return examples
-    found = [
-        pair for chunk in _chunks(examples, host_image, skip_corrupt) for pair in chunk
-    ]
-    readable = [index for index, pair in enumerate(found) if pair is not None]
-    if not readable:
-        raise CorruptRecordError("No example can be read.")
+    found = list(_pairs(examples, host_image, skip_corrupt))
     corrupt = tuple(index for index, pair in enumerate(found) if pair is None)
-    for index in corrupt:
-        following = bisect.bisect(readable, index) % len(readable)
-        found[index] = found[readable[following]]
+    if len(corrupt) == len(found):
+        raise CorruptRecordError("No example can be read.")
+    # After the last one comes the first that can be read.
+    following = next(filter(None, found))
+    for index in reversed(range(len(found))):
+        following = found[index] = found[index] or following
     images, labels = zip(*found, strict=True)
     return Arrays(np.stack(images), np.asarray(labels, np.int32), corrupt)
 
 
-def _chunks(
+def _pairs(
     examples: Examples, host_image: HostImage, skip_corrupt: bool
-) -> Iterator[list[tuple[np.ndarray, int] | None]]:
-    """The pixels and labels of a split in order, some at a time, read by threads.
+) -> Iterator[tuple[np.ndarray, int] | None]:
+    """The pixels and labels of a split in order, read ahead by threads.
 
     None where an example cannot be read.
     """
@@ -279,15 +137,9 @@ def _chunks(
                 pairs.append(None)
         return pairs
 
-    readers = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(readers) as pool:
-        ahead: collections.deque = collections.deque()
-        for start in range(0, len(examples), _CHUNK):
-            ahead.append(pool.submit(read, start))
-            if len(ahead) > readers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    starts = range(0, len(examples), _CHUNK)
+    for pairs in records.read_in_order(read, starts, ahead=os.cpu_count() or 1):
+        yield from pairs
 
 
 def pixels(
@@ -318,11 +170,9 @@ def statistics(
     """Computes mean and deviation of the training pixels, in [0, 1], per channel."""
     train = open_splits(dataset, data_dir)["train"]
     counts = np.zeros((dataset.channels, 256), np.int64)
-    for chunk in _chunks(train, host_image, skip_corrupt=False):
-        for image in (pair[0] for pair in chunk if pair):
-            for channel in range(dataset.channels):
-                values = image[..., channel].ravel()
-                counts[channel] += np.bincount(values, minlength=256)
+    for image, _ in filter(None, _pairs(train, host_image, skip_corrupt=False)):
+        of_channels = image.reshape(-1, dataset.channels).T
+        counts += [np.bincount(values, minlength=256) for values in of_channels]
     shares, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = shares @ values
     std = np.sqrt(shares @ values**2 - mean**2)

@@ -9,7 +9,7 @@ import functools
 import math
 import signal
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -35,16 +35,6 @@ class HostBatch(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     mask: np.ndarray
-
-
-class Batches(Protocol):
-    """Random access to the batches of a split."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, index: int) -> HostBatch:
-        """Reads one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +69,15 @@ class TrainBatches:
         epoch, place = divmod(step, recipe.steps_per_epoch(len(examples)))
         order = epoch_order(self.seed, epoch, len(examples))
         indices = order[place * recipe.batch_size + self.rows].tolist()
-        images, labels, mask = [], [], []
+        rows = []
         found = examples.read(indices)
         for row, index, example in zip(self.rows, indices, found, strict=True):
             seed = (self.seed, step, int(row))
             view = functools.partial(recipe.view.train, seed=seed)
-            image, label, is_itself = self._readable(index, example, view)
-            images.append(image)
-            labels.append(label)
-            mask.append(is_itself)
-        return HostBatch(
-            np.stack(images), np.asarray(labels, np.int32), np.asarray(mask)
-        )
+            rows.append(self._readable(index, example, view))
+        images, labels, mask = zip(*rows, strict=True)
+        labels = np.asarray(labels, np.int32)
+        return HostBatch(np.stack(images), labels, np.asarray(mask))
 
     def _readable(
         self, index: int, example: sources.Example, view: sources.HostImage
@@ -149,6 +136,10 @@ class EvalBatches:
             else:
                 labels[row], mask[row] = example.label, True
         return HostBatch(images, labels, mask)
+
+
+# Random access to the batches of a split.
+Batches = TrainBatches | EvalBatches
 
 
 def _leave_ctrl_c(*_: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dresnet_jax.data.tiny_imagenet_classes import NAMES
+from dresnet_jax.data.catalog import DATASETS, TINY_IMAGENET_CLASSES
 from dresnet_jax.errors import UserError
 
 _ARCHIVE = "tiny-imagenet-200.zip"
@@ -36,7 +36,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             # The archive's files, byte for byte. Some are gray; readers give those
             # three equal channels.
             "image": tfds.features.Image(shape=(64, 64, 3), encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=list(NAMES)),
+            "label": tfds.features.ClassLabel(names=list(TINY_IMAGENET_CLASSES)),
             "file_name": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
@@ -44,10 +44,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             description=self.__doc__,
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
-            citation=(
-                "Le, Y. and Yang, X. (2015). Tiny ImageNet Visual Recognition "
-                "Challenge. CS 231N, Stanford University."
-            ),
+            citation=DATASETS["tiny_imagenet"].citation,
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
@@ -68,21 +65,19 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             for name, label in labels.items():
                 file_name = name.rpartition("/")[2]
                 image = archive.read(name)
-                yield (
-                    file_name,
-                    {"image": image, "label": label, "file_name": file_name},
-                )
+                example = {"image": image, "label": label, "file_name": file_name}
+                yield file_name, example
 
 
 @contextlib.contextmanager
 def _opened(path: epath.PathLike) -> Iterator[zipfile.ZipFile]:
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(epath.Path(path).open("rb"))
+    with epath.Path(path).open("rb") as file:
         try:
-            archive = stack.enter_context(zipfile.ZipFile(file))
+            archive = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
             raise UserError(f"{_ARCHIVE} cannot be read: {error}.") from error
-        yield archive
+        with archive:
+            yield archive
 
 
 def _training_labels(archive: zipfile.ZipFile) -> dict[str, str]:
@@ -113,8 +108,9 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
 
 
 def _require_all_classes(found: Iterable[str], where: str) -> None:
-    wrong = [f"without {wnid}" for wnid in sorted(NAMES.keys() - set(found))]
-    wrong += [f"with {wnid}" for wnid in sorted(set(found) - NAMES.keys())]
+    classes = TINY_IMAGENET_CLASSES.keys()
+    wrong = [f"without {wnid}" for wnid in sorted(classes - set(found))]
+    wrong += [f"with {wnid}" for wnid in sorted(set(found) - classes)]
     if wrong:
         raise UserError(
             f"{_ARCHIVE} does not have the 200 classes of Tiny ImageNet: {where} is "

@@ -86,9 +86,7 @@ class View:
         height, width = images.shape(image, self.rule)
         if not self.fixed_size or (height, width) == (self.size, self.size):
             return self.evaluate(image)
-        side = min(height, width)
-        middle = (height - side) // 2, (width - side) // 2, side, side
-        return self._resized(image, middle)
+        return self._resized(image, centre_box(height, width, share=1))
 
     def _resized(self, image: np.ndarray | bytes, box: images.Box) -> np.ndarray:
         size, how = (self.size, self.size), (self.rule, self.background)
@@ -118,7 +116,7 @@ def random_box(
     return centre_box(height, width)
 
 
-def centre_box(height: int, width: int) -> images.Box:
-    """Returns the square in the centre that is evaluated."""
-    side = max(1, round(_EVAL_SHARE * min(height, width)))
+def centre_box(height: int, width: int, share: float = _EVAL_SHARE) -> images.Box:
+    """Returns the square in the centre, of a share of the shorter side."""
+    side = max(1, round(share * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side

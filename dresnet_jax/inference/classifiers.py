@@ -51,13 +51,9 @@ def of_run(directory: epath.Path) -> ImageClassifier:
     def answers(pixels: Sequence[np.ndarray]) -> Iterator[Answer]:
         return ((row, {}) for row in predict(restored.state, pixels))
 
-    return ImageClassifier(
-        answers,
-        predict.batch_size,
-        parts.recipe.view,
-        parts.dataset.class_names,
-        {"workdir": str(directory), "step": restored.step},
-    )
+    view, class_names = parts.recipe.view, parts.dataset.class_names
+    about = {"workdir": str(directory), "step": restored.step}
+    return ImageClassifier(answers, predict.batch_size, view, class_names, about)
 
 
 def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifier:
@@ -86,7 +82,13 @@ def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifie
     else:
         network = EarlyExit(parts, restored.state)
         milliseconds = 1000 * network.latencies()
-        last = _deepest(milliseconds, within_ms)
+        in_time = np.flatnonzero(milliseconds <= within_ms)
+        if not len(in_time):
+            raise UserError(
+                f"--within_ms={within_ms:g} is too short: the first exit answers after "
+                f"{milliseconds[0]:.2f} ms on this machine."
+            )
+        last = in_time[-1]
         about["milliseconds"] = dict(
             zip(map(str, network.depths), milliseconds.tolist(), strict=True)
         )
@@ -117,14 +119,3 @@ def of_exported(directory: epath.Path) -> ImageClassifier:
 
     about = {"exported": str(directory), "step": found.signature["step"]}
     return ImageClassifier(answers, _BATCH, found.view, found.class_names, about)
-
-
-def _deepest(milliseconds: np.ndarray, within: float) -> int:
-    """The number of the deepest exit that answers in this many milliseconds."""
-    reached = np.flatnonzero(milliseconds <= within)
-    if not len(reached):
-        raise UserError(
-            f"--within_ms={within:g} is too short: the first exit answers after "
-            f"{milliseconds[0]:.2f} ms on this machine."
-        )
-    return int(reached[-1])

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,12 +60,10 @@ class Answers:
     rows: np.ndarray
 
 
-@dataclasses.dataclass
-class _Waiting:
-    """Images that a part has yet to be run on."""
-
-    ids: list[int] = dataclasses.field(default_factory=list)
-    carried: Any = None
+# What goes into a part, and the images in its first rows; the others are empty.
+_Batch = tuple[Any, np.ndarray]
+# What a part hands on, the images that stay, and their rows in it.
+_Stays = tuple[Any, np.ndarray, np.ndarray]
 
 
 class EarlyExit:
@@ -104,14 +102,15 @@ class EarlyExit:
         if jax.process_count() > 1:
             raise UserError("Early exits run on one process.")
         self.depths = [blocks[-1] for blocks in spec.parts]
-        size = parts.recipe.batch_size
-        self.batch_size = size
+        self.batch_size = size = parts.recipe.batch_size
         self._sizes = sorted({1, math.ceil(size / 16), math.ceil(size / 4), size})
         self._parts, self._confidence = parts, confidence
         variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
         self._variables = jax.device_put(variables, jax.local_devices()[0])
-        self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
-        self._merge = jax.jit(_merge)
+        # Each is compiled once for each size of its batches.
+        self._programs = [jax.jit(self._part(n)) for n in range(len(self.depths))]
+        # Of the whole network: (variables, pixels) -> logits.
+        self.whole = jax.jit(self._logits)
 
     def __call__(self, pixels: Iterable[np.ndarray], rule: Rule) -> Answers:
         """Classifies images.
@@ -121,7 +120,55 @@ class EarlyExit:
             uint8.
           rule: which images leave at an exit.
         """
-        return _Run(self, rule)(pixels)
+        found: dict[int, tuple[np.ndarray, int]] = {}
+        rows = np.zeros(len(self.depths), int)
+        last = len(self.depths) - 1
+
+        def after(number: int, batches: Iterable[_Batch]) -> Iterator[_Stays]:
+            for before, ids in batches:
+                carried, logits, sure = self.run(number, before)
+                rows[number] += len(logits)
+                leaves = np.ones(len(ids), bool)
+                if number < last:
+                    leaves = rule(number, sure[: len(ids)])
+                for row in np.flatnonzero(leaves):
+                    found[ids[row]] = logits[row], number
+                if not leaves.all():
+                    yield carried, ids[~leaves], np.flatnonzero(~leaves)
+
+        stays = after(0, self._padded(pixels))
+        for number in range(1, last + 1):
+            stays = after(number, self._joined(stays))
+        for _ in stays:  # Runs all parts; nothing stays after the last.
+            pass
+        logits, exits = zip(*(found[i] for i in range(len(found))), strict=True)
+        return Answers(np.stack(logits), np.asarray(exits), rows)
+
+    def _padded(self, pixels: Iterable[np.ndarray]) -> Iterator[_Batch]:
+        """Fills batches of images up to a size that is compiled, and numbers images."""
+        count = 0
+        for batch in pixels:
+            padded = np.zeros((self._size_for(len(batch)), *batch.shape[1:]), np.uint8)
+            padded[: len(batch)] = batch
+            yield padded, np.arange(count, count + len(batch))
+            count += len(batch)
+
+    def _joined(self, batches: Iterable[_Stays]) -> Iterator[_Batch]:
+        """Joins the rows that stay to full batches, and a smaller one at the end."""
+        size, waiting, ids = self.batch_size, None, np.zeros(0, int)
+        for carried, new, rows in batches:
+            old = carried if waiting is None else waiting
+            start = len(jax.tree.leaves(old)[0])
+            index = np.zeros(2 * size, np.int32)
+            index[: len(ids) + len(new)] = [*range(len(ids)), *start + rows]
+            waiting, rest = _merged(old, carried, index)
+            ids = np.append(ids, new)
+            if len(ids) >= size:
+                yield waiting, ids[:size]
+                waiting, ids = rest, ids[size:]
+        if len(ids):
+            size = self._size_for(len(ids))
+            yield jax.tree.map(lambda x: x[:size], waiting), ids
 
     def run(self, number: int, before: Any) -> tuple[Any, np.ndarray, np.ndarray]:
         """Runs one part on a batch: what it hands on, logits, and confidences.
@@ -130,27 +177,18 @@ class EarlyExit:
           number: of the part, from 0.
           before: pixels for part 0, else what the part before hands on.
         """
-        carried, logits, sure = self._program(number, before)(self._variables, before)
+        carried, logits, sure = self._programs[number](self._variables, before)
         return carried, np.asarray(logits), np.asarray(sure)
 
     def flops(self) -> np.ndarray:
-        """Counts the FLOPs of each part, for one image; [parts]."""
+        """Counts the FLOPs of each part, as shares of the whole network's; [parts]."""
         found, before = [], self._blank(self.batch_size)
-        for number in range(len(self.depths)):
-            given = self._part(number), self._variables, before
+        whole = counting.flops(self.whole, self._variables, before) / self.batch_size
+        for program in self._programs:
+            given = program, self._variables, before
             found.append(counting.flops(*given) / self.batch_size)
             before, _, _ = jax.eval_shape(*given)
-        return np.asarray(found)
-
-    def whole_flops(self) -> float:
-        """Counts the FLOPs of the whole network, for one image."""
-        blank = self._blank(self.batch_size)
-        return counting.flops(self._logits, self._variables, blank) / self.batch_size
-
-    def whole(self) -> jax.stages.Compiled:
-        """Returns the program of the whole network: (variables, pixels) -> logits."""
-        blank = self._blank(self.batch_size)
-        return jax.jit(self._logits).lower(self._variables, blank).compile()
+        return np.asarray(found) / whole
 
     def _logits(self, variables: Any, pixels: jax.Array) -> Any:
         images = pipeline.normalise(self._parts.recipe, pixels)
@@ -160,46 +198,31 @@ class EarlyExit:
         self, batches: Sequence[np.ndarray], rule: Rule, runs: int
     ) -> dict[str, np.ndarray]:
         """Times "whole" and "early" on the same full batches: [runs] of each."""
-        whole = self.whole()
-
-        def run_whole() -> list[np.ndarray]:
-            return [np.asarray(whole(self._variables, batch)) for batch in batches]
-
-        programs = {"whole": run_whole, "early": lambda: self(batches, rule).logits}
+        programs: dict[str, Callable[[], object]] = {
+            "whole": lambda: [
+                np.asarray(self.whole(self._variables, batch)) for batch in batches
+            ],
+            "early": lambda: self(batches, rule).logits,
+        }
         return cost.interleaved_seconds(programs, runs)
 
     def latencies(self, runs: int = 20) -> np.ndarray:
         """Measures the median seconds until each exit answers one image; [exits]."""
         calls: dict[int, Callable[[], object]] = {}
         before: Any = self._blank(1)
-        for number in range(len(self.depths)):
-            program = self._program(number, before)
+        for number, program in enumerate(self._programs):
             calls[number] = functools.partial(program, self._variables, before)
             before, _, _ = program(self._variables, before)
         seconds = cost.interleaved_seconds(calls, runs)
         return np.cumsum([np.median(values) for values in seconds.values()])
 
-    def size_for(self, images: int) -> int:
-        """Returns the smallest size of a batch that holds this many, or the largest."""
+    def _size_for(self, images: int) -> int:
+        """The smallest size of a batch that holds this many, or the largest."""
         return next((s for s in self._sizes if s >= images), self._sizes[-1])
-
-    def merged(self, waiting: Any, new: Any, rows: np.ndarray) -> tuple[Any, Any]:
-        """Joins some rows of what waits with what is new, as two full batches."""
-        index = np.zeros(2 * self.batch_size, np.int32)
-        index[: len(rows)] = rows
-        return self._merge(waiting, new, index)
 
     def _blank(self, images: int) -> np.ndarray:
         view = self._parts.recipe.view
         return np.zeros((images, view.size, view.size, view.channels), np.uint8)
-
-    def _program(self, number: int, before: Any) -> jax.stages.Compiled:
-        """A part for batches of one size, compiled once."""
-        key = number, len(jax.tree.leaves(before)[0])
-        if key not in self._programs:
-            program = jax.jit(self._part(number))
-            self._programs[key] = program.lower(self._variables, before).compile()
-        return self._programs[key]
 
     def _part(self, number: int) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
         """A part: (variables, what the part before hands on) -> as `run`."""
@@ -217,83 +240,13 @@ class EarlyExit:
         return run
 
 
-class _Run:
-    """One pass over some images."""
-
-    def __init__(self, network: EarlyExit, rule: Rule) -> None:
-        self._network, self._rule = network, rule
-        self._last = len(network.depths) - 1
-        self._waiting = [_Waiting() for _ in network.depths]
-        self._found: dict[int, tuple[np.ndarray, int]] = {}
-        self._rows = np.zeros(len(network.depths), int)
-
-    def __call__(self, pixels: Iterable[np.ndarray]) -> Answers:
-        size, count = self._network.batch_size, 0
-        for batch in pixels:
-            rows = self._network.size_for(len(batch)) if len(batch) < size else size
-            padded = np.zeros((rows, *batch.shape[1:]), np.uint8)
-            padded[: len(batch)] = batch
-            self._advance(0, padded, list(range(count, count + len(batch))))
-            count += len(batch)
-        for number in range(1, self._last + 1):
-            while self._waiting[number].ids:
-                self._next(number)
-        logits, exits = zip(*(self._found[i] for i in range(count)), strict=True)
-        return Answers(np.stack(logits), np.asarray(exits), self._rows)
-
-    def _advance(self, number: int, before: Any, ids: list[int]) -> None:
-        """Runs a part on a batch whose first rows are images, the others nothing."""
-        network = self._network
-        carried, logits, sure = network.run(number, before)
-        self._rows[number] += len(logits)
-        leaves = np.ones(len(ids), bool)
-        if number < self._last:
-            leaves = self._rule(number, sure[: len(ids)])
-        for row in np.flatnonzero(leaves):
-            self._found[ids[row]] = logits[row], number
-        stays = np.flatnonzero(~leaves)
-        if len(stays):
-            self._push(number + 1, carried, [ids[row] for row in stays], stays)
-
-    def _push(
-        self, number: int, carried: Any, ids: list[int], rows: np.ndarray
-    ) -> None:
-        """Lets some rows of a batch wait for a part, and runs it if they fill one."""
-        network, waiting = self._network, self._waiting[number]
-        old = carried if waiting.carried is None else waiting.carried
-        start = len(jax.tree.leaves(old)[0])
-        index = np.concatenate([np.arange(len(waiting.ids)), start + rows])
-        first, second = network.merged(old, carried, index)
-        waiting.ids += ids
-        if len(waiting.ids) < network.batch_size:
-            waiting.carried = first
-            return
-        full, waiting.ids = (
-            waiting.ids[: network.batch_size],
-            waiting.ids[network.batch_size :],
-        )
-        waiting.carried = second
-        self._advance(number, first, full)
-
-    def _next(self, number: int) -> None:
-        """Runs a part on those that wait, fewer than a full batch."""
-        waiting = self._waiting[number]
-        size = self._network.size_for(len(waiting.ids))
-        before = jax.tree.map(lambda x: x[:size], waiting.carried)
-        ids, waiting.ids = waiting.ids, []
-        self._advance(number, before, ids)
-
-
-def _merge(waiting: Any, new: Any, index: jax.Array) -> tuple[Any, Any]:
-    def rows(old: jax.Array, more: jax.Array) -> jax.Array:
-        return jnp.concatenate([old, more])[index]
-
-    found = jax.tree.map(rows, waiting, new)
-    half = len(index) // 2
-    return (
-        jax.tree.map(lambda x: x[:half], found),
-        jax.tree.map(lambda x: x[half:], found),
-    )
+@jax.jit
+def _merged(waiting: Any, new: Any, index: jax.Array) -> tuple[Any, Any]:
+    """Some rows of what waits, followed by what is new, as two full batches."""
+    size = len(index) // 2
+    rows = jax.tree.map(lambda *x: jnp.concatenate(x)[index], waiting, new)
+    first = jax.tree.map(lambda x: x[:size], rows)
+    return first, jax.tree.map(lambda x: x[size:], rows)
 
 
 @dataclasses.dataclass(frozen=True)

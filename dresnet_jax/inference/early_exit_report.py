@@ -49,7 +49,6 @@ class Wanted:
     min_depth: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise UserError(f"--max_loss={self.max_loss} must be in [0, 1).")
         if self.budget is not None and not 0 < self.budget < np.inf:
@@ -66,58 +65,13 @@ class Wanted:
         return thresholds.cheapest(points, self.max_loss or 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What was found.
-
-    Attributes:
-      report: of JSON's types.
-      curve: on the validation split.
-    """
-
-    report: dict[str, Any]
-    curve: list[Point]
-
-    @property
-    def text(self) -> str:
-        """The report for a person."""
-        found, split = self.report["measured"], self.report["split_measured"]
-        fitted = self.report["validation"]
-        lines = [" after block  threshold  answers there  right alone  FLOPs so far"]
-        for exit_ in self.report["exits"]:
-            threshold = exit_["threshold"]
-            shown = "-" if threshold is None else f"{threshold:.4f}"
-            lines.append(
-                f"{exit_['depth']:>12}  {shown:>9}  {exit_['share']:>13.3f}"
-                f"  {exit_['accuracy_alone']:>11.4f}  {exit_['cost']:>12.3f}"
-            )
-        lines += ["", f"{'class':>16}  right  blocks passed  answered wrongly at first"]
-        for name, of_class in self.report["classes"].items():
-            lines.append(
-                f"{name:>16}  {of_class['accuracy']:.3f}  "
-                f"{of_class['mean_depth']:>13.2f}  {of_class['needs_depth']:>25.3f}"
-            )
-        quartiles = "{:.3f} to {:.3f}".format(*found["time_ratio_quartiles"])
-        return "\n".join(
-            [
-                *lines,
-                "",
-                f"accuracy on {split}: {found['accuracy']:.4f}, of the whole network "
-                f"{found['whole_accuracy']:.4f}; on validation "
-                f"{fitted['accuracy']:.4f} and {fitted['whole_accuracy']:.4f}: with 95 "
-                f"% confidence at most {fitted['loss_bound']:.4f} lower",
-                f"FLOPs of an image: {found['cost']:.3f} of the whole network's, "
-                f"{found['cost_as_run']:.3f} with what fills batches",
-                f"time: {found['time_ratio']:.3f} of the whole network's "
-                f"(quartiles of {_RUNS} interleaved runs {quartiles})",
-            ]
-        )
-
-
 def measure(
     parts: Experiment, state: TrainState, wanted: Wanted, split: str
-) -> Measured:
+) -> tuple[dict[str, Any], list[Point]]:
     """Fits thresholds on the validation split, and measures them on another.
+
+    Returns:
+      The report, of JSON's types, and the curve on the validation split.
 
     Raises:
       UserError: the network has no exits, a value is out of range, or the dataset is
@@ -126,7 +80,7 @@ def measure(
     network = EarlyExit(parts, state, wanted.confidence)
     first_exit = _first_exit(network, wanted.min_depth)
     splits = parts.open_splits()
-    flops = network.flops() / network.whole_flops()
+    flops = network.flops()
     costs = np.cumsum(flops)
 
     validation = early_exit.at_all_exits(
@@ -152,6 +106,9 @@ def measure(
     ratios = seconds["early"] / seconds["whole"]
     right = answers.logits.argmax(axis=-1) == labels
     alone = at_all.correct.mean(axis=0)
+    passed = np.asarray(network.depths)[answers.exits]
+    # Images that the last exit alone answers rightly.
+    needing = np.flatnonzero(thresholds.depth_needed(at_all) == len(alone) - 1)
     report = {
         "confidence": wanted.confidence,
         "thresholds": list(chosen.thresholds),
@@ -173,19 +130,51 @@ def measure(
             "whole_seconds": float(np.median(seconds["whole"])),
         },
         "exits": _exits(network.depths, chosen.thresholds, answers.exits, alone, costs),
-        "classes": _classes(
-            parts.dataset.class_names, network.depths, answers.exits, right, at_all
-        ),
-        "need_all_blocks": _need_all(at_all),
+        "classes": _classes(parts.dataset.class_names, passed, right, at_all),
+        "need_all_blocks": {"images": len(needing), "first": needing[:_NAMED].tolist()},
     }
-    return Measured(report, curve)
+    return report, curve
 
 
-def write(directory: epath.Path, found: Measured, about: dict[str, Any]) -> None:
+def text(report: Mapping[str, Any]) -> str:
+    """Returns the report for a person."""
+    found, split = report["measured"], report["split_measured"]
+    fitted = report["validation"]
+    lines = [" after block  threshold  answers there  right alone  FLOPs so far"]
+    for exit_ in report["exits"]:
+        threshold = exit_["threshold"]
+        shown = "-" if threshold is None else f"{threshold:.4f}"
+        lines.append(
+            f"{exit_['depth']:>12}  {shown:>9}  {exit_['share']:>13.3f}"
+            f"  {exit_['accuracy_alone']:>11.4f}  {exit_['cost']:>12.3f}"
+        )
+    lines += ["", f"{'class':>16}  right  blocks passed  answered wrongly at first"]
+    for name, of_class in report["classes"].items():
+        lines.append(
+            f"{name:>16}  {of_class['accuracy']:.3f}  "
+            f"{of_class['mean_depth']:>13.2f}  {of_class['needs_depth']:>25.3f}"
+        )
+    quartiles = "{:.3f} to {:.3f}".format(*found["time_ratio_quartiles"])
+    lines += [
+        "",
+        f"accuracy on {split}: {found['accuracy']:.4f}, of the whole network "
+        f"{found['whole_accuracy']:.4f}; on validation "
+        f"{fitted['accuracy']:.4f} and {fitted['whole_accuracy']:.4f}: with 95 "
+        f"% confidence at most {fitted['loss_bound']:.4f} lower",
+        f"FLOPs of an image: {found['cost']:.3f} of the whole network's, "
+        f"{found['cost_as_run']:.3f} with what fills batches",
+        f"time: {found['time_ratio']:.3f} of the whole network's "
+        f"(quartiles of {_RUNS} interleaved runs {quartiles})",
+    ]
+    return "\n".join(lines)
+
+
+def write(
+    directory: epath.Path, report: Mapping[str, Any], curve: Sequence[Point]
+) -> None:
     """Writes early_exit.json and early_exit.png to a run's directory."""
-    curve = [(point.cost, point.accuracy) for point in found.curve]
-    pictures.save(draw(found.report, curve), directory / _PICTURE)
-    json_files.write_json(directory / _FILE, about | found.report)
+    pictures.save(draw(report, curve), directory / _PICTURE)
+    json_files.write_json(directory / _FILE, report)
 
 
 def read(directory: epath.Path) -> dict[str, Any]:
@@ -242,14 +231,9 @@ def _exits(
 
 
 def _classes(
-    names: tuple[str, ...],
-    depths: list[int],
-    exits: np.ndarray,
-    right: np.ndarray,
-    split: Split,
+    names: tuple[str, ...], passed: np.ndarray, right: np.ndarray, split: Split
 ) -> dict[str, Any]:
     """By class: accuracy, depth, and how many are right only after the first exit."""
-    passed = np.asarray(depths)[exits]
     needs = split.correct[:, -1] & ~split.correct[:, 0]
     return {
         name: {
@@ -262,23 +246,12 @@ def _classes(
     }
 
 
-def _need_all(split: Split) -> dict[str, Any]:
-    """Those images that the last exit alone answers rightly."""
-    last = split.correct.shape[1] - 1
-    rows = np.flatnonzero(thresholds.depth_needed(split) == last)
-    return {"images": len(rows), "first": rows[:_NAMED].tolist()}
-
-
-def draw(report: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> Figure:
-    """Draws accuracy against cost: of thresholds, each exit alone, and the choice.
-
-    Args:
-      report: as `early_exit_report` makes it.
-      curve: (cost, accuracy) of the thresholds that were fitted.
-    """
+def draw(report: Mapping[str, Any], curve: Sequence[Point]) -> Figure:
+    """Draws accuracy against cost: of thresholds, each exit alone, and the choice."""
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    split, measured = report["split_measured"], report["measured"]
-    axis.plot(*zip(*curve, strict=True), color="C0", label="early exits, validation")
+    split = report["split_measured"]
+    costs, accuracies = [x.cost for x in curve], [x.accuracy for x in curve]
+    axis.plot(costs, accuracies, color="C0", label="early exits, validation")
     for n, exit_ in enumerate(report["exits"]):
         place = exit_["cost"], exit_["accuracy_alone"]
         label = None if n else f"each exit alone, {split}"
@@ -286,19 +259,12 @@ def draw(report: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> Fig
         axis.annotate(
             f" block {exit_['depth']}", place, va="top", color="C1", fontsize=8
         )
-    axis.plot(
-        *(report["validation"]["cost"], report["validation"]["accuracy"]),
-        "o",
-        color="C0",
-        label="chosen, validation",
-    )
-    axis.plot(
-        *(measured["cost"], measured["accuracy"]),
-        "*",
-        color="C3",
-        markersize=12,
-        label=f"chosen, {split}",
-    )
+    for key, name, marker, color, size in (
+        ("validation", "validation", "o", "C0", None),
+        ("measured", split, "*", "C3", 12),
+    ):
+        place, label = (report[key]["cost"], report[key]["accuracy"]), f"chosen, {name}"
+        axis.plot(*place, marker, color=color, markersize=size, label=label)
     axis.set_xlabel("mean FLOPs of an image, those of the whole network being 1")
     axis.set_ylabel("accuracy")
     axis.set_xlim(left=0)

@@ -80,16 +80,8 @@ def write(
     pixels = jax.ShapeDtypeStruct((batch, size, size, dataset.channels), np.uint8)
     program = jax.export.export(jax.jit(logits), platforms=_PLATFORMS)(pixels)
     signature = {
-        "input": {
-            "name": "pixels",
-            "dtype": "uint8",
-            "shape": ["batch", size, size, dataset.channels],
-        },
-        "output": {
-            "name": "logits",
-            "dtype": "float32",
-            "shape": ["batch", dataset.num_classes],
-        },
+        "input": _array("pixels", "uint8", size, size, dataset.channels),
+        "output": _array("logits", "float32", dataset.num_classes),
         "class_names": list(dataset.class_names),
         "fixed_size": dataset.fixed_size,
         "pixel_rule": parts.recipe.view.rule,
@@ -102,11 +94,7 @@ def write(
     network = bytes(program.serialize())
     arrays = {k: np.asarray(v) for k, v in leaves.by_name(variables).items()}
     weights = safetensors.numpy.save(arrays)
-    signature["sha256"] = {
-        _NETWORK: hashlib.sha256(network).hexdigest(),
-        _WEIGHTS: hashlib.sha256(weights).hexdigest(),
-        _SIGNATURE: _digest(signature),
-    }
+    signature["sha256"] = _digests(signature, network, weights)
     partial = directory.with_name(directory.name + ".partial")
     try:
         if partial.exists():
@@ -168,22 +156,28 @@ def read(directory: epath.Path) -> Exported:
     return Exported(call, view, class_names, signature)
 
 
-def _digest(signature: dict[str, Any]) -> str:
-    """That of what a signature says, besides the digests."""
+def _array(name: str, dtype: str, *shape: int) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": ["batch", *shape]}
+
+
+def _digests(
+    signature: dict[str, Any], network: bytes, weights: bytes
+) -> dict[str, str]:
+    """The SHA-256 of each file; of the signature, that of what else it says."""
     said = {k: v for k, v in signature.items() if k != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(said, sort_keys=True)
+    files = {_NETWORK: network, _WEIGHTS: weights, _SIGNATURE: text.encode()}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 def _check_digests(directory: epath.Path, signature: Any, network: bytes) -> None:
     digests = signature.get("sha256") if isinstance(signature, dict) else None
     if not isinstance(digests, dict) or _NETWORK not in digests:
         raise UserError(f"{directory / _SIGNATURE} is damaged: it holds no digests.")
-    found = {_NETWORK: hashlib.sha256(network).hexdigest()}
-    if len(digests) > 1:  # Earlier versions wrote that one alone.
-        found[_SIGNATURE] = _digest(signature)
-        path = directory / _WEIGHTS
-        weights = path.read_bytes() if path.exists() else b""
-        found[_WEIGHTS] = hashlib.sha256(weights).hexdigest()
-    for name, digest in found.items():
-        if digests.get(name) != digest:
+    path = directory / _WEIGHTS
+    found = _digests(signature, network, path.read_bytes() if path.exists() else b"")
+    names = (_NETWORK, _SIGNATURE, _WEIGHTS)
+    # Earlier versions wrote that of the network alone.
+    for name in names if len(digests) > 1 else names[:1]:
+        if digests.get(name) != found[name]:
             raise UserError(f"{directory / name} is damaged: export it again.")

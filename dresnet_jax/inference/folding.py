@@ -44,6 +44,8 @@ def folded(
 
 def _without_norms(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
     """What `layers.ConvNorm` owns, with its norm in its convolution."""
+    if not isinstance(params, Mapping):
+        return params, {}
     if params.keys() >= {"conv", "norm"} and "kernel" in params["conv"]:
         conv, norm, found = params["conv"], params["norm"], batch_stats["norm"]
         factor = norm["scale"] / jnp.sqrt(found["var"] + BATCH_NORM_EPSILON)
@@ -53,18 +55,11 @@ def _without_norms(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
         return {"conv": {"kernel": kernel, "bias": bias}}, {}
     left = {
         name: _without_norms(value, batch_stats.get(name, {}))
-        if isinstance(value, Mapping)
-        else (value, {})
         for name, value in params.items()
     }
+    # The averages of a norm itself, which no parameter is called like.
     stats = {name: value for name, value in batch_stats.items() if name not in params}
     stats |= {name: found for name, (_, found) in left.items() if found}
-    # The averages of a norm itself.
-    stats |= {
-        name: value
-        for name, value in batch_stats.items()
-        if not isinstance(value, Mapping)
-    }
     return {name: value for name, (value, _) in left.items()}, stats
 
 

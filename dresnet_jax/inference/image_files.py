@@ -49,18 +49,47 @@ class ImageFiles:
             raise UserError("No image is named on standard input.")
 
     def _add_directory(self, name: str, directory: epath.Path) -> None:
-        listing = images.files_in(directory)
-        for path, why in listing.unreadable:
-            self.leave_out(path, f"cannot be read: {why}")
-        if not listing.images and not listing.unreadable:
+        known = len(self.unreadable)
+        files = list(self._files_in(directory))
+        found = [
+            os.fspath(path)
+            for path in files
+            if path.suffix.lower() in images.SUFFIXES and path.is_file()
+        ]
+        if not found and len(self.unreadable) == known:
             kinds = ", ".join(images.SUFFIXES)
             raise UserError(f"Directory {directory} holds no image: {kinds}.")
-        if listing.others:
+        if others := len(files) - len(found):
             self._report(
                 f"{images.printable(name)}: files that are no images by their names, "
-                f"passed over: {listing.others}"
+                f"passed over: {others}"
             )
-        self.paths += listing.images
+        self.paths += sorted(found)
+
+    def _files_in(self, directory: epath.Path) -> Iterator[epath.Path]:
+        """Yields the files at any depth.
+
+        Directories that links lead to are entered too, each but once.
+        """
+        directories, entered = [directory], set()
+        while directories:
+            inside = directories.pop()
+            real = os.fspath(inside)
+            if "://" not in real:  # A bucket has no links.
+                real = os.path.realpath(real)
+            if real in entered:
+                continue
+            entered.add(real)
+            try:
+                paths = sorted(inside.iterdir())
+            except OSError as error:
+                self._leave_unreadable(os.fspath(inside), error)
+                continue
+            for path in paths:
+                if path.is_dir():
+                    directories.append(path)
+                else:
+                    yield path
 
     def read(self, view: View) -> Iterator[tuple[str, np.ndarray]]:
         """Yields the path and the pixels of each file that can be read.
@@ -76,8 +105,11 @@ class ImageFiles:
                 yield name, view.fit(path.read_bytes())
             # A name with a NUL byte is a ValueError.
             except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or str(error)
-                self.leave_out(name, f"cannot be read: {why}")
+                self._leave_unreadable(name, error)
+
+    def _leave_unreadable(self, path: str, error: Exception) -> None:
+        why = getattr(error, "strerror", None) or str(error)
+        self.leave_out(path, f"cannot be read: {why}")
 
     def leave_out(self, path: str, why: str) -> None:
         """Reports a file that is not answered, and why."""

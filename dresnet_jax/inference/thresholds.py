@@ -47,8 +47,7 @@ def exits_of(thresholds: Sequence[float], confidences: np.ndarray) -> np.ndarray
       confidences: [images, exits]; the last exit's are not read.
     """
     sure = confidences[:, :-1] >= np.asarray(thresholds)[None]
-    last = np.ones((len(sure), 1), bool)
-    return np.argmax(np.concatenate([sure, last], axis=1), axis=1)
+    return np.argmax(np.pad(sure, ((0, 0), (0, 1)), constant_values=True), axis=1)
 
 
 def point(thresholds: Sequence[float], split: Split, costs: np.ndarray) -> Point:

@@ -65,16 +65,17 @@ class Divided:
 
     def place(self, examples: sources.Examples) -> TrainSplit:
         """Puts both parts of a training split on the devices, if they stay there."""
-        parts = sources.divided(examples, self.count)
-        first, rest = self.first.place(parts[0]), self.rest.place(parts[1])
+        first = self.first.place(examples.part(0, self.count))
+        rest = self.rest.place(examples.part(self.count, len(examples)))
         return TrainSplit(examples, (first.fixed, rest.fixed))
 
     def data(
         self, split: TrainSplit, seed: int, calls: Sequence[Call]
     ) -> Generator[tuple[StepInputs, int]]:
         """Yields the inputs of both parts, and how many records they skip."""
-        parts = sources.divided(split.examples, self.count)
-        first, rest = map(TrainSplit, parts, split.fixed)
+        examples, (first_fixed, rest_fixed) = split
+        first = TrainSplit(examples.part(0, self.count), first_fixed)
+        rest = TrainSplit(examples.part(self.count, len(examples)), rest_fixed)
         with (
             contextlib.closing(self.first.data(first, seed, calls)) as of_first,
             contextlib.closing(self.rest.data(rest, seed, calls)) as of_rest,

@@ -13,7 +13,7 @@ import scipy.io
 from PIL import Image
 
 from dresnet_jax.data import catalog, sources, views
-from dresnet_jax.data.tiny_imagenet_classes import NAMES
+from dresnet_jax.data.catalog import TINY_IMAGENET_CLASSES as NAMES
 
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dresnet_jax.data import preparation, prepared
-from dresnet_jax.data.tiny_imagenet_classes import NAMES
+from dresnet_jax.data.catalog import TINY_IMAGENET_CLASSES as NAMES
 from dresnet_jax.errors import UserError
 from tests.data import archives
 from tests.data.archives import needs_tensorflow

@@ -43,9 +43,7 @@ def at_all(network, batches):
 def test_thresholds_above_1_are_the_whole_network(network, batches):
     found = network(batches, early_exit.by_threshold([NEVER, NEVER]))
     assert set(found.exits) == {2}
-    program, whole = network.whole(), []
-    for batch in batches[:-1]:
-        whole.append(program(network._variables, batch))
+    whole = [network.whole(network._variables, batch) for batch in batches[:-1]]
     np.testing.assert_allclose(
         found.logits[:64], np.concatenate(whole), rtol=1e-5, atol=1e-5
     )

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dresnet_jax.data import sources
+from dresnet_jax.data import records, sources
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import discretising, pruning
 from dresnet_jax.structure.pruning import Network
@@ -92,13 +92,19 @@ def test_the_parts_share_no_example(config, mode, share):
 def test_a_part_says_where_an_example_is():
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
     whole = sources.Arrays(images, np.arange(6, dtype=np.int32), corrupt=(1, 5))
-    first, rest = sources.divided(whole, 4)
+    first, rest = whole.part(0, 4), whole.part(4, 6)
     assert (len(first), len(rest)) == (4, 2)
     assert (first.corrupt, rest.corrupt) == ((1,), (1,))
     assert int(rest.labels[0]) == 4
-    part = sources.Part(whole, 4, 2)
-    assert part.where(1) == "example 5"
-    assert [example.label for example in part.read([0])] == [4]
+    assert [example.label for example in rest.read([0])] == [4]
+    shards = (records.Shard("a", 0, 5, 5), records.Shard("b", 2, 3, 9))
+    whole = records.Records(shards, parse=lambda record: None, remedy="")
+    first, rest = whole.part(0, 4), whole.part(4, 8)
+    assert (len(first), len(rest)) == (4, 4)
+    assert first.shards == (records.Shard("a", 0, 4, 5),)
+    assert rest.shards == (records.Shard("a", 4, 1, 5), shards[1])
+    # Neither file can be read.
+    assert [rest.where(i) for i in range(2)] == ["record 4 of a", "record 2 of b"]
 
 
 @pytest.mark.parametrize("order", sorted(alternating.ORDERS))
