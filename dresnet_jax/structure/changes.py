@@ -1,13 +1,11 @@
-"""Changes of a network's structure: what they have in common, and what they record."""
+"""Changes of a network's structure: what they have in common, and what they cost."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from dresnet_jax import defaults
 from dresnet_jax.data.calls import Call
@@ -16,7 +14,7 @@ from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.counting import multiply_adds
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import experiment, leaves, sharding, steps
+from dresnet_jax.training import experiment, leaves, steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.loop import Data
 from dresnet_jax.training.state import TrainState
@@ -49,66 +47,27 @@ class FruitlessError(UserError):
         self.passes = passes
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What a change of a network did.
-
-    Attributes:
-      kind: of the change.
-      what: was changed, of JSON's types.
-      params: how many parameters there were, and how many there are.
-      multiply_adds: of one image as evaluated, before and after.
-      error: the largest difference that it made to a logit of a batch, as a share of
-        the largest logit, as trained or as evaluated, whichever is more; None where
-        nobody asked.
-      passes: of a batch through the network before, that choosing it took; a gradient
-        counts as `GRADIENT`.
-    """
-
-    kind: str
-    what: Any
-    params: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    error: float | None
-    passes: int = 0
-
-
-def with_model(
-    config: ml_collections.ConfigDict, **fields: Any
-) -> ml_collections.ConfigDict:
-    """Replaces fields of a config's model; `topology` is its connections'."""
-    groups = {"topology": "model.connections"}
-    paths = {f"{groups.get(name, 'model')}.{name}": x for name, x in fields.items()}
-    # The weights are there already.
-    return defaults.replace(config, {"init.workdir": "", **paths})
-
-
 def made(
     network: Network,
-    config: ml_collections.ConfigDict,
-    silenced: Callable[[Any, jax.Array], Any],
+    fields: Mapping[str, Any],
     carry: Carry,
-    batch: Batch | None,
-    kind: str,
-    what: Any,
-) -> tuple[Network, Change]:
-    """Returns the network that a config describes, with what it has of another one.
+    silenced: Callable[[Any, jax.Array], Any] = lambda params, key: params,
+) -> Network:
+    """Returns a network of another config, with what it has of the one before.
 
     The running mean of squared gradients of what is new starts as the mean of the
     others of its name: from 0, Adam's first steps would be far too long.
 
     Args:
       network: what is changed; it stays as it is.
-      config: of the changed one.
+      fields: of the config, that change, by path.
+      carry: from the old leaves to the new ones.
       silenced: from fresh parameters, and a key, to those of which the new ones have no
         effect.
-      carry: from the old leaves to the new ones.
-      batch: on which the difference is measured; None for not at all.
-      kind: of the change.
-      what: is changed.
     """
     parts = experiment.build(
-        config,
+        # The weights are there already.
+        defaults.replace(network.parts.config, {"init.workdir": "", **fields}),
         devices=list(network.parts.mesh.devices.flat),
         dataset=network.parts.dataset,
     )
@@ -131,15 +90,7 @@ def made(
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     found = jax.jit(filled, out_shardings=places)(parts.create_state(), state)
     # Copies, since a step consumes each array of the state once.
-    placed = jax.tree.map(jnp.copy, found)
-    after = Network(parts, placed)
-    return after, Change(
-        kind=kind,
-        what=what,
-        params=(optax.tree.size(state.params), optax.tree.size(placed.params)),
-        multiply_adds=(products(network.parts), products(parts)),
-        error=None if batch is None else difference(network, after, batch),
-    )
+    return Network(parts, jax.tree.map(jnp.copy, found))
 
 
 def step_passes(config: ml_collections.ConfigDict) -> int:
@@ -179,9 +130,7 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
         ]
         return jnp.maximum(*shares)
 
-    everywhere = sharding.replicated(one.parts.mesh)
-    program = jax.jit(largest, out_shardings=everywhere)
-    return float(program((one.state, other.state), batch.images))
+    return float(one.on_host(largest, (one.state, other.state), batch.images))
 
 
 def training_batches(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,12 @@ class Network:
     parts: Experiment
     state: TrainState
 
+    def on_host(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function in one program; its arrays are whole on every process."""
+        everywhere = sharding.replicated(self.parts.mesh)
+        program = jax.jit(function, out_shardings=everywhere)
+        return jax.device_get(program(*arguments))
+
 
 def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
     """Returns all connections, those first that carry least.
@@ -84,8 +91,7 @@ def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
 
     if batch is None:
         batch = evaluation.first_batch(parts)
-    program = jax.jit(carried, out_shardings=sharding.replicated(parts.mesh))
-    found = jax.device_get(program(state, batch.images))
+    found = network.on_host(carried, state, batch.images)
     openings = parts.gate_values(state)
     carriers = [
         Carrier((i, k), openings[i][k], float(value))

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.data.pipeline import derive_key
 from dresnet_jax.errors import UserError
 from dresnet_jax.models.blocks import BLOCKS, Hidden
 from dresnet_jax.structure import changes
-from dresnet_jax.structure.changes import Change
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import leaves
 
@@ -64,11 +63,8 @@ def why_not(network: Network, block: int) -> str:
 
 
 def widened(
-    network: Network,
-    copies: Mapping[int, Sequence[int]],
-    batch: Batch | None,
-    noise: float = 0.0,
-) -> tuple[Network, Change]:
+    network: Network, copies: Mapping[int, Sequence[int]], noise: float = 0.0
+) -> Network:
     """Returns the network with copies of some channels inside its blocks.
 
     It answers as it did, except for noise, and trains on. Where a channel was divided
@@ -79,7 +75,6 @@ def widened(
       network: what grows; it stays as it is.
       copies: by block, from 1, the channels, from 0, that are copied, once for each
         time that they stand there.
-      batch: on which the difference is measured; None for not at all.
       noise: standard deviation of what is added to the incoming kernels of copies,
         relative to each weight. Without it, copies differ by nothing but what dropout
         and rounding make of them.
@@ -117,15 +112,7 @@ def widened(
     after = list(before)
     for i, units in copies.items():
         after[i - 1] += len(units)
-    return changes.made(
-        network,
-        changes.with_model(network.parts.config, hidden=tuple(after)),
-        lambda params, key: params,
-        carried,
-        batch,
-        "width",
-        {str(i): sorted(map(int, units)) for i, units in copies.items()},
-    )
+    return changes.made(network, {"model.hidden": tuple(after)}, carried)
 
 
 @dataclasses.dataclass(frozen=True)

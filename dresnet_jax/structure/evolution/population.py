@@ -167,7 +167,7 @@ class Population:
             while (own := now.parts.model.spec.blocks_per_stage)[stage] < wanted:
                 new = hidden.get((stage, own[stage]), 0)
                 last = sum(own[: stage + 1])
-                now, _ = deepening.deepened(now, last, None, new)
+                now = deepening.deepened(now, last, new)
         there = widening.hidden_channels(now)
         copies = {
             i: [unit % n for unit in range(wanted - n)]
@@ -177,10 +177,10 @@ class Population:
             if n < wanted
         }
         if copies:
-            now, _ = widening.widened(now, copies, None)
+            now = widening.widened(now, copies)
         edges = set(now.parts.model.spec.connections.topology.edges)
         if new_edges := sorted(set(structure.edges) - edges):
-            now, _ = growing.grown(now, new_edges, None)
+            now = growing.grown(now, new_edges)
         return now
 
 

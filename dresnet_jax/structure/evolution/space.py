@@ -8,11 +8,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
-from dresnet_jax.structure import changes, widening
+from dresnet_jax.structure import widening
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import experiment
 
@@ -57,12 +58,14 @@ class Structure:
 
     def config(self, base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """Returns the config of a network of this structure."""
-        return changes.with_model(
+        return defaults.replace(
             base,
-            block=self.block,
-            blocks_per_stage=self.blocks_per_stage,
-            hidden=self.hidden or None,
-            topology=self.edges or "none",
+            {
+                "model.block": self.block,
+                "model.blocks_per_stage": self.blocks_per_stage,
+                "model.hidden": self.hidden or None,
+                "model.connections.topology": self.edges or "none",
+            },
         )
 
 
@@ -217,10 +220,7 @@ def _hidden(
     bucket: int,
 ) -> tuple[tuple[int, ...], ...]:
     """Of each slot, its channels at each width: whole buckets, one at least."""
-    largest = changes.with_model(
-        config, block=kind, blocks_per_stage=depths, topology="none"
-    )
-    parts = experiment.build(largest)
+    parts = experiment.build(Structure(kind, depths, (), ()).config(config))
     spec = parts.model.spec
     if any(spec.fixed_hidden(i) for i in range(1, len(spec.stages) + 1)):
         return ()

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from etils import epath
 
 from dresnet_jax.errors import UserError
@@ -169,26 +170,32 @@ class _Growth:
         )
         passes = 0
         try:
-            after, change = events.EVENTS[kind](network, growth, batches)
-            passes = change.passes
-            events.within_budget(growth, change)
-            parts, state = after.parts, after.state
-            self._check_time(parts, state)
+            after, what, passes = events.EVENTS[kind](network, growth, batches)
+            both = network, after
+            params = [optax.tree.size(one.state.params) for one in both]
+            multiply_adds = [changes.products(one.parts) for one in both]
+            events.within_budget(growth, params[1], multiply_adds[1])
+            self._check_time(after.parts, after.state)
         except UserError as error:
             passes = getattr(error, "passes", passes)
             entry |= {"result": REJECTED, "why": str(error), "passes": passes}
             return self._decided(stand, entry)
-        entry |= dataclasses.asdict(change) | {
-            "structure": [_structure(network), _structure(after)],
+        entry |= {
+            "what": what,
+            "params": params,
+            "multiply_adds": multiply_adds,
+            "error": changes.difference(network, after, batches[0]),
+            "passes": passes,
+            "structure": [_structure(one) for one in both],
             "result": ON_TRIAL,
             "before": before,
         }
         processes.say(
-            f"step {stand.step}: {kind}: {change.what}; parameters {change.params[0]} "
-            f"to {change.params[1]}, multiply-adds {change.multiply_adds[0]} to "
-            f"{change.multiply_adds[1]}, error {change.error:.1e}"
+            f"step {stand.step}: {kind}: {what}; parameters {params[0]} to "
+            f"{params[1]}, multiply-adds {multiply_adds[0]} to {multiply_adds[1]}, "
+            f"error {entry['error']:.1e}"
         )
-        return _Stand(parts, state, stand.step, [*stand.history, entry])
+        return _Stand(after.parts, after.state, stand.step, [*stand.history, entry])
 
     def _judged(self, stand: _Stand) -> _Stand:
         """Behind a trial: as it is now, or as it was before the event."""

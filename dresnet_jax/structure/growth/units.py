@@ -13,7 +13,7 @@ from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import widening
 from dresnet_jax.structure.changes import GRADIENT
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import leaves, sharding, steps
+from dresnet_jax.training import leaves, steps
 from dresnet_jax.training.state import TrainState
 
 # (network, a batch, its blocks whose channels can be divided) -> by block, a score of
@@ -48,7 +48,7 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
             i: _entropy(of_blocks[f"block_{i}"][seen]["__call__"][0]) for i in blocks
         }
 
-    return _on_the_host(network, given, state, batch.images)
+    return network.on_host(given, state, batch.images)
 
 
 def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
@@ -66,7 +66,7 @@ def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
             for i, kernel in kernels.items()
         }
 
-    return _on_the_host(network, norms, state, batch)
+    return network.on_host(norms, state, batch)
 
 
 def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
@@ -78,7 +78,7 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     """
     channels = widening.hidden_channels(network)
     thrice = {i: (*range(channels[i - 1]),) * 2 for i in blocks}
-    larger, _ = widening.widened(network, thrice, None)
+    larger = widening.widened(network, thrice)
     model, state = larger.parts.model, larger.state
     hidden = BLOCKS[model.spec.block].hidden
     assert hidden is not None, "its channels can be divided"
@@ -116,16 +116,19 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
         )(start)
         return jax.tree.map(jnp.negative, found)
 
-    return _on_the_host(larger, falls, state, batch)
+    return larger.on_host(falls, state, batch)
 
 
 def at_random(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     """Draws scores by the run's seed and step."""
     del batch
-    channels = widening.hidden_channels(network)
-    seed = (network.parts.config.seed, int(network.state.step))
-    random = np.random.default_rng(seed)
-    return {i: random.random(channels[i - 1]) for i in blocks}
+    channels, numbers = widening.hidden_channels(network), random(network)
+    return {i: numbers.random(channels[i - 1]) for i in blocks}
+
+
+def random(network: Network) -> np.random.Generator:
+    """Seeds by the run's seed and step, so that a run that resumes draws the same."""
+    return np.random.default_rng((network.parts.config.seed, int(network.state.step)))
 
 
 RULES: dict[str, Rule] = {
@@ -182,12 +185,3 @@ def _entropy(x: jax.Array) -> jax.Array:
 
 def _kernel(module: Any) -> jax.Array:
     return module["conv"]["kernel"] if "conv" in module else module["kernel"]
-
-
-def _on_the_host(
-    network: Network, function: Callable[..., dict[int, jax.Array]], *arguments: Any
-) -> Scores:
-    """What a function gives for each block, the same on every process."""
-    everywhere = sharding.replicated(network.parts.mesh)
-    found = jax.jit(function, out_shardings=everywhere)(*arguments)
-    return {i: np.asarray(scores) for i, scores in found.items()}
