@@ -1,6 +1,6 @@
 """How much of the gradient arrives at the output of each block."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,23 +64,13 @@ def norms(
     Returns:
       Euclidean norms over the whole batch, [states, blocks that there are].
     """
-    of_state = jax.jit(_norms(part))
-    return np.array([of_state(state, batch) for state in states])
-
-
-def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array]:
-    spec = part.model.spec
     # In a loop over blocks their outputs have no names.
     model = with_form(part.model, "folded")
-    names = [f"block_{i}" for i in spec.connections.topology.blocks]
+    names = [f"block_{i}" for i in model.spec.connections.topology.blocks]
 
-    def forward(
-        state: TrainState, batch: pipeline.Batch, **options: Any
-    ) -> tuple[jax.Array, Any]:
-        params, batch_stats = state.params, state.batch_stats
-        return steps.forward(
-            model, params, batch_stats, batch.images, state.key, **options
-        )
+    def forward(state: TrainState, batch: pipeline.Batch, **options: Any) -> Any:
+        own = state.params, state.batch_stats
+        return steps.forward(model, *own, batch.images, state.key, **options)
 
     def outputs(state: TrainState, batch: pipeline.Batch) -> dict[str, jax.Array]:
         _, found = forward(
@@ -109,7 +99,8 @@ def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array
         gradients = jax.grad(loss)(nothing)
         return jnp.stack([optax.tree.norm(gradients[name]) for name in names])
 
-    return of_state
+    program = jax.jit(of_state)
+    return np.array([program(state, batch) for state in states])
 
 
 def panels(

@@ -29,10 +29,8 @@ def draw(topology: Topology, openings: GateValues) -> Figure:
       topology: who reads whom.
       openings: F(w) of every edge.
     """
-    above, below = (
-        max([_BEND * (i - k) / 2 for i, k in topology.edges if _bends(i, k, up)] or [0])
-        for up in (True, False)
-    )
+    heights = [-_bend(i, k) * (i - k) / 2 for i, k in topology.edges]
+    above, below = max([0, *heights]), -min([0, *heights])
     figure, axis = plt.subplots(
         figsize=(1.5 + 0.95 * topology.classifier, 1.4 + 0.95 * (above + below)),
         layout="constrained",
@@ -60,20 +58,22 @@ def draw(topology: Topology, openings: GateValues) -> Figure:
     return figure
 
 
-def _bends(reader: int, source: int, up: bool) -> bool:
+def _bend(reader: int, source: int) -> float:
+    """How far an arc runs below the blocks, relative to its length; negative above."""
     length = reader - source
-    return length > 1 and (length % 2 == 0) == up
+    if length == 1:
+        return 0.0
+    return _BEND if length % 2 else -_BEND
 
 
 def _arrow(axis: Axes, reader: int, source: int, **style: Any) -> None:
-    bend = _BEND * (_bends(reader, source, False) - _bends(reader, source, True))
     # In points, to the rim of a node.
     rim = 72 * _RADIUS * 0.75
     axis.add_patch(
         FancyArrowPatch(
             (source, 0),
             (reader, 0),
-            connectionstyle=f"arc3,rad={bend}",
+            connectionstyle=f"arc3,rad={_bend(reader, source)}",
             arrowstyle="-|>",
             mutation_scale=9,
             shrinkA=rim,
