@@ -40,12 +40,8 @@ from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
 # What became of an event.
-ON_TRIAL, ACCEPTED, REVERTED, REJECTED = (
-    "on trial",
-    "accepted",
-    "reverted",
-    "rejected",
-)
+ON_TRIAL, ACCEPTED = "on trial", "accepted"
+REVERTED, REJECTED = "reverted", "rejected"
 
 Entry = dict[str, Any]
 # Of a changed network, where a step's time has a budget; their median counts.
@@ -76,19 +72,15 @@ def run(
     return _Growth(config, directory, watch).run()
 
 
-@dataclasses.dataclass
-class _Stand:
-    """Where a run stands.
+@dataclasses.dataclass(frozen=True)
+class _Stand(Network):
+    """Where a run stands; the next step consumes its state.
 
     Attributes:
-      parts: of the structure.
-      state: of the network; consumed by the next step.
       step: steps done.
       history: the events so far; the last may be on trial.
     """
 
-    parts: Experiment
-    state: TrainState
     step: int
     history: list[Entry]
 
@@ -106,16 +98,13 @@ class _Growth:
         directory: epath.Path,
         watch: Callable[[], watching.Watch],
     ) -> None:
-        self._config = config
-        self._directory = directory
-        self._watch = watch
-        start = experiment.build(config)
-        events.check(start)
-        self._data = loop.open_data(start)
-        self._start, self._num_steps = start, start.num_steps
-        growth, steps = config.growth, start.steps_per_epoch
-        self._events = optimizer.event_steps(growth, steps)
-        self._trial = growth.trial_epochs * steps
+        self._config, self._directory, self._watch = config, directory, watch
+        self._start = experiment.build(config)
+        events.check(self._start)
+        self._data = loop.open_data(self._start)
+        steps = self._start.steps_per_epoch
+        self._events = optimizer.event_steps(config.growth, steps)
+        self._trial = config.growth.trial_epochs * steps
 
     def run(self) -> dict[str, Any]:
         stand = self._restored()
@@ -132,19 +121,17 @@ class _Growth:
             "history": stand.history,
             "training_multiply_adds": self._spent(stand.history),
         }
-        splits = self._data.splits
-        return reporting.report(
-            stand.parts, self._directory, splits, stand.state, growth
-        )
+        where = self._directory, self._data.splits
+        return reporting.report(stand.parts, *where, stand.state, growth)
 
     def _until(self, stand: _Stand) -> int:
         """The last step of the segment."""
         if stand.is_on_trial:
             return stand.history[-1]["step"] + self._trial
-        return (*self._events, self._num_steps)[len(stand.history)]
+        return (*self._events, self._start.num_steps)[len(stand.history)]
 
     def _trained(self, stand: _Stand, until: int) -> _Stand:
-        """Behind the last step of a segment, which is saved."""
+        """After the last step of a segment, which is saved."""
         if stand.step == until:
             return stand
         connections = connection_report.description(stand.parts)
@@ -157,21 +144,16 @@ class _Growth:
         return dataclasses.replace(stand, state=state, step=until)
 
     def _changed(self, stand: _Stand) -> _Stand:
-        """Behind an event, whose change is on trial, or has been refused."""
-        growth, number = self._config.growth, len(stand.history)
+        """After an event, whose change is on trial, or has been rejected."""
+        growth, number, step = self._config.growth, len(stand.history), stand.step
         kind = growth.events[number]
-        network = Network(stand.parts, stand.state)
-        before = self._validated(network)
-        entry: Entry = {"event": number, "step": stand.step, "kind": kind}
-        batches = list(
-            changes.training_batches(
-                network, self._data, stand.step, growth.trial_batches
-            )
-        )
-        passes = 0
+        before = self._validated(stand)
+        entry: Entry = {"event": number, "step": step, "kind": kind}
+        given = changes.training_batches(stand, self._data, step, growth.trial_batches)
+        batches, passes = list(given), 0
         try:
-            after, what, passes = events.EVENTS[kind](network, growth, batches)
-            both = network, after
+            after, what, passes = events.EVENTS[kind](stand, growth, batches)
+            both = stand, after
             params = [optax.tree.size(one.state.params) for one in both]
             multiply_adds = [changes.products(one.parts) for one in both]
             events.within_budget(growth, params[1], multiply_adds[1])
@@ -184,23 +166,23 @@ class _Growth:
             "what": what,
             "params": params,
             "multiply_adds": multiply_adds,
-            "error": changes.difference(network, after, batches[0]),
+            "error": changes.difference(stand, after, batches[0]),
             "passes": passes,
             "structure": [_structure(one) for one in both],
             "result": ON_TRIAL,
             "before": before,
         }
         processes.say(
-            f"step {stand.step}: {kind}: {what}; parameters {params[0]} to "
+            f"step {step}: {kind}: {what}; parameters {params[0]} to "
             f"{params[1]}, multiply-adds {multiply_adds[0]} to {multiply_adds[1]}, "
             f"error {entry['error']:.1e}"
         )
-        return _Stand(after.parts, after.state, stand.step, [*stand.history, entry])
+        return _Stand(after.parts, after.state, step, [*stand.history, entry])
 
     def _judged(self, stand: _Stand) -> _Stand:
-        """Behind a trial: as it is now, or as it was before the event."""
+        """After a trial: as it is now, or as it was before the event."""
         entry = stand.history[-1]
-        after = self._validated(Network(stand.parts, stand.state))
+        after = self._validated(stand)
         fall = entry["before"]["accuracy"] - after["accuracy"]
         accepted = fall <= self._config.growth.max_loss
         entry = entry | {
@@ -212,7 +194,7 @@ class _Growth:
         return self._decided(stand, entry)
 
     def _decided(self, stand: _Stand, entry: Entry) -> _Stand:
-        """Behind a decision, which is written before anything is deleted."""
+        """After a decision, which is written before anything is deleted."""
         history = [*stand.history, entry]
         processes.first_alone(lambda: workdir.write_history(self._directory, history))
         why = f": {entry['why']}" if "why" in entry else ""
@@ -227,16 +209,10 @@ class _Growth:
     def _restored(self) -> _Stand:
         """Where the run stands by its checkpoints and its history."""
         processes.first_alone(self._drop_reverted)
-        newest = checkpointing.newest(self._directory)
-        if newest is None:
-            parts = experiment.build(self._config)
-            state, step = loop.restore_or_create(parts, self._directory)
-            return _Stand(parts, state, step, [])
-        step, about = newest
-        config = evaluation.config_of(self._config, about)
-        parts = experiment.build(config)
+        _, about = checkpointing.newest(self._directory) or (0, {})
+        parts = experiment.build(evaluation.config_of(self._config, about))
         state, step = loop.restore_or_create(parts, self._directory)
-        history = workdir.with_new_words(about["history"])
+        history = workdir.with_new_words(about.get("history", []))
         # A checkpoint does not know what was decided after it.
         decided = workdir.read_history(self._directory)
         for entry in decided[len(history) :]:
@@ -300,7 +276,7 @@ class _Growth:
                 passes += each * entry["multiply_adds"][1] * entry["trial_steps"]
             if entry["result"] == ACCEPTED:
                 now = entry["multiply_adds"][1]
-        passes += each * now * (self._num_steps - steps)
+        passes += each * now * (self._start.num_steps - steps)
         return passes * self._start.recipe.batch_size
 
     def _validated(self, network: Network) -> dict[str, float]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.models.backbone import with_form
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import widening
@@ -60,7 +60,7 @@ def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
         found = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
             state.params
         )
-        kernels = {i: _kernel(found[f"block_{i}"][first]) for i in blocks}
+        kernels = {i: widening.kernel(found[f"block_{i}"][first]) for i in blocks}
         return {
             i: jnp.sqrt((kernel**2).sum(axis=(0, 1, 2)))
             for i, kernel in kernels.items()
@@ -84,25 +84,19 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     assert hidden is not None, "its channels can be divided"
 
     def params(split: dict[int, jax.Array], state: TrainState) -> Any:
-        key = derive_key(state.key, "init")
-
         def one(path: Any, leaf: jax.Array) -> jax.Array:
             name = leaves.name(path)
-            block, _, inner = name.partition("/")
-            i = int(block.removeprefix("block_")) if block.startswith("block_") else 0
-            if i not in split or not name.endswith("kernel"):
+            block, module = widening.place(name)
+            if block not in split or not name.endswith("kernel"):
                 return leaf
-            module, share = inner.partition("/")[0], split[i]
+            share = split[block]
             if module in hidden.reads:
                 # All of what goes out is the channel's own, and none its halves'.
                 factors = 3 * jnp.concatenate([1 - share, share / 2, share / 2])
                 leaf = leaf * factors[None, None, :, None]
             if module in hidden.makes:
-                third = leaf.shape[-1] // 3
-                number = sum(map(ord, name))
-                noise = _SPLIT * jax.random.normal(
-                    jax.random.fold_in(key, number), (*leaf.shape[:-1], third)
-                )
+                shape = (*leaf.shape[:-1], leaf.shape[-1] // 3)
+                noise = _SPLIT * widening.normal(state.key, name, shape)
                 both = jnp.concatenate([jnp.zeros_like(noise), noise, -noise], axis=-1)
                 leaf = leaf * (1 + both)
             return leaf
@@ -161,10 +155,7 @@ def chosen(scores: Scores, quantile: float, bucket: int) -> dict[int, list[int]]
     if not any(buckets.values()):
         buckets[max(counts, key=lambda i: counts[i])] = 1
     return {
-        i: [
-            int(unit)
-            for unit in np.resize(np.argsort(-scores[i], kind="stable"), n * bucket)
-        ]
+        i: np.resize(np.argsort(-scores[i], kind="stable"), n * bucket).tolist()
         for i, n in buckets.items()
         if n
     }
@@ -181,7 +172,3 @@ def _entropy(x: jax.Array) -> jax.Array:
     shares = counts / values.shape[1]
     logarithms = jnp.log(jnp.where(shares > 0, shares, 1))
     return -(shares * logarithms).sum(axis=1) / np.log(_BINS)
-
-
-def _kernel(module: Any) -> jax.Array:
-    return module["conv"]["kernel"] if "conv" in module else module["kernel"]
