@@ -1,6 +1,7 @@
 """Changes of a network's structure: what they have in common, and what they cost."""
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import ml_collections
 from dresnet_jax import defaults
 from dresnet_jax.data.calls import Call
 from dresnet_jax.data.pipeline import Batch, derive_key
-from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.counting import multiply_adds
 from dresnet_jax.structure.pruning import Network
@@ -33,18 +33,6 @@ _GRADIENTS = {"none": 1, "first": 2, "second": 5}
 # (name of a leaf of the changed state, all leaves of the old one, the leaf as it would
 # start) -> what it is.
 Carry = Callable[[str, Mapping[str, jax.Array], jax.Array], jax.Array]
-
-
-class FruitlessError(UserError):
-    """Nothing was found that would be of use.
-
-    Attributes:
-      passes: of a batch through the network, that it took to find out.
-    """
-
-    def __init__(self, text: str, passes: int) -> None:
-        super().__init__(text)
-        self.passes = passes
 
 
 def made(
@@ -71,7 +59,6 @@ def made(
         devices=list(network.parts.mesh.devices.flat),
         dataset=network.parts.dataset,
     )
-    state, shapes = network.state, parts.create_state(abstract=True)
 
     def filled(fresh: TrainState, state: TrainState) -> TrainState:
         params = silenced(fresh.params, derive_key(state.key, "init"))
@@ -87,8 +74,9 @@ def made(
         )
 
     # One program, since no process of several has the whole of an array.
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    found = jax.jit(filled, out_shardings=places)(parts.create_state(), state)
+    places = jax.tree.map(lambda x: x.sharding, parts.create_state(abstract=True))
+    program = jax.jit(filled, out_shardings=places)
+    found = program(parts.create_state(), network.state)
     # Copies, since a step consumes each array of the state once.
     return Network(parts, jax.tree.map(jnp.copy, found))
 
@@ -105,11 +93,8 @@ def products(parts: Experiment) -> int:
     shape = (1, view.size, view.size, view.channels)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return multiply_adds(
-        lambda variables, x: parts.model.apply(variables, x, train=False),
-        variables,
-        images,
-    )
+    apply = functools.partial(parts.model.apply, train=False)
+    return multiply_adds(apply, variables, images)
 
 
 def difference(one: Network, other: Network, batch: Batch) -> float:
@@ -119,24 +104,18 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
     """
 
     def largest(states: tuple[TrainState, TrainState], images: jax.Array) -> jax.Array:
-        pairs = zip(
-            _logits(one.parts.model, states[0], images),
-            _logits(other.parts.model, states[1], images),
-            strict=True,
-        )
-        shares = [
-            jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(a)), 1e-30)
-            for a, b in pairs
-        ]
-        return jnp.maximum(*shares)
+        a = _logits(one.parts.model, states[0], images)
+        b = _logits(other.parts.model, states[1], images)
+        changed, most = (jnp.abs(x).max(axis=(1, 2)) for x in (a - b, a))
+        return (changed / jnp.maximum(most, 1e-30)).max()
 
     return float(one.on_host(largest, (one.state, other.state), batch.images))
 
 
 def training_batches(
     network: Network, data: Data, start: int, count: int
-) -> Iterator[Batch]:
-    """Yields the augmented batches of training after a step.
+) -> list[Batch]:
+    """Returns the augmented batches of training after a step.
 
     Args:
       network: whose run it is.
@@ -148,27 +127,24 @@ def training_batches(
     program = jax.jit(parts.batch)
     calls = [Call(start + n, 1) for n in range(count)]
     given = parts.inputs.data(data.train, parts.config.seed, calls)
-    for call, (inputs, _) in zip(calls, given, strict=True):
-        yield program(inputs, key, jnp.asarray(call.start))
+    return [
+        program(inputs, key, jnp.asarray(call.start))
+        for call, (inputs, _) in zip(calls, given, strict=True)
+    ]
 
 
-def _logits(model: Backbone, state: TrainState, images: jax.Array) -> list[jax.Array]:
-    """As trained and as evaluated, [2][batch, classes]."""
+def _logits(model: Backbone, state: TrainState, images: jax.Array) -> jax.Array:
+    """As trained and as evaluated, [2, batch, classes]."""
     trained, _ = steps.forward(
         model, state.params, state.batch_stats, images, state.key
     )
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     evaluated: Any = model.apply(variables, images, train=False)
-    return [trained, evaluated]
+    return jnp.stack([trained, evaluated])
 
 
 def _with_mean_squares(fresh: Any, old: Any) -> Any:
-    """A fresh optimiser's memory whose squared gradients are the mean of the old ones.
-
-    Args:
-      fresh: of the changed network.
-      old: of the one before.
-    """
+    """A fresh optimiser's memory, its squared gradients the mean of the old ones."""
     means: dict[str, list[jax.Array]] = {}
     for name, leaf in leaves.by_name(old).items():
         if SQUARES in name:

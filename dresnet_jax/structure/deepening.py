@@ -60,9 +60,8 @@ def deepened(network: Network, after: int, hidden: int = 0) -> Network:
     spec = network.parts.model.spec
     if why := why_not(spec, after):
         raise UserError(f"No block can be put after block {after}: {why}.")
-    new = after + 1
-    topology = spec.connections.topology
-    edges = tuple((_moved(i, new), _moved(k, new)) for i, k in topology.edges)
+    new, edges = after + 1, spec.connections.topology.edges
+    edges = tuple((_moved(i, new), _moved(k, new)) for i, k in edges)
     fields: dict[str, Any] = {
         "model.blocks_per_stage": _with_block(spec, after).blocks_per_stage,
         "model.connections.topology": edges or "none",
@@ -72,8 +71,13 @@ def deepened(network: Network, after: int, hidden: int = 0) -> Network:
         before = hidden_channels(network) if spec.hidden else (0,) * len(spec.stages)
         fields["model.hidden"] = (*before[:after], hidden, *before[after:])
 
+    def old_name(found: re.Match[str]) -> str:
+        block = int(found[2])
+        # The leaves of the new block had none.
+        return "" if block == new else f"{found[1]}_{block - (block > new)}"
+
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
-        return old.get(_old_name(name, new), fresh)
+        return old.get(_NUMBERED.sub(old_name, name), fresh)
 
     def silenced(params: Any, key: jax.Array) -> Any:
         del key
@@ -84,11 +88,9 @@ def deepened(network: Network, after: int, hidden: int = 0) -> Network:
 
 def _with_block(spec: BackboneSpec, after: int) -> BackboneSpec:
     """The spec with a block more, except what is said of each block."""
-    blocks = list(spec.blocks_per_stage)
-    blocks[spec.stages[after - 1]] += 1
-    return dataclasses.replace(
-        spec, blocks_per_stage=tuple(blocks), hidden=(), mixtures=()
-    )
+    own = spec.stages[after - 1]
+    blocks = tuple(n + (i == own) for i, n in enumerate(spec.blocks_per_stage))
+    return dataclasses.replace(spec, blocks_per_stage=blocks, hidden=(), mixtures=())
 
 
 def _silent(spec: BackboneSpec, params: Any) -> Any:
@@ -108,13 +110,3 @@ def _silent(spec: BackboneSpec, params: Any) -> Any:
 def _moved(block: int, new: int) -> int:
     """The number of a block, of those with the new one."""
     return block + (block >= new)
-
-
-def _old_name(name: str, new: int) -> str:
-    """The name that a leaf had before; that of no leaf where it is the new block's."""
-
-    def renamed(found: re.Match[str]) -> str:
-        block = int(found[2])
-        return "" if block == new else f"{found[1]}_{block - (block > new)}"
-
-    return _NUMBERED.sub(renamed, name)

@@ -48,11 +48,9 @@ def why_not(network: Network, block: int) -> str:
         return f"it has {why}"
     hidden = BLOCKS[spec.block].hidden
     assert hidden is not None, "that is why the number is fixed"
-    own = leaves.by_name(network.state.params[f"block_{block}"])
-    is_normed = any(
-        name.partition("/")[0] in hidden.makes and name.endswith("/scale")
-        for name in own
-    )
+    own = network.state.params[f"block_{block}"]
+    names = leaves.by_name([own[name] for name in hidden.makes if name in own])
+    is_normed = any(name.endswith("/scale") for name in names)
     if is_normed and spec.layers.norm in _COMPARING:
         return f"norm '{spec.layers.norm}' compares its channels"
     return ""
@@ -108,10 +106,8 @@ def widened(
             return found * factors.astype(found.dtype)
         return found
 
-    after = list(before)
-    for i, units in copies.items():
-        after[i - 1] += len(units)
-    return changes.made(network, {"model.hidden": tuple(after)}, carried)
+    after = tuple(n + len(copies.get(i, ())) for i, n in enumerate(before, 1))
+    return changes.made(network, {"model.hidden": after}, carried)
 
 
 def place(name: str) -> tuple[int, str]:

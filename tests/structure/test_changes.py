@@ -59,7 +59,8 @@ def config(small_config):
 
 def first_batch(found):
     data = loop.open_data(found.parts)
-    return next(changes.training_batches(found, data, 0, 1))
+    (batch,) = changes.training_batches(found, data, 0, 1)
+    return batch
 
 
 def refused(block, kind):

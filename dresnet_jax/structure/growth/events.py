@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from dresnet_jax.connections.superset import Edge, superset
@@ -19,11 +18,12 @@ from dresnet_jax.training import steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
-# The changed network; what was changed, of JSON's types; and the passes of a batch
-# through the network before, that choosing it took: a gradient counts as `GRADIENT`.
-Outcome = tuple[Network, Any, int]
-# (network, `config.growth`, batches of training) -> what came of it.
-Event = Callable[[Network, ml_collections.ConfigDict, Sequence[Batch]], Outcome]
+# The changed network, or None where no change would be of use; what was changed, of
+# JSON's types, or why none; and the passes of a batch through the network before, that
+# choosing it took: a gradient counts as `GRADIENT`.
+Outcome = tuple[Network | None, Any, int]
+# (network, batches of training) -> what came of it.
+Event = Callable[[Network, Sequence[Batch]], Outcome]
 CHOICES = dict.fromkeys(("score", "random"))
 
 
@@ -57,58 +57,31 @@ def check(parts: Experiment) -> None:
         )
 
 
-def within_budget(
-    growth: ml_collections.ConfigDict, params: int, multiply_adds: int
-) -> None:
-    """Checks what a change came to.
-
-    Raises:
-      UserError: it is more than the config allows.
-    """
-    found = {"max_params": params, "max_multiply_adds": multiply_adds}
-    for field, number in found.items():
-        if growth[field] is not None and number > growth[field]:
-            raise UserError(f"It would be {number}, above growth.{field}.")
-
-
-def _connect(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> Outcome:
+def _connect(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Adds those of the silent connections whose trial reduces the loss most."""
-    spec = network.parts.model.spec
-    edges = [
-        edge
-        for edge in candidates.possible(spec.connections.topology)
-        if _can_start(network, edge)
-    ]
+    growth, spec = network.parts.config.growth, network.parts.model.spec
+    possible = candidates.possible(spec.connections.topology)
+    edges = [edge for edge in possible if _can_start(network, edge)]
     if not edges:
         raise UserError("No connection is left that could be added without an effect.")
     if growth.choose == "random":
-        chosen, passes = _drawn(network, edges, growth.connections), 0
+        chosen, passes = _drawn(network, edges), 0
     else:
-        falls, passes = _falls(network, edges, growth, batches)
+        falls, passes = _falls(network, edges, batches)
         best = sorted(falls, key=lambda edge: -falls[edge])[: growth.connections]
         chosen = [edge for edge in best if falls[edge] > 0]
     if not chosen:
-        raise changes.FruitlessError(
-            f"No connection of {len(edges)} let the loss fall in a trial.", passes
-        )
+        why = f"No connection of {len(edges)} let the loss fall in a trial."
+        return None, why, passes
     larger = growing.grown(network, chosen)
     return larger, _edges_without(larger, network), passes
 
 
 def _falls(
-    network: Network,
-    edges: list[Edge],
-    growth: ml_collections.ConfigDict,
-    batches: Sequence[Batch],
+    network: Network, edges: list[Edge], batches: Sequence[Batch]
 ) -> tuple[dict[Edge, float], int]:
-    """By how much the loss falls with each of the candidates, in a trial of its own.
-
-    Returns:
-      It, and the passes of a batch through the network that it took.
-    """
-    passes = 0
+    """How much each candidate reduces the loss in its own trial, and the passes."""
+    growth, passes = network.parts.config.growth, 0
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
     def scores(edges: list[Edge], score: Callable[..., jax.Array]) -> dict[Edge, float]:
@@ -121,7 +94,9 @@ def _falls(
                 params = {**state.params, "connections": connections}
                 return steps.mean_loss(model, params, state, batch)
 
-            return score(loss, found, state.params["connections"], batches, edges)
+            silent = state.params["connections"]
+            marks = candidates.edge_marks(found, silent, edges)
+            return score(loss, silent, marks, batches)
 
         values = network.on_host(of_all, larger.state, stacked)
         return dict(zip(edges, map(float, values), strict=True))
@@ -148,10 +123,9 @@ def _can_start(network: Network, edge: Edge) -> bool:
     return True
 
 
-def _widen(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> Outcome:
+def _widen(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Divides the channels inside of blocks that the rule scores highest."""
+    growth = network.parts.config.growth
     blocks = range(1, len(network.parts.model.spec.stages) + 1)
     reasons = {i: widening.why_not(network, i) for i in blocks}
     able = _able("No channel can be divided", reasons)
@@ -162,9 +136,7 @@ def _widen(
     return widening.widened(network, copies, growth.noise), what, units.PASSES[rule]
 
 
-def _deepen(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> Outcome:
+def _deepen(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Puts a block at the end of the stage where it has the largest gradient.
 
     Of the loss, for the new block's parameters, relative to the root of their number.
@@ -173,7 +145,7 @@ def _deepen(
     last = {stage: i for i, stage in enumerate(spec.stages, 1)}
     reasons = {i: deepening.why_not(spec, i) for i in last.values()}
     able = _able("No block can be added", reasons)
-    if growth.choose == "random":
+    if network.parts.config.growth.choose == "random":
         chosen = able[units.random(network).integers(len(able))]
         return deepening.deepened(network, chosen), chosen + 1, 0
     found = {i: deepening.deepened(network, i) for i in able}
@@ -182,11 +154,7 @@ def _deepen(
 
 
 def _able(problem: str, reasons: dict[int, str]) -> list[int]:
-    """The blocks that have no reason against a change.
-
-    Raises:
-      UserError: all have one; it names the first.
-    """
+    """The blocks that have no reason against a change; an error if there is none."""
     if all(reasons.values()):
         raise UserError(f"{problem}: {next(iter(reasons.values()))}.")
     return [i for i, why in reasons.items() if not why]
@@ -206,15 +174,14 @@ def _gradient(network: Network, block: int, batch: Batch) -> float:
     return float(network.on_host(size, network.state, batch))
 
 
-def _prune(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> Outcome:
+def _prune(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Removes the connections that carry least."""
+    growth = network.parts.config.growth
     edges = network.parts.model.spec.connections.topology.edges
     if len(edges) < growth.connections:
         raise UserError(f"There are {len(edges)} connections, too few to remove any.")
     if growth.choose == "random":
-        gone, passes = _drawn(network, edges, growth.connections), 0
+        gone, passes = _drawn(network, edges), 0
     else:
         ranked = pruning.ranked(network, batches[0])
         gone, passes = [carrier.edge for carrier in ranked[: growth.connections]], 1
@@ -228,10 +195,10 @@ def _edges_without(one: Network, other: Network) -> list[list[int]]:
     return [list(edge) for edge in own if edge not in there]
 
 
-def _drawn(network: Network, edges: Sequence[Edge], count: int) -> list[Edge]:
-    """Some edges at random."""
-    order = units.random(network).permutation(len(edges))[:count]
-    return [edges[n] for n in order]
+def _drawn(network: Network, edges: Sequence[Edge]) -> list[Edge]:
+    """As many edges as one event changes, at random."""
+    order = units.random(network).permutation(len(edges))
+    return [edges[n] for n in order[: network.parts.config.growth.connections]]
 
 
 EVENTS: dict[str, Event] = {

@@ -43,10 +43,8 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
             capture_intermediates=lambda module, _: module.path[1:] == (seen,),
             mutable=["intermediates"],
         )
-        of_blocks = found["intermediates"]
-        return {
-            i: _entropy(of_blocks[f"block_{i}"][seen]["__call__"][0]) for i in blocks
-        }
+        outputs = {i: found["intermediates"][f"block_{i}"][seen] for i in blocks}
+        return {i: _entropy(own["__call__"][0]) for i, own in outputs.items()}
 
     return network.on_host(given, state, batch.images)
 
@@ -60,11 +58,8 @@ def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
         found = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
             state.params
         )
-        kernels = {i: widening.kernel(found[f"block_{i}"][first]) for i in blocks}
-        return {
-            i: jnp.sqrt((kernel**2).sum(axis=(0, 1, 2)))
-            for i, kernel in kernels.items()
-        }
+        squares = {i: widening.kernel(found[f"block_{i}"][first]) ** 2 for i in blocks}
+        return {i: jnp.sqrt(x.sum(axis=(0, 1, 2))) for i, x in squares.items()}
 
     return network.on_host(norms, state, batch)
 
