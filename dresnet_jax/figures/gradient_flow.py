@@ -159,22 +159,18 @@ def draw(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     Args:
       panels: {title: {line: [states, blocks]}}.
     """
+    n = len(panels)
     figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(1 + 4 * len(panels), 3.8),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        1, n, figsize=(1 + 4 * n, 3.8), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, flows) in zip(axes[0], panels.items(), strict=True):
         for name, norms in flows.items():
             blocks = np.arange(1, norms.shape[1] + 1)
             axis.plot(blocks, np.median(norms, axis=0), marker=".", label=name)
             axis.fill_between(blocks, norms.min(axis=0), norms.max(axis=0), alpha=0.2)
-        axis.set_title(title)
-        axis.set_xlabel("block, the last is next to the loss")
-        axis.set_yscale("log")
+        axis.set(
+            title=title, xlabel="block, the last is next to the loss", yscale="log"
+        )
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0, 0].set_ylabel("norm of the loss's gradient\nby the block's output")

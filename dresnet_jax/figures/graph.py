@@ -31,26 +31,23 @@ def draw(topology: Topology, openings: GateValues) -> Figure:
     """
     heights = [-_bend(i, k) * (i - k) / 2 for i, k in topology.edges]
     above, below = max([0, *heights]), -min([0, *heights])
-    figure, axis = plt.subplots(
-        figsize=(1.5 + 0.95 * topology.classifier, 1.4 + 0.95 * (above + below)),
-        layout="constrained",
-    )
+    size = 1.5 + 0.95 * topology.classifier, 1.4 + 0.95 * (above + below)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     values = [opening for row in openings.values() for opening in row.values()]
     # The identity gate is not bounded: the scale then grows with its values.
-    scale = matplotlib.colors.Normalize(min(0.0, *values, 0), max(1.0, *values, 1))
+    scale = matplotlib.colors.Normalize(min([0.0, *values]), max([1.0, *values]))
     colours = ScalarMappable(scale, "viridis_r")
-    widest = max(map(abs, values), default=1.0) or 1.0
+    widest = max([1.0, *map(abs, values)])
     if not topology.is_free:
         for reader in range(1, topology.classifier + 1):
             _arrow(axis, reader, reader - 1, color="black", linewidth=1)
     for reader, row in openings.items():
         for source, opening in row.items():
-            width = _WIDEST * abs(opening) / max(1.0, widest)
+            width = _WIDEST * abs(opening) / widest
             colour = colours.to_rgba(np.asarray(opening))
             _arrow(axis, reader, source, color=colour, linewidth=width)
     _nodes(axis, topology)
-    axis.set_ylim(-below - 0.6, above + 0.6)
-    axis.set_xlim(-0.6, topology.classifier + 0.6)
+    axis.set(ylim=(-below - 0.6, above + 0.6), xlim=(-0.6, topology.classifier + 0.6))
     axis.set_aspect("equal")
     axis.axis("off")
     if values:
@@ -86,20 +83,12 @@ def _arrow(axis: Axes, reader: int, source: int, **style: Any) -> None:
 def _nodes(axis: Axes, topology: Topology) -> None:
     """A circle for each, in the colour of its stage; empty for a block that is gone."""
     ends = {0: "stem", topology.classifier: "head"}
-    there = {*topology.blocks, *ends}
     for node in range(topology.classifier + 1):
-        stage = None if node in ends else topology.stages[node - 1]
-        colour = "white" if stage is None or node not in there else f"C{stage % 10}"
-        style = "-" if node in there else ":"
-        axis.add_patch(
-            Circle(
-                (node, 0),
-                _RADIUS,
-                facecolor=colour,
-                edgecolor="black" if node in there else "gray",
-                linestyle=style,
-                zorder=3,
-            )
-        )
+        style = {"facecolor": "white", "edgecolor": "black", "linestyle": "-"}
+        if node in topology.blocks:
+            style["facecolor"] = f"C{topology.stages[node - 1] % 10}"
+        elif node not in ends:
+            style |= {"edgecolor": "gray", "linestyle": ":"}
+        axis.add_patch(Circle((node, 0), _RADIUS, zorder=3, **style))
         text = ends.get(node, str(node))
         axis.text(node, 0, text, ha="center", va="center", fontsize=8, zorder=4)

@@ -33,6 +33,5 @@ def before_and_after(before: np.ndarray, after: np.ndarray) -> Figure:
         row[0].set_ylabel(name)
         for axis, image in zip(row, images, strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
     return figure

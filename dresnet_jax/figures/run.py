@@ -45,8 +45,7 @@ def run_pictures(directory: epath.Path) -> list[epath.Path]:
     """
     lines = metrics.read(directory)
     drawn = {"curves.png": curves(lines)}
-    gates = [line["gates"] for line in lines if "gates" in line]
-    if gates:
+    if gates := [line["gates"] for line in lines if "gates" in line]:
         drawn["gates.png"] = gate_maps(gates[0], gates[-1])
     drawn["gate_functions.png"] = gate_functions()
     if history := workdir.read_history(directory):
@@ -56,11 +55,10 @@ def run_pictures(directory: epath.Path) -> list[epath.Path]:
         path = directory / name
         try:
             pictures.save(figure, path)
+            paths.append(path)
         except OSError as error:
             path.unlink(missing_ok=True)
             logging.warning("%s cannot be written: %s.", path, error.strerror or error)
-            continue
-        paths.append(path)
     return paths
 
 
@@ -74,8 +72,7 @@ def curves(lines: list[dict[str, Any]]) -> Figure:
             axis.plot(*np.transpose(points), label=label, linewidth=1.5)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("loss (cross entropy, nats)")
-    axes[0].set_yscale("log")
+    axes[0].set(ylabel="loss (cross entropy, nats)", yscale="log")
     axes[1].set_ylabel("accuracy")
     axes[1].legend(loc="lower right")
     return figure
@@ -92,30 +89,22 @@ def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
     # The stem is a source only where the base is learned.
     first = min(1, *(int(k) for row in end.values() for k in row))
     values = [_matrix(gates, blocks, first) for gates in (start, end)]
-    known = np.concatenate([value[~np.isnan(value)] for value in values])
     # The identity gate is not bounded: the scale then grows with its values.
-    low, high = min(0.0, known.min()), max(1.0, known.max())
+    low, high = min(0.0, *map(np.nanmin, values)), max(1.0, *map(np.nanmax, values))
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
     for axis, value, title in zip(
         axes, values, ("at the start", "at the end"), strict=True
     ):
         image = axis.imshow(value, vmin=low, vmax=high, cmap="viridis")
-        for (row, column), opening in np.ndenumerate(value):
+        for (y, x), opening in np.ndenumerate(value):
             if blocks <= 12 and not np.isnan(opening):
-                axis.text(
-                    column,
-                    row,
-                    f"{opening:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if opening < (low + high) / 2 else "black",
-                )
+                text = f"{opening:.2f}"
+                colour = "white" if opening < (low + high) / 2 else "black"
+                axis.text(x, y, text, ha="center", va="center", size=8, color=colour)
         step, (rows, columns) = max(1, blocks // 10), value.shape
         axis.set_xticks(range(0, columns, step), range(first, columns + first, step))
         axis.set_yticks(range(0, rows, step), range(1, rows + 1, step))
-        axis.set_xlabel("source block k")
-        axis.set_title(title)
+        axis.set(xlabel="source block k", title=title)
     axes[0].set_ylabel("reading block i")
     figure.colorbar(image, ax=axes, label="opening F(w)", shrink=0.85)
     return figure
@@ -135,9 +124,7 @@ def gate_functions() -> Figure:
         draw(name, 1.0, linewidth=2)
     for k in (0.1, 1.0, 10.0):
         draw("gauss", k, f", k = {k:g}", linewidth=1.5, linestyle="--")
-    axis.set_xlabel("weight w")
-    axis.set_ylabel("opening F(w)")
-    axis.set_ylim(-1.08, 1.9)
+    axis.set(xlabel="weight w", ylabel="opening F(w)", ylim=(-1.08, 1.9))
     axis.grid(alpha=0.3)
     axis.legend(loc="upper center", ncols=2, fontsize=8)
     return figure
@@ -156,28 +143,24 @@ def growth(history: Sequence[Mapping[str, Any]], num_steps: int) -> Figure:
         1, 2, figsize=(10, 4), sharex=True, layout="constrained"
     )
 
-    def draw(
-        axis: Axes, label: str, before: Sequence[int], after: Sequence[int]
-    ) -> None:
-        values = np.array([before[0], *after, after[-1]])
-        unit = values[0] if axis is axes[0] else 1
+    def draw(axis: Axes, label: str, pairs: Sequence[Sequence[int]]) -> None:
+        start, end = pairs[0][0], pairs[-1][1]
+        values = np.array([start, *(after for _, after in pairs), end])
+        unit = start if axis is axes[0] else 1
         axis.step(steps, values / unit, where="post", label=label)
 
     if kept:
-        for field, label in (
-            ("params", "parameters"),
-            ("multiply_adds", "multiply-adds of an image"),
-        ):
-            draw(axes[0], label, *zip(*(entry[field] for entry in kept), strict=True))
+        costs = {"params": "parameters", "multiply_adds": "multiply-adds of an image"}
+        for field, label in costs.items():
+            draw(axes[0], label, [entry[field] for entry in kept])
         for part in kept[0]["structure"][0]:
             pairs = [[own[part] for own in entry["structure"]] for entry in kept]
-            draw(axes[1], part, *zip(*pairs, strict=True))
+            draw(axes[1], part, pairs)
     axes[0].set_ylabel("times what it was at the start")
     axes[1].set_ylabel("number")
     axes[1].set_yscale("symlog", linthresh=1)
     for axis in axes:
-        axis.set_xlabel("step")
-        axis.set_xlim(0, num_steps)
+        axis.set(xlabel="step", xlim=(0, num_steps))
         axis.grid(alpha=0.3)
         for entry in history:
             style = ":" if entry["result"] == "accepted" else "--"
