@@ -128,9 +128,8 @@ class Population:
         """Writes a network as a run that has yet to begin, and what came of it."""
         assert self._directory is not None, "runs are kept"
         directory = self.member(found.structure)
-        if directory.exists():
-            # Of a process that was ended before the line was written.
-            directory.rmtree()
+        # Of a process that was ended before the line was written.
+        directory.rmtree(missing_ok=True)
         about = {"evolved_in": str(self._directory), "error": found.error}
         transfer.write_start(directory, parts.config, state, about)
         lines = [dataclasses.asdict(one) for one in self._known.values()]
