@@ -103,7 +103,7 @@ def _routes(directory: epath.Path, picture: epath.Path) -> dict[str, Any]:
     examples = parts.open_splits()["validation"]
     found = routes.by_class(parts, restored.state, examples)
     print(routes.table(parts, found))
-    pictures.save(routes.draw(found, named, classes), picture)
+    pictures.save(routes.draw(parts, found), picture)
     weights = {i: weights.tolist() for i, weights in found.items()}
     return {
         **{"step": restored.step, "operations": named},

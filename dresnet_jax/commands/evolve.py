@@ -29,7 +29,7 @@ def main() -> None:
 
     from dresnet_jax.data import prepared
     from dresnet_jax.figures import pictures
-    from dresnet_jax.structure.evolution import evolution, plot, space
+    from dresnet_jax.structure.evolution import evolution, space
     from dresnet_jax.structure.evolution.population import Population
     from dresnet_jax.training import experiment, workdir
 
@@ -78,7 +78,7 @@ def main() -> None:
         }
         json_files.write_json(directory / "report.json", report)
         picture = directory / "evolution.png"
-        pictures.save(plot.evolution(found, front, volumes), picture)
+        pictures.save(evolution.draw(found, front, volumes), picture)
     print(evolution.table(front, population.member))
     for name, each in volumes.items():
         print(f"{name}: {len(each)} structures, hypervolume {each[-1]:.4f}")

@@ -34,7 +34,7 @@ def main() -> None:
     import numpy as np
 
     from dresnet_jax.data import pipeline, sources, streaming
-    from dresnet_jax.figures import augmentation, pictures
+    from dresnet_jax.figures import pictures
     from dresnet_jax.training import experiment
 
     command.use_compilation_cache()
@@ -63,7 +63,7 @@ def main() -> None:
     )
     count = min(_IMAGES.value, recipe.batch_size)
     pixels = np.asarray(batch.images[:count]) * recipe.std + recipe.mean
-    figure = augmentation.before_and_after(
+    figure = pictures.before_and_after(
         stored.images[0, :count] / 255, pixels.clip(0, 1)
     )
     pictures.save(figure, path)

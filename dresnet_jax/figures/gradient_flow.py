@@ -1,6 +1,6 @@
 """How much of the gradient arrives at the output of each block."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,23 +64,13 @@ def norms(
     Returns:
       Euclidean norms over the whole batch, [states, blocks that there are].
     """
-    of_state = jax.jit(_norms(part))
-    return np.array([of_state(state, batch) for state in states])
-
-
-def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array]:
-    spec = part.model.spec
     # In a loop over blocks their outputs have no names.
     model = with_form(part.model, "folded")
-    names = [f"block_{i}" for i in spec.connections.topology.blocks]
+    names = [f"block_{i}" for i in model.spec.connections.topology.blocks]
 
-    def forward(
-        state: TrainState, batch: pipeline.Batch, **options: Any
-    ) -> tuple[jax.Array, Any]:
-        params, batch_stats = state.params, state.batch_stats
-        return steps.forward(
-            model, params, batch_stats, batch.images, state.key, **options
-        )
+    def forward(state: TrainState, batch: pipeline.Batch, **options: Any) -> Any:
+        own = state.params, state.batch_stats
+        return steps.forward(model, *own, batch.images, state.key, **options)
 
     def outputs(state: TrainState, batch: pipeline.Batch) -> dict[str, jax.Array]:
         _, found = forward(
@@ -109,7 +99,8 @@ def _norms(part: Experiment) -> Callable[[TrainState, pipeline.Batch], jax.Array
         gradients = jax.grad(loss)(nothing)
         return jnp.stack([optax.tree.norm(gradients[name]) for name in names])
 
-    return of_state
+    program = jax.jit(of_state)
+    return np.array([program(state, batch) for state in states])
 
 
 def panels(
@@ -168,22 +159,18 @@ def draw(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     Args:
       panels: {title: {line: [states, blocks]}}.
     """
+    n = len(panels)
     figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(1 + 4 * len(panels), 3.8),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        1, n, figsize=(1 + 4 * n, 3.8), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, flows) in zip(axes[0], panels.items(), strict=True):
         for name, norms in flows.items():
             blocks = np.arange(1, norms.shape[1] + 1)
             axis.plot(blocks, np.median(norms, axis=0), marker=".", label=name)
             axis.fill_between(blocks, norms.min(axis=0), norms.max(axis=0), alpha=0.2)
-        axis.set_title(title)
-        axis.set_xlabel("block, the last is next to the loss")
-        axis.set_yscale("log")
+        axis.set(
+            title=title, xlabel="block, the last is next to the loss", yscale="log"
+        )
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0, 0].set_ylabel("norm of the loss's gradient\nby the block's output")

@@ -29,30 +29,25 @@ def draw(topology: Topology, openings: GateValues) -> Figure:
       topology: who reads whom.
       openings: F(w) of every edge.
     """
-    above, below = (
-        max([_BEND * (i - k) / 2 for i, k in topology.edges if _bends(i, k, up)] or [0])
-        for up in (True, False)
-    )
-    figure, axis = plt.subplots(
-        figsize=(1.5 + 0.95 * topology.classifier, 1.4 + 0.95 * (above + below)),
-        layout="constrained",
-    )
+    heights = [-_bend(i, k) * (i - k) / 2 for i, k in topology.edges]
+    above, below = max([0, *heights]), -min([0, *heights])
+    size = 1.5 + 0.95 * topology.classifier, 1.4 + 0.95 * (above + below)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     values = [opening for row in openings.values() for opening in row.values()]
     # The identity gate is not bounded: the scale then grows with its values.
-    scale = matplotlib.colors.Normalize(min(0.0, *values, 0), max(1.0, *values, 1))
+    scale = matplotlib.colors.Normalize(min([0.0, *values]), max([1.0, *values]))
     colours = ScalarMappable(scale, "viridis_r")
-    widest = max(map(abs, values), default=1.0) or 1.0
+    widest = max([1.0, *map(abs, values)])
     if not topology.is_free:
         for reader in range(1, topology.classifier + 1):
             _arrow(axis, reader, reader - 1, color="black", linewidth=1)
     for reader, row in openings.items():
         for source, opening in row.items():
-            width = _WIDEST * abs(opening) / max(1.0, widest)
+            width = _WIDEST * abs(opening) / widest
             colour = colours.to_rgba(np.asarray(opening))
             _arrow(axis, reader, source, color=colour, linewidth=width)
     _nodes(axis, topology)
-    axis.set_ylim(-below - 0.6, above + 0.6)
-    axis.set_xlim(-0.6, topology.classifier + 0.6)
+    axis.set(ylim=(-below - 0.6, above + 0.6), xlim=(-0.6, topology.classifier + 0.6))
     axis.set_aspect("equal")
     axis.axis("off")
     if values:
@@ -60,20 +55,22 @@ def draw(topology: Topology, openings: GateValues) -> Figure:
     return figure
 
 
-def _bends(reader: int, source: int, up: bool) -> bool:
+def _bend(reader: int, source: int) -> float:
+    """How far an arc runs below the blocks, relative to its length; negative above."""
     length = reader - source
-    return length > 1 and (length % 2 == 0) == up
+    if length == 1:
+        return 0.0
+    return _BEND if length % 2 else -_BEND
 
 
 def _arrow(axis: Axes, reader: int, source: int, **style: Any) -> None:
-    bend = _BEND * (_bends(reader, source, False) - _bends(reader, source, True))
     # In points, to the rim of a node.
     rim = 72 * _RADIUS * 0.75
     axis.add_patch(
         FancyArrowPatch(
             (source, 0),
             (reader, 0),
-            connectionstyle=f"arc3,rad={bend}",
+            connectionstyle=f"arc3,rad={_bend(reader, source)}",
             arrowstyle="-|>",
             mutation_scale=9,
             shrinkA=rim,
@@ -86,20 +83,12 @@ def _arrow(axis: Axes, reader: int, source: int, **style: Any) -> None:
 def _nodes(axis: Axes, topology: Topology) -> None:
     """A circle for each, in the colour of its stage; empty for a block that is gone."""
     ends = {0: "stem", topology.classifier: "head"}
-    there = {*topology.blocks, *ends}
     for node in range(topology.classifier + 1):
-        stage = None if node in ends else topology.stages[node - 1]
-        colour = "white" if stage is None or node not in there else f"C{stage % 10}"
-        style = "-" if node in there else ":"
-        axis.add_patch(
-            Circle(
-                (node, 0),
-                _RADIUS,
-                facecolor=colour,
-                edgecolor="black" if node in there else "gray",
-                linestyle=style,
-                zorder=3,
-            )
-        )
+        style = {"facecolor": "white", "edgecolor": "black", "linestyle": "-"}
+        if node in topology.blocks:
+            style["facecolor"] = f"C{topology.stages[node - 1] % 10}"
+        elif node not in ends:
+            style |= {"edgecolor": "gray", "linestyle": ":"}
+        axis.add_patch(Circle((node, 0), _RADIUS, zorder=3, **style))
         text = ends.get(node, str(node))
         axis.text(node, 0, text, ha="center", va="center", fontsize=8, zorder=4)

@@ -36,11 +36,9 @@ def scales(parts: Experiment, state: TrainState) -> Scales:
 def table(scales: Scales) -> str:
     """Returns a row per block: its mean, least and largest a, and the mean of |a|."""
     lines = ["block      mean     least   largest  mean |a|"]
-    lines += [
-        f"{i:5d}"
-        + "".join(f"{x:10.4f}" for x in (a.mean(), a.min(), a.max(), abs(a).mean()))
-        for i, a in scales.items()
-    ]
+    for i, a in scales.items():
+        values = a.mean(), a.min(), a.max(), abs(a).mean()
+        lines.append(f"{i:5d}" + "".join(f"{x:10.4f}" for x in values))
     return "\n".join(lines)
 
 
@@ -50,9 +48,8 @@ def draw(scales: Mapping[int, np.ndarray]) -> Figure:
     Args:
       scales: {block: [channels]}, or [1] of a block with one number.
     """
-    figure, axis = plt.subplots(
-        figsize=(2 + 0.5 * len(scales), 4), layout="constrained"
-    )
+    size = 2 + 0.5 * len(scales), 4
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     blocks = list(scales)
     for i, found in scales.items():
         # In a row from low to high, so that all are seen.
@@ -62,9 +59,7 @@ def draw(scales: Mapping[int, np.ndarray]) -> Figure:
     means = [abs(found).mean() for found in scales.values()]
     axis.plot(blocks, means, "D", color="tab:orange", label="mean of |a|")
     axis.axhline(0, color="grey", linestyle="--", label="an identity")
-    axis.set_xticks(blocks)
-    axis.set_xlabel("block")
-    axis.set_ylabel("a of x + a F(x)")
+    axis.set(xticks=blocks, xlabel="block", ylabel="a of x + a F(x)")
     axis.grid(alpha=0.3)
     axis.legend()
     return figure

@@ -1,6 +1,5 @@
 """Which operations of mixed blocks the images of each class use."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,33 +86,20 @@ def table(parts: Experiment, routes: Routes) -> str:
     return "\n".join(lines)
 
 
-def draw(
-    weights: Mapping[int, np.ndarray],
-    operations: Mapping[int, Sequence[str]],
-    classes: Sequence[str],
-) -> Figure:
-    """Draws a map of classes by operations for each mixed block.
-
-    Args:
-      weights: mean weights of each block, {block: [classes, operations]}.
-      operations: their names, {block: names}.
-      classes: their names.
-    """
-    columns = min(4, len(weights))
-    rows = -(-len(weights) // columns)
+def draw(parts: Experiment, routes: Routes) -> Figure:
+    """Draws a map of the mean weights, classes by operations, for each block."""
+    named, classes = operations(parts), parts.dataset.class_names
+    columns = min(4, len(routes))
+    rows = -(-len(routes) // columns)
+    size = 2 + 2.4 * columns, 0.8 + 2.8 * rows
     figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(2 + 2.4 * columns, 0.8 + 2.8 * rows),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis in axes.flat[len(weights) :]:
+    for axis in axes.flat[len(routes) :]:
         axis.set_axis_off()
-    for axis, (block, found) in zip(axes.flat, weights.items(), strict=False):
+    for axis, (block, found) in zip(axes.flat, routes.items(), strict=False):
         image = axis.imshow(found, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axis.set_xticks(range(found.shape[1]), operations[block], rotation=90)
+        axis.set_xticks(range(found.shape[1]), named[block], rotation=90)
         if len(classes) <= 20:
             axis.set_yticks(range(len(classes)), classes)
         axis.set_title(f"block {block}")

@@ -1,6 +1,7 @@
 """Tables and pictures of a training run."""
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 from absl import logging
 from etils import epath
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dresnet_jax.connections.gate_values import GateValues
 from dresnet_jax.connections.gates import GATES
-from dresnet_jax.figures import growth_plot, pictures
+from dresnet_jax.figures import pictures
 from dresnet_jax.training import metrics, workdir
 
 
@@ -43,22 +45,20 @@ def run_pictures(directory: epath.Path) -> list[epath.Path]:
     """
     lines = metrics.read(directory)
     drawn = {"curves.png": curves(lines)}
-    gates = [line["gates"] for line in lines if "gates" in line]
-    if gates:
+    if gates := [line["gates"] for line in lines if "gates" in line]:
         drawn["gates.png"] = gate_maps(gates[0], gates[-1])
     drawn["gate_functions.png"] = gate_functions()
     if history := workdir.read_history(directory):
-        drawn["growth.png"] = growth_plot.growth(history, lines[-1]["step"])
+        drawn["growth.png"] = growth(history, lines[-1]["step"])
     paths = []
     for name, figure in drawn.items():
         path = directory / name
         try:
             pictures.save(figure, path)
+            paths.append(path)
         except OSError as error:
             path.unlink(missing_ok=True)
             logging.warning("%s cannot be written: %s.", path, error.strerror or error)
-            continue
-        paths.append(path)
     return paths
 
 
@@ -72,8 +72,7 @@ def curves(lines: list[dict[str, Any]]) -> Figure:
             axis.plot(*np.transpose(points), label=label, linewidth=1.5)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("loss (cross entropy, nats)")
-    axes[0].set_yscale("log")
+    axes[0].set(ylabel="loss (cross entropy, nats)", yscale="log")
     axes[1].set_ylabel("accuracy")
     axes[1].legend(loc="lower right")
     return figure
@@ -90,33 +89,22 @@ def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
     # The stem is a source only where the base is learned.
     first = min(1, *(int(k) for row in end.values() for k in row))
     values = [_matrix(gates, blocks, first) for gates in (start, end)]
-    known = np.concatenate([value[~np.isnan(value)] for value in values])
     # The identity gate is not bounded: the scale then grows with its values.
-    low, high = min(0.0, known.min()), max(1.0, known.max())
+    low, high = min(0.0, *map(np.nanmin, values)), max(1.0, *map(np.nanmax, values))
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
     for axis, value, title in zip(
         axes, values, ("at the start", "at the end"), strict=True
     ):
         image = axis.imshow(value, vmin=low, vmax=high, cmap="viridis")
-        for (row, column), opening in np.ndenumerate(value):
+        for (y, x), opening in np.ndenumerate(value):
             if blocks <= 12 and not np.isnan(opening):
-                dark = opening < (low + high) / 2
-                axis.text(
-                    column,
-                    row,
-                    f"{opening:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else "black",
-                )
-        step = max(1, blocks // 10)
-        axis.set_xticks(range(0, value.shape[1], step))
-        axis.set_xticklabels(range(first, value.shape[1] + first, step))
-        axis.set_yticks(range(0, value.shape[0], step))
-        axis.set_yticklabels(range(1, value.shape[0] + 1, step))
-        axis.set_xlabel("source block k")
-        axis.set_title(title)
+                text = f"{opening:.2f}"
+                colour = "white" if opening < (low + high) / 2 else "black"
+                axis.text(x, y, text, ha="center", va="center", size=8, color=colour)
+        step, (rows, columns) = max(1, blocks // 10), value.shape
+        axis.set_xticks(range(0, columns, step), range(first, columns + first, step))
+        axis.set_yticks(range(0, rows, step), range(1, rows + 1, step))
+        axis.set(xlabel="source block k", title=title)
     axes[0].set_ylabel("reading block i")
     figure.colorbar(image, ax=axes, label="opening F(w)", shrink=0.85)
     return figure
@@ -126,26 +114,64 @@ def gate_functions() -> Figure:
     """Returns the gate functions of one weight: gauss at several k."""
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     weights = jnp.linspace(-6, 6, 401)
+
+    def draw(name: str, k: float, note: str = "", **style: Any) -> None:
+        values = GATES[name].function(weights, jnp.asarray(k))
+        label = f"{name}: {GATES[name].formula}{note}"
+        axis.plot(weights, values, label=label, **style)
+
     for name in ("sigmoid", "hard_sigmoid", "tanh"):
-        axis.plot(
-            weights,
-            GATES[name].function(weights, jnp.ones(())),
-            label=f"{name}: {GATES[name].formula}",
-            linewidth=2,
-        )
+        draw(name, 1.0, linewidth=2)
     for k in (0.1, 1.0, 10.0):
-        axis.plot(
-            weights,
-            GATES["gauss"].function(weights, jnp.asarray(k)),
-            label=f"gauss: {GATES['gauss'].formula}, k = {k:g}",
-            linewidth=1.5,
-            linestyle="--",
-        )
-    axis.set_xlabel("weight w")
-    axis.set_ylabel("opening F(w)")
-    axis.set_ylim(-1.08, 1.9)
+        draw("gauss", k, f", k = {k:g}", linewidth=1.5, linestyle="--")
+    axis.set(xlabel="weight w", ylabel="opening F(w)", ylim=(-1.08, 1.9))
     axis.grid(alpha=0.3)
     axis.legend(loc="upper center", ncols=2, fontsize=8)
+    return figure
+
+
+def growth(history: Sequence[Mapping[str, Any]], num_steps: int) -> Figure:
+    """Draws cost and structure over the steps of a run, and its events.
+
+    Args:
+      history: as `workdir.read_history`.
+      num_steps: of the run.
+    """
+    kept = [entry for entry in history if entry["result"] == "accepted"]
+    steps = [0, *(entry["step"] for entry in kept), num_steps]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(10, 4), sharex=True, layout="constrained"
+    )
+
+    def draw(axis: Axes, label: str, pairs: Sequence[Sequence[int]]) -> None:
+        start, end = pairs[0][0], pairs[-1][1]
+        values = np.array([start, *(after for _, after in pairs), end])
+        unit = start if axis is axes[0] else 1
+        axis.step(steps, values / unit, where="post", label=label)
+
+    if kept:
+        costs = {"params": "parameters", "multiply_adds": "multiply-adds of an image"}
+        for field, label in costs.items():
+            draw(axes[0], label, [entry[field] for entry in kept])
+        for part in kept[0]["structure"][0]:
+            pairs = [[own[part] for own in entry["structure"]] for entry in kept]
+            draw(axes[1], part, pairs)
+    axes[0].set_ylabel("times what it was at the start")
+    axes[1].set_ylabel("number")
+    axes[1].set_yscale("symlog", linthresh=1)
+    for axis in axes:
+        axis.set(xlabel="step", xlim=(0, num_steps))
+        axis.grid(alpha=0.3)
+        for entry in history:
+            style = ":" if entry["result"] == "accepted" else "--"
+            colour = "grey" if entry["result"] == "accepted" else "C3"
+            axis.axvline(entry["step"], color=colour, linestyle=style, linewidth=1)
+        if kept:
+            axis.legend(fontsize="small")
+    counts = collections.Counter(entry["result"] for entry in history)
+    results = [r for r in ("accepted", "reverted", "rejected") if counts[r]]
+    words = ", ".join(f"{counts[result]} {result}" for result in results)
+    figure.suptitle(f"events: {words} (red where nothing came of one)")
     return figure
 
 

@@ -1,22 +1,20 @@
-"""Changes of a network's structure: what they have in common, and what they record."""
+"""Changes of a network's structure: what they have in common, and what they cost."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from dresnet_jax import defaults
 from dresnet_jax.data.calls import Call
 from dresnet_jax.data.pipeline import Batch, derive_key
-from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.models.counting import multiply_adds
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import experiment, leaves, sharding, steps
+from dresnet_jax.training import experiment, leaves, steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.loop import Data
 from dresnet_jax.training.state import TrainState
@@ -37,82 +35,30 @@ _GRADIENTS = {"none": 1, "first": 2, "second": 5}
 Carry = Callable[[str, Mapping[str, jax.Array], jax.Array], jax.Array]
 
 
-class FruitlessError(UserError):
-    """Nothing was found that would be of use.
-
-    Attributes:
-      passes: of a batch through the network, that it took to find out.
-    """
-
-    def __init__(self, text: str, passes: int) -> None:
-        super().__init__(text)
-        self.passes = passes
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What a change of a network did.
-
-    Attributes:
-      kind: of the change.
-      what: was changed, of JSON's types.
-      params: how many parameters there were, and how many there are.
-      multiply_adds: of one image as evaluated, before and after.
-      error: the largest difference that it made to a logit of a batch, as a share of
-        the largest logit, as trained or as evaluated, whichever is more; None where
-        nobody asked.
-      passes: of a batch through the network before, that choosing it took; a gradient
-        counts as `GRADIENT`.
-    """
-
-    kind: str
-    what: Any
-    params: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    error: float | None
-    passes: int = 0
-
-
-def with_model(
-    config: ml_collections.ConfigDict, **fields: Any
-) -> ml_collections.ConfigDict:
-    """Replaces fields of a config's model; `topology` is its connections'."""
-    groups = {"topology": "model.connections"}
-    paths = {f"{groups.get(name, 'model')}.{name}": x for name, x in fields.items()}
-    # The weights are there already.
-    return defaults.replace(config, {"init.workdir": "", **paths})
-
-
 def made(
     network: Network,
-    config: ml_collections.ConfigDict,
-    silenced: Callable[[Any, jax.Array], Any],
+    fields: Mapping[str, Any],
     carry: Carry,
-    batch: Batch | None,
-    kind: str,
-    what: Any,
-) -> tuple[Network, Change]:
-    """Returns the network that a config describes, with what it has of another one.
+    silenced: Callable[[Any, jax.Array], Any] = lambda params, key: params,
+) -> Network:
+    """Returns a network of another config, with what it has of the one before.
 
     The running mean of squared gradients of what is new starts as the mean of the
     others of its name: from 0, Adam's first steps would be far too long.
 
     Args:
       network: what is changed; it stays as it is.
-      config: of the changed one.
+      fields: of the config, that change, by path.
+      carry: from the old leaves to the new ones.
       silenced: from fresh parameters, and a key, to those of which the new ones have no
         effect.
-      carry: from the old leaves to the new ones.
-      batch: on which the difference is measured; None for not at all.
-      kind: of the change.
-      what: is changed.
     """
     parts = experiment.build(
-        config,
+        # The weights are there already.
+        defaults.replace(network.parts.config, {"init.workdir": "", **fields}),
         devices=list(network.parts.mesh.devices.flat),
         dataset=network.parts.dataset,
     )
-    state, shapes = network.state, parts.create_state(abstract=True)
 
     def filled(fresh: TrainState, state: TrainState) -> TrainState:
         params = silenced(fresh.params, derive_key(state.key, "init"))
@@ -128,18 +74,11 @@ def made(
         )
 
     # One program, since no process of several has the whole of an array.
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    found = jax.jit(filled, out_shardings=places)(parts.create_state(), state)
+    places = jax.tree.map(lambda x: x.sharding, parts.create_state(abstract=True))
+    program = jax.jit(filled, out_shardings=places)
+    found = program(parts.create_state(), network.state)
     # Copies, since a step consumes each array of the state once.
-    placed = jax.tree.map(jnp.copy, found)
-    after = Network(parts, placed)
-    return after, Change(
-        kind=kind,
-        what=what,
-        params=(optax.tree.size(state.params), optax.tree.size(placed.params)),
-        multiply_adds=(products(network.parts), products(parts)),
-        error=None if batch is None else difference(network, after, batch),
-    )
+    return Network(parts, jax.tree.map(jnp.copy, found))
 
 
 def step_passes(config: ml_collections.ConfigDict) -> int:
@@ -154,11 +93,8 @@ def products(parts: Experiment) -> int:
     shape = (1, view.size, view.size, view.channels)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return multiply_adds(
-        lambda variables, x: parts.model.apply(variables, x, train=False),
-        variables,
-        images,
-    )
+    apply = functools.partial(parts.model.apply, train=False)
+    return multiply_adds(apply, variables, images)
 
 
 def difference(one: Network, other: Network, batch: Batch) -> float:
@@ -168,26 +104,18 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
     """
 
     def largest(states: tuple[TrainState, TrainState], images: jax.Array) -> jax.Array:
-        pairs = zip(
-            _logits(one.parts.model, states[0], images),
-            _logits(other.parts.model, states[1], images),
-            strict=True,
-        )
-        shares = [
-            jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(a)), 1e-30)
-            for a, b in pairs
-        ]
-        return jnp.maximum(*shares)
+        a = _logits(one.parts.model, states[0], images)
+        b = _logits(other.parts.model, states[1], images)
+        changed, most = (jnp.abs(x).max(axis=(1, 2)) for x in (a - b, a))
+        return (changed / jnp.maximum(most, 1e-30)).max()
 
-    everywhere = sharding.replicated(one.parts.mesh)
-    program = jax.jit(largest, out_shardings=everywhere)
-    return float(program((one.state, other.state), batch.images))
+    return float(one.on_host(largest, (one.state, other.state), batch.images))
 
 
 def training_batches(
     network: Network, data: Data, start: int, count: int
-) -> Iterator[Batch]:
-    """Yields the augmented batches of training after a step.
+) -> list[Batch]:
+    """Returns the augmented batches of training after a step.
 
     Args:
       network: whose run it is.
@@ -199,27 +127,24 @@ def training_batches(
     program = jax.jit(parts.batch)
     calls = [Call(start + n, 1) for n in range(count)]
     given = parts.inputs.data(data.train, parts.config.seed, calls)
-    for call, (inputs, _) in zip(calls, given, strict=True):
-        yield program(inputs, key, jnp.asarray(call.start))
+    return [
+        program(inputs, key, jnp.asarray(call.start))
+        for call, (inputs, _) in zip(calls, given, strict=True)
+    ]
 
 
-def _logits(model: Backbone, state: TrainState, images: jax.Array) -> list[jax.Array]:
-    """As trained and as evaluated, [2][batch, classes]."""
+def _logits(model: Backbone, state: TrainState, images: jax.Array) -> jax.Array:
+    """As trained and as evaluated, [2, batch, classes]."""
     trained, _ = steps.forward(
         model, state.params, state.batch_stats, images, state.key
     )
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     evaluated: Any = model.apply(variables, images, train=False)
-    return [trained, evaluated]
+    return jnp.stack([trained, evaluated])
 
 
 def _with_mean_squares(fresh: Any, old: Any) -> Any:
-    """A fresh optimiser's memory whose squared gradients are the mean of the old ones.
-
-    Args:
-      fresh: of the changed network.
-      old: of the one before.
-    """
+    """A fresh optimiser's memory, its squared gradients the mean of the old ones."""
     means: dict[str, list[jax.Array]] = {}
     for name, leaf in leaves.by_name(old).items():
         if SQUARES in name:

@@ -7,12 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.errors import UserError
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import changes
-from dresnet_jax.structure.changes import Change
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.structure.widening import hidden_channels
 
@@ -44,9 +42,7 @@ def why_not(spec: BackboneSpec, after: int) -> str:
     return ""
 
 
-def deepened(
-    network: Network, after: int, batch: Batch | None, hidden: int = 0
-) -> tuple[Network, Change]:
+def deepened(network: Network, after: int, hidden: int = 0) -> Network:
     """Returns the network with a block more, which adds nothing yet, and trains on.
 
     The new block begins as such blocks do, except the scale after its last
@@ -56,47 +52,45 @@ def deepened(
     Args:
       network: what grows; it stays as it is.
       after: the block, from 1, after which it comes, in the same stage.
-      batch: on which the difference is measured; None for not at all.
       hidden: channels between its convolutions; 0 for its own number.
 
     Raises:
       UserError: there is no such block, or a new one would have an effect.
     """
-    spec, config = network.parts.model.spec, network.parts.config
+    spec = network.parts.model.spec
     if why := why_not(spec, after):
         raise UserError(f"No block can be put after block {after}: {why}.")
-    new = after + 1
-    topology = spec.connections.topology
-    edges = tuple((_moved(i, new), _moved(k, new)) for i, k in topology.edges)
-    before = [0] * len(spec.stages)
-    if spec.hidden:
-        before = list(hidden_channels(network))
+    new, edges = after + 1, spec.connections.topology.edges
+    edges = tuple((_moved(i, new), _moved(k, new)) for i, k in edges)
     fields: dict[str, Any] = {
-        "blocks_per_stage": _with_block(spec, after).blocks_per_stage,
-        "topology": edges or "none",
+        "model.blocks_per_stage": _with_block(spec, after).blocks_per_stage,
+        "model.connections.topology": edges or "none",
+        "model.exits.after": tuple(_moved(i, new) for i in spec.exits.after),
     }
     if spec.hidden or hidden:
-        fields["hidden"] = (*before[:after], hidden, *before[after:])
-    changed = changes.with_model(config, **fields).unlock()
-    changed.model.exits.after = tuple(_moved(i, new) for i in spec.exits.after)
+        before = hidden_channels(network) if spec.hidden else (0,) * len(spec.stages)
+        fields["model.hidden"] = (*before[:after], hidden, *before[after:])
+
+    def old_name(found: re.Match[str]) -> str:
+        block = int(found[2])
+        # The leaves of the new block had none.
+        return "" if block == new else f"{found[1]}_{block - (block > new)}"
 
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
-        return old.get(_old_name(name, new), fresh) if _is_old(name, new) else fresh
+        return old.get(_NUMBERED.sub(old_name, name), fresh)
 
     def silenced(params: Any, key: jax.Array) -> Any:
         del key
         return {**params, f"block_{new}": _silent(spec, params[f"block_{new}"])}
 
-    return changes.made(network, changed.lock(), silenced, carried, batch, "depth", new)
+    return changes.made(network, fields, carried, silenced)
 
 
 def _with_block(spec: BackboneSpec, after: int) -> BackboneSpec:
     """The spec with a block more, except what is said of each block."""
-    blocks = list(spec.blocks_per_stage)
-    blocks[spec.stages[after - 1]] += 1
-    return dataclasses.replace(
-        spec, blocks_per_stage=tuple(blocks), hidden=(), mixtures=()
-    )
+    own = spec.stages[after - 1]
+    blocks = tuple(n + (i == own) for i, n in enumerate(spec.blocks_per_stage))
+    return dataclasses.replace(spec, blocks_per_stage=blocks, hidden=(), mixtures=())
 
 
 def _silent(spec: BackboneSpec, params: Any) -> Any:
@@ -116,15 +110,3 @@ def _silent(spec: BackboneSpec, params: Any) -> Any:
 def _moved(block: int, new: int) -> int:
     """The number of a block, of those with the new one."""
     return block + (block >= new)
-
-
-def _is_old(name: str, new: int) -> bool:
-    """Whether a leaf was there before."""
-    return not re.search(rf"(?<![a-z])block_{new}(?!\d)", name)
-
-
-def _old_name(name: str, new: int) -> str:
-    """The name that a leaf had before."""
-    return _NUMBERED.sub(
-        lambda found: f"{found[1]}_{int(found[2]) - (int(found[2]) > new)}", name
-    )

@@ -4,10 +4,9 @@ import dataclasses
 
 import jax
 
-from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
+from dresnet_jax.structure import pruning
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import experiment, leaves, transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +61,12 @@ def discretised(network: Network, chosen: list[Choice]) -> Network:
     Averaged weights are taken where there are; the optimiser restarts. What norms
     have averaged is as it was: see `pruning.measured`.
     """
-    parts, state = network.parts, network.state
-    of_blocks = [block.mixture.operations for block in parts.model.spec.blocks]
+    blocks = network.parts.model.spec.blocks
+    of_blocks = [block.mixture.operations for block in blocks]
     for one in chosen:
         of_blocks[one.block - 1] = (one.chosen,)
-    config = defaults.replace(
-        parts.config,
-        {
-            "init.workdir": "",
-            "search.share": 0.0,  # Its architecture is decided.
-            "model.mixture.operations": tuple(of_blocks),
-        },
-    )
-    other = experiment.build(config, dataset=parts.dataset)
-    weights = leaves.by_name(
-        {"params": state.eval_params, "batch_stats": state.batch_stats}
-    )
-    return Network(other, transfer.exchange(other.create_state(), weights))
+    fields = {"model.mixture.operations": tuple(of_blocks)}
+    return pruning.decided(network, fields, network.state.eval_params)
 
 
 def table(chosen: list[Choice]) -> str:

@@ -7,16 +7,12 @@ import jax
 
 from dresnet_jax.connections.subset import subset
 from dresnet_jax.connections.superset import Edge, superset
-from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import changes
-from dresnet_jax.structure.changes import Change
 from dresnet_jax.structure.pruning import Network
 
 
-def grown(
-    network: Network, edges: Sequence[Edge], batch: Batch | None
-) -> tuple[Network, Change]:
+def grown(network: Network, edges: Sequence[Edge]) -> Network:
     """Adds connections to a network, which answers as it did.
 
     Weights, averages and the optimiser's memory stay as they are.
@@ -24,7 +20,6 @@ def grown(
     Args:
       network: what grows; it stays as it is.
       edges: the (reader, source) that are added.
-      batch: on which the difference is measured; None for not at all.
 
     Raises:
       UserError: there are none, or one is there already, is not possible, or cannot
@@ -43,18 +38,13 @@ def grown(
 
     return changes.made(
         network,
-        changes.with_model(network.parts.config, topology=larger.after.topology.edges),
-        lambda params, key: {**params, "connections": larger.initialised(key)},
+        {"model.connections.topology": larger.after.topology.edges},
         carried,
-        batch,
-        "connections",
-        [list(edge) for edge in larger.new],
+        lambda params, key: {**params, "connections": larger.initialised(key)},
     )
 
 
-def shrunk(
-    network: Network, edges: Sequence[Edge], batch: Batch | None
-) -> tuple[Network, Change]:
+def shrunk(network: Network, edges: Sequence[Edge]) -> Network:
     """Removes connections from a network, whose answers change.
 
     As `pruning.pruned`, but everything else stays as it is, the optimiser's memory too.
@@ -62,7 +52,6 @@ def shrunk(
     Args:
       network: what shrinks; it stays as it is.
       edges: the (reader, source) that go.
-      batch: on which the difference is measured; None for not at all.
 
     Raises:
       UserError: there are none, one does not exist, or the classifier would be cut off.
@@ -75,7 +64,6 @@ def shrunk(
         raise UserError("No connection is named that could be removed.")
     kept = [edge for edge in spec.topology.edges if edge not in gone]
     smaller, _ = subset(spec, network.state.params["connections"], kept)
-    before, after = spec.topology, smaller.topology
 
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         of_connections = name.partition(changes.CONNECTIONS)[2]
@@ -87,10 +75,6 @@ def shrunk(
 
     return changes.made(
         network,
-        changes.with_model(network.parts.config, topology=after.edges or "none"),
-        lambda params, key: params,
+        {"model.connections.topology": smaller.topology.edges or "none"},
         carried,
-        batch,
-        "prune",
-        [list(edge) for edge in sorted(set(before.edges) - set(after.edges))],
     )

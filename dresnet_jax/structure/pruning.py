@@ -1,7 +1,9 @@
 """Learned connections ranked by what they carry, and networks without the least."""
 
+import bisect
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from dresnet_jax.training import (
     evaluation,
     experiment,
     leaves,
+    loop,
     sharding,
     steps,
     transfer,
@@ -54,6 +57,12 @@ class Network:
     parts: Experiment
     state: TrainState
 
+    def on_host(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function in one program; its arrays are whole on every process."""
+        everywhere = sharding.replicated(self.parts.mesh)
+        program = jax.jit(function, out_shardings=everywhere)
+        return jax.device_get(program(*arguments))
+
 
 def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
     """Returns all connections, those first that carry least.
@@ -66,8 +75,7 @@ def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
       UserError: the network has none, or the dataset is not prepared.
     """
     parts, state = network.parts, network.state
-    connections = parts.model.spec.connections
-    if not connections.topology.edges:
+    if not parts.model.spec.connections.topology.edges:
         raise UserError(f"{parts.config.model.name} has no learned connections.")
     # In a loop over blocks their inputs have no names.
     model = with_form(parts.model, "folded")
@@ -84,15 +92,11 @@ def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
 
     if batch is None:
         batch = evaluation.first_batch(parts)
-    program = jax.jit(carried, out_shardings=sharding.replicated(parts.mesh))
-    found = jax.device_get(program(state, batch.images))
-    openings = parts.gate_values(state)
+    found = network.on_host(carried, state, batch.images)
     carriers = [
-        Carrier((i, k), openings[i][k], float(value))
-        for i in connections.topology.readers
-        for k, value in zip(
-            connections.topology.sources(i), found[f"carried_{i}"], strict=True
-        )
+        Carrier((i, k), opening, float(value))
+        for i, row in parts.gate_values(state).items()
+        for (k, opening), value in zip(row.items(), found[f"carried_{i}"], strict=True)
     ]
     return sorted(carriers, key=lambda carrier: carrier.carried)
 
@@ -112,22 +116,27 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     Raises:
       UserError: the classifier would be cut off.
     """
-    parts, state = network.parts, network.state
-    connections, of_connections = subset(
-        parts.model.spec.connections, state.eval_params["connections"], edges
-    )
+    spec, params = network.parts.model.spec, network.state.eval_params
+    connections, own = subset(spec.connections, params["connections"], edges)
+    fields = {"model.connections.topology": connections.topology.edges or "none"}
+    return measured(decided(network, fields, {**params, "connections": own}))
+
+
+def decided(network: Network, fields: Mapping[str, Any], params: Any) -> Network:
+    """Returns a fresh network of another architecture, which is no longer searched.
+
+    Args:
+      network: whose averages of norms it has.
+      fields: of the config, that change, by path.
+      params: its parameters, and maybe others.
+    """
     config = defaults.replace(
-        parts.config,
-        {
-            "init.workdir": "",
-            "search.share": 0.0,  # Its architecture is decided.
-            "model.connections.topology": connections.topology.edges or "none",
-        },
+        network.parts.config, {"init.workdir": "", "search.share": 0.0, **fields}
     )
-    other = experiment.build(config, dataset=parts.dataset)
-    params = {**state.eval_params, "connections": of_connections}
-    weights = leaves.by_name({"params": params, "batch_stats": state.batch_stats})
-    return measured(Network(other, transfer.exchange(other.create_state(), weights)))
+    parts = experiment.build(config, dataset=network.parts.dataset)
+    stats = network.state.batch_stats
+    weights = leaves.by_name({"params": params, "batch_stats": stats})
+    return Network(parts, transfer.exchange(parts.create_state(), weights))
 
 
 def accuracy_with(network: Network, edges: Sequence[Edge]) -> float:
@@ -143,7 +152,6 @@ def measured(network: Network) -> Network:
     parts, state = network.parts, network.state
     if not jax.tree.leaves(state.batch_stats):
         return network
-    splits = parts.open_splits()
 
     def measure(state: TrainState, step: jax.Array, inputs: StepInputs) -> TrainState:
         batch = parts.batch(inputs, state.key, step)
@@ -154,8 +162,7 @@ def measured(network: Network) -> Network:
 
     program = jax.jit(measure)
     calls = [Call(step, 1) for step in range(_MEASURED_STEPS)]
-    train = parts.inputs.place(splits["train"])
-    data = parts.inputs.data(train, parts.config.seed, calls)
+    data = parts.inputs.data(loop.open_data(parts).train, parts.config.seed, calls)
     for call, (inputs, _) in zip(calls, data, strict=True):
         state = program(state, jnp.asarray(call.start), inputs)
     return Network(parts, state)
@@ -183,14 +190,12 @@ def most_removed(
       least: the accuracy that is still good.
     """
     edges = [carrier.edge for carrier in carriers]
-    good, bad = 0, len(edges) + 1
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if accuracy_of(edges[middle:]) >= least:
-            good = middle
-        else:
-            bad = middle
-    return edges[good:]
+    left = bisect.bisect_left(
+        range(len(edges)),
+        True,
+        key=lambda count: accuracy_of(edges[len(edges) - count :]) >= least,
+    )
+    return edges[len(edges) - left :]
 
 
 def table(carriers: Sequence[Carrier], left: Sequence[Edge]) -> str:

@@ -4,7 +4,6 @@ Channels are divided as by Chen et al. (2016), Net2Net: a copy has its model's i
 weights, and the outgoing ones are shared among both.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,62 +12,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.data.pipeline import derive_key
 from dresnet_jax.errors import UserError
 from dresnet_jax.models.blocks import BLOCKS, Hidden
 from dresnet_jax.structure import changes
-from dresnet_jax.structure.changes import Change
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import leaves
 
 # Norms that compare channels with each other, which copies change.
 _COMPARING = ("group", "layer")
+_MEMORY = "opt_state"
 _BLOCK = re.compile(r"(?:^|/)block_(\d+)/([^/]+)(?:/|$)")
 
 
 def hidden_channels(network: Network) -> tuple[int, ...]:
     """Returns the inner channels of each block; 0 where there are none."""
-    spec = network.parts.model.spec
+    spec, params = network.parts.model.spec, network.state.params
     hidden = BLOCKS[spec.block].hidden
-    found = []
-    for i in range(1, len(spec.stages) + 1):
-        own = network.state.params.get(f"block_{i}", {})
-        kernels = [
-            leaf
-            for name, leaf in leaves.by_name(own).items()
-            if hidden and name.startswith(hidden.makes[0]) and name.endswith("kernel")
-        ]
-        found.append(kernels[0].shape[-1] if kernels else 0)
-    return tuple(found)
+    first = hidden.makes[0] if hidden else ""
+    blocks = (params.get(f"block_{i}", {}) for i in range(1, len(spec.stages) + 1))
+    return tuple(kernel(own[first]).shape[-1] if first in own else 0 for own in blocks)
+
+
+def kernel(module: Mapping[str, Any]) -> jax.Array:
+    """Returns the kernel of a convolution's parameters, which may have a norm."""
+    return module.get("conv", module)["kernel"]
 
 
 def why_not(network: Network, block: int) -> str:
     """Returns why a block's channels cannot be divided; empty if they can."""
     spec = network.parts.model.spec
-    if not 1 <= block <= len(spec.stages) or f"block_{block}" not in (
-        network.state.params
-    ):
+    if f"block_{block}" not in network.state.params:
         return f"there is no block {block}"
     if why := spec.fixed_hidden(block):
         return f"it has {why}"
     hidden = BLOCKS[spec.block].hidden
     assert hidden is not None, "that is why the number is fixed"
-    own = leaves.by_name(network.state.params[f"block_{block}"])
-    is_normed = any(
-        name.partition("/")[0] in hidden.makes and name.endswith("/scale")
-        for name in own
-    )
+    own = network.state.params[f"block_{block}"]
+    names = leaves.by_name([own[name] for name in hidden.makes if name in own])
+    is_normed = any(name.endswith("/scale") for name in names)
     if is_normed and spec.layers.norm in _COMPARING:
         return f"norm '{spec.layers.norm}' compares its channels"
     return ""
 
 
 def widened(
-    network: Network,
-    copies: Mapping[int, Sequence[int]],
-    batch: Batch | None,
-    noise: float = 0.0,
-) -> tuple[Network, Change]:
+    network: Network, copies: Mapping[int, Sequence[int]], noise: float = 0.0
+) -> Network:
     """Returns the network with copies of some channels inside its blocks.
 
     It answers as it did, except for noise, and trains on. Where a channel was divided
@@ -79,7 +69,6 @@ def widened(
       network: what grows; it stays as it is.
       copies: by block, from 1, the channels, from 0, that are copied, once for each
         time that they stand there.
-      batch: on which the difference is measured; None for not at all.
       noise: standard deviation of what is added to the incoming kernels of copies,
         relative to each weight. Without it, copies differ by nothing but what dropout
         and rounding make of them.
@@ -100,75 +89,54 @@ def widened(
             )
     hidden = BLOCKS[network.parts.model.spec.block].hidden
     assert hidden is not None, "why_not"
-    divisions = {
-        i: _Division(hidden, (*range(before[i - 1]), *units))
-        for i, units in copies.items()
-    }
+    models = {i: np.array([*range(before[i - 1]), *copies[i]]) for i in copies}
 
     def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         del fresh
-        found, leaf = _BLOCK.search(name), old[name]
-        # Connections have blocks too.
-        if not found or changes.CONNECTIONS in name:
-            return leaf
-        division = divisions.get(int(found[1]))
-        return division.of(name, leaf, noise, old["key"]) if division else leaf
+        block, module = place(name)
+        if block not in models:
+            return old[name]
+        found = _divided(name, module, old[name], hidden, models[block])
+        is_kernel = module in hidden.makes and name.endswith("kernel")
+        if noise and is_kernel and not name.startswith(_MEMORY):
+            # Averages have the noise of the parameters.
+            random = normal(old["key"], f"block_{block}/{module}", found.shape)
+            is_copy = np.arange(found.shape[-1]) >= before[block - 1]
+            factors = 1 + noise * random * _along(is_copy, found, -1)
+            return found * factors.astype(found.dtype)
+        return found
 
-    after = list(before)
-    for i, units in copies.items():
-        after[i - 1] += len(units)
-    return changes.made(
-        network,
-        changes.with_model(network.parts.config, hidden=tuple(after)),
-        lambda params, key: params,
-        carried,
-        batch,
-        "width",
-        {str(i): sorted(map(int, units)) for i, units in copies.items()},
-    )
+    after = tuple(n + len(copies.get(i, ())) for i, n in enumerate(before, 1))
+    return changes.made(network, {"model.hidden": after}, carried)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Division:
-    """How the leaves of a block go from its channels to more.
+def place(name: str) -> tuple[int, str]:
+    """Returns the block of a leaf, and the module in it; 0 where it is of no block."""
+    # Connections have blocks too.
+    found = None if changes.CONNECTIONS in name else _BLOCK.search(name)
+    return (int(found[1]), found[2]) if found else (0, "")
 
-    Attributes:
-      hidden: where the channels are.
-      models: the old channel of each new one.
-    """
 
-    hidden: Hidden
-    models: tuple[int, ...]
+def normal(key: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Draws normal numbers for what has a name, by the key of a run."""
+    own = jax.random.fold_in(derive_key(key, "init"), sum(map(ord, name)))
+    return jax.random.normal(own, shape)
 
-    def of(self, name: str, leaf: jax.Array, noise: float, key: jax.Array) -> jax.Array:
-        """Returns a leaf of parameters, averages or the optimiser's memory, divided."""
-        found = _BLOCK.search(name)
-        assert found is not None, "it is a block's"
-        module, models = found[2], np.asarray(self.models)
-        shares = 1 / np.bincount(models)[models].astype(leaf.dtype)
-        is_memory = name.startswith("opt_state")
-        if module in self.hidden.reads and name.endswith("kernel"):
-            leaf = jnp.take(leaf, models, axis=-2)
-            leaf = leaf if is_memory else leaf * _along(shares, leaf, -2)
-        if module in self.hidden.makes:
-            leaf = jnp.take(leaf, models, axis=-1)
-            if is_memory:
-                power = 2 if changes.SQUARES in name else 1
-                leaf = leaf * _along(shares**power, leaf, -1)
-            elif noise and name.endswith("kernel"):
-                leaf = self._noisy(found[0], leaf, noise, key)
-        return leaf
 
-    def _noisy(
-        self, where: str, leaf: jax.Array, noise: float, key: jax.Array
-    ) -> jax.Array:
-        """A kernel of which the copies are changed; averages as the parameters."""
-        number = sum(map(ord, where.strip("/")))
-        key = jax.random.fold_in(derive_key(key, "init"), number)
-        random = jax.random.normal(key, leaf.shape)
-        is_copy = np.arange(len(self.models)) > max(self.models)
-        factors = 1 + noise * random * _along(is_copy, leaf, -1)
-        return leaf * factors.astype(leaf.dtype)
+def _divided(
+    name: str, module: str, leaf: jax.Array, hidden: Hidden, models: np.ndarray
+) -> jax.Array:
+    """A leaf of a block with more channels; `models` has the old one of each."""
+    shares = 1 / np.bincount(models)[models].astype(leaf.dtype)
+    is_memory = name.startswith(_MEMORY)
+    if module in hidden.reads and name.endswith("kernel"):
+        leaf = jnp.take(leaf, models, axis=-2)
+        leaf = leaf if is_memory else leaf * _along(shares, leaf, -2)
+    if module in hidden.makes:
+        leaf = jnp.take(leaf, models, axis=-1)
+        power = 2 if changes.SQUARES in name else 1
+        leaf = leaf * _along(shares**power, leaf, -1) if is_memory else leaf
+    return leaf
 
 
 def _along(factors: np.ndarray, leaf: jax.Array, axis: int) -> np.ndarray:

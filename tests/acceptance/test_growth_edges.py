@@ -45,7 +45,7 @@ def planted(seed):
     params, silent = variables["params"], LARGER.initialised(keys[2])
     edge = jax.tree.map(
         lambda mark: mark[seed % len(EDGES)],
-        candidates._marks(LARGER, silent, EDGES),
+        candidates.edge_marks(LARGER, silent, EDGES),
     )
     own = optax.tree.mul(edge, params["connections"])
     teacher = {**params, "connections": optax.tree.add(silent, own)}
@@ -91,7 +91,8 @@ def ranked(loss, params, batches):
     def of_connections(connections, batch):
         return loss({**params, "connections": connections}, batch)
 
-    given = of_connections, LARGER, silent, batches, EDGES
+    marks = candidates.edge_marks(LARGER, silent, EDGES)
+    given = of_connections, silent, marks, batches
     gradients = jax.tree.map(
         lambda x: x.mean(axis=0),
         jax.lax.map(lambda batch: jax.grad(loss)(params, batch), batches),

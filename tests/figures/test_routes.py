@@ -42,7 +42,7 @@ def test_routed_weights_are_averaged_by_class(mixed):
     lines = routes.table(parts, found).splitlines()
     assert lines[0].split() == ["block", "2", "none", "conv3", "pool"]
     assert len(lines) == 11
-    figure = routes.draw(found, routes.operations(parts), parts.dataset.class_names)
+    figure = routes.draw(parts, found)
     assert figure.axes[0].get_title() == "block 2"
 
 

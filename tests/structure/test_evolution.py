@@ -155,7 +155,7 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     config.train.ema_decay = 0.5
     shape = population._Shape(config, LARGE)
     data = population.loop.open_data(shape.parts)
-    (state,), losses = shape.train([shape.parts.create_state()], [LARGE], data)
+    (state,), losses = shape.train((shape.parts.create_state(),), [LARGE], data)
     parts = experiment.build(LARGE.config(config))
     alone = shape.alone(state, LARGE, parts)
     whole = Network(shape.parts, state)
@@ -195,13 +195,13 @@ def test_a_structure_begins_with_the_weights_of_what_it_has_all_of(config, tmp_p
     directory = epath.Path(tmp_path)
     trained = population.Population(config, directory)
     (small,) = trained([SMALL], [])
-    now = trained._grown(SMALL, LARGE)
+    shape = population._Shape(config, LARGE)
+    now = trained._grown(SMALL, LARGE, shape.edges)
     there, restored = evaluation.open_run(trained.member(SMALL))
     batch = evaluation.first_batch(there)
     parent = Network(there, restored.state)
     assert changes.difference(parent, now, batch) <= 1e-5
     assert now.parts.model.spec.hidden == LARGE.hidden
-    shape = population._Shape(config, LARGE)
     lifted = Network(shape.parts, shape.started(now))
     mask = shape._mask(LARGE)
     masked = lifted.state.replace(params=population._masked(mask, lifted.state.params))

@@ -150,7 +150,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
 def falling():
     """An evaluation whose accuracy falls each time."""
     values = iter(np.linspace(1, 0, 100))
-    return lambda self, network: {"accuracy": float(next(values)), "loss": 0.0}
+    return lambda self: {"accuracy": float(next(values)), "loss": 0.0}
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ those that are known already, it resumes where it was stopped.
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem
@@ -166,9 +168,7 @@ def table(found: Sequence[Found], place: Callable[[Structure], Any]) -> str:
       found: the structures.
       place: gives the run of each.
     """
-    lines = [
-        f"{'error':>7s}{'mult-adds':>12s}{'params':>10s}{'unsteady':>10s}  structure"
-    ]
+    lines = ["  error   mult-adds    params  unsteady  structure"]
     for one in sorted(found, key=lambda one: one.objectives):
         what = one.structure
         lines.append(
@@ -177,6 +177,39 @@ def table(found: Sequence[Found], place: Callable[[Structure], Any]) -> str:
             f"{what.hidden}, connections {what.edges}: {place(what)}"
         )
     return "\n".join(lines)
+
+
+def draw(
+    found: Mapping[str, Sequence[Found]],
+    front: Sequence[Found],
+    volumes: Mapping[str, Sequence[float]],
+) -> Figure:
+    """Draws error over cost of all structures, and the hypervolume over time.
+
+    Args:
+      found: by algorithm, in the order of evaluation.
+      front: those of which none is better in everything.
+      volumes: by algorithm, after each evaluation.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    costs = {"multiply_adds": "multiply-adds of an image", "params": "parameters"}
+    for axis, (cost, label) in zip(axes, costs.items(), strict=False):
+        for name, each in found.items():
+            pairs = [(getattr(one, cost), one.error) for one in each]
+            axis.plot(*zip(*pairs, strict=True), ".", alpha=0.6, label=name)
+        pairs = [(getattr(one, cost), one.error) for one in front]
+        axis.plot(
+            *zip(*pairs, strict=True), "o", fillstyle="none", color="k", label="front"
+        )
+        axis.set(xlabel=label, ylabel="validation error")
+    for name, volume in volumes.items():
+        axes[2].plot(range(1, len(volume) + 1), volume, label=name)
+    axes[2].set(xlabel="structures trained", ylabel="hypervolume, share of all")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.suptitle("Structures found; the front is of four objectives")
+    return figure
 
 
 class _Used(Repair):
@@ -188,34 +221,27 @@ class _Used(Repair):
 
     def _do(self, problem: Any, x: np.ndarray, **options: Any) -> np.ndarray:
         del problem, options
-        found = np.clip(np.rint(x), 0, self._space.limits)
-        return np.stack(
-            [self._space.genes(self._space.structure(row)) for row in found]
-        )
+        space = self._space
+        found = np.clip(np.rint(x), 0, space.limits)
+        return np.stack([space.genes(space.structure(row)) for row in found])
 
 
 class _Drawn(Sampling):
     """The smallest and the largest structure, and others at random."""
 
-    def _do(
-        self, problem: Problem, n: int, *, random_state: Any, **options: Any
-    ) -> np.ndarray:
-        del options
-        drawn = random_state.integers(
-            problem.xu.astype(int) + 1, size=(n, problem.n_var)
-        )
+    def _do(self, problem: Problem, n: int, **options: Any) -> np.ndarray:
+        random, limits = options["random_state"], problem.xu.astype(int)
+        drawn = random.integers(limits + 1, size=(n, problem.n_var))
         return np.stack([problem.xl, problem.xu, *drawn])[:n]
 
 
 class _Redrawn(Mutation):
     """Draws some genes again, one of each child on average."""
 
-    def _do(
-        self, problem: Problem, x: np.ndarray, *, random_state: Any, **options: Any
-    ) -> np.ndarray:
-        del options
-        drawn = random_state.integers(problem.xu.astype(int) + 1, size=x.shape)
-        return np.where(random_state.random(x.shape) < 1 / x.shape[1], drawn, x)
+    def _do(self, problem: Problem, x: np.ndarray, **options: Any) -> np.ndarray:
+        random, limits = options["random_state"], problem.xu.astype(int)
+        drawn = random.integers(limits + 1, size=x.shape)
+        return np.where(random.random(x.shape) < 1 / x.shape[1], drawn, x)
 
 
 # Gives the structures that are wanted next, and is given what came of them.
@@ -240,10 +266,7 @@ def _nsga2(space: Space, population: int, seed: int) -> Asking:
     )
     # It continues for as long as it is asked.
     algorithm.setup(problem, termination=("n_gen", np.iinfo(np.int32).max), seed=seed)
-    while algorithm.has_next():
-        infills = algorithm.ask()
-        if infills is None or not len(infills):
-            break
+    while (infills := algorithm.ask()) is not None and len(infills):
         told = yield [space.structure(row) for row in infills.get("X")]
         infills.set("F", np.asarray([one.objectives for one in told]))
         algorithm.tell(infills=infills)

@@ -19,7 +19,8 @@ from etils import epath
 
 from dresnet_jax import defaults
 from dresnet_jax.connections.subset import subset
-from dresnet_jax.connections.superset import Edge, Superset, superset
+from dresnet_jax.connections.superset import Edge, Superset
+from dresnet_jax.connections.topology import dense
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import changes, deepening, growing, widening
 from dresnet_jax.structure.evolution.evolution import Found
@@ -36,8 +37,9 @@ from dresnet_jax.training import (
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import StepInputs
 from dresnet_jax.training.metrics import Metrics
-from dresnet_jax.training.state import TrainState
+from dresnet_jax.training.state import TrainState, num_parameters
 
+States = tuple[TrainState, ...]
 # In a directory: a line for each structure, and a run of each.
 _FOUND, _MEMBERS = "evaluations.jsonl", "members"
 # The unsteadiness of a loss that came to no number.
@@ -62,12 +64,9 @@ class Population:
         self._config = defaults.replace(config, {"train.steps_per_call": 1})
         self._directory = directory
         self._data: loop.Data | None = None
-        self._shapes: dict[tuple[Any, ...], _Shape] = {}
-        self._known: dict[Structure, Found] = {}
-        if directory is not None:
-            for line in json_files.read_lines(directory / _FOUND):
-                one = _from_json(line)
-                self._known[one.structure] = one
+        self._shapes: dict[Structure, _Shape] = {}
+        lines = json_files.read_lines(directory / _FOUND) if directory else []
+        self._known = {one.structure: one for one in map(_from_json, lines)}
 
     @property
     def num_known(self) -> int:
@@ -84,19 +83,18 @@ class Population:
         self, structures: Sequence[Structure], before: Sequence[Found]
     ) -> list[Found]:
         """What comes of structures, trained now or before: `evolution.Evaluate`."""
-        groups: dict[tuple[Any, ...], list[Structure]] = {}
+        groups: dict[Structure, list[Structure]] = {}
         for one in structures:
             if one not in self._known:
-                shape = one.block, one.blocks_per_stage, one.hidden
-                groups.setdefault(shape, []).append(one)
+                bare = dataclasses.replace(one, edges=())
+                groups.setdefault(bare, []).append(one)
         together = self._config.evolution.together
-        for shape, group in groups.items():
-            if shape not in self._shapes:
-                self._shapes[shape] = _Shape(self._config, group[0])
+        for bare, group in groups.items():
+            if bare not in self._shapes:
+                self._shapes[bare] = _Shape(self._config, bare)
             for start in range(0, len(group), together):
-                self._train(
-                    self._shapes[shape], group[start : start + together], before
-                )
+                some = group[start : start + together]
+                self._train(self._shapes[bare], some, before)
         return [self._known[one] for one in structures]
 
     def _train(
@@ -106,21 +104,19 @@ class Population:
         if self._data is None:
             self._data = loop.open_data(shape.parts)
         begun = [self._begun(shape, one, before) for one in group]
-        states, losses = shape.train([state for state, _ in begun], group, self._data)
-        for (_, parent), one, state, of_one in zip(
-            begun, group, states, losses, strict=True
-        ):
+        states, parents = zip(*begun, strict=True)
+        trained = shape.train(states, group, self._data)
+        for one, parent, state, of_one in zip(group, parents, *trained, strict=True):
             parts = experiment.build(one.config(self._config))
-            shapes = parts.create_state(abstract=True)
-            accuracy = shape.accuracy(state, self._data)
+            validated = shape.evaluate(state, self._data.splits["validation"])
             falls = np.diff(of_one[len(of_one) // 2 :])
             # Batches may have been skipped; what has no loss at the end went astray.
             is_sound = bool(np.isfinite(of_one[-1]))
             found = Found(
                 structure=one,
-                error=1 - accuracy if is_sound else 1.0,
+                error=1 - validated.accuracy if is_sound else 1.0,
                 multiply_adds=changes.products(parts),
-                params=sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
+                params=num_parameters(parts.create_state(abstract=True).params),
                 unsteadiness=float(np.nanstd(falls)) if is_sound else _ASTRAY,
                 parent=parent,
             )
@@ -132,9 +128,8 @@ class Population:
         """Writes a network as a run that has yet to begin, and what came of it."""
         assert self._directory is not None, "runs are kept"
         directory = self.member(found.structure)
-        if directory.exists():
-            # Of a process that was ended before the line was written.
-            directory.rmtree()
+        # Of a process that was ended before the line was written.
+        directory.rmtree(missing_ok=True)
         about = {"evolved_in": str(self._directory), "error": found.error}
         transfer.write_start(directory, parts.config, state, about)
         lines = [dataclasses.asdict(one) for one in self._known.values()]
@@ -150,79 +145,63 @@ class Population:
         able = [one for one in before if one.structure.is_within(structure)]
         if self._config.evolution.inherit and able:
             parent = max(able, key=lambda one: one.params).structure
-            try:
-                state = shape.started(self._grown(parent, structure))
-            except UserError:
-                # Of a kind whose answers would change: docs/growth.md names them.
-                return shape.parts.create_state(), None
-            return state, list(self._known).index(parent)
+            # The answers of some kinds would change: docs/growth.md names them.
+            with contextlib.suppress(UserError):
+                state = shape.started(self._grown(parent, structure, shape.edges))
+                return state, list(self._known).index(parent)
         return shape.parts.create_state(), None
 
-    def _grown(self, parent: Structure, structure: Structure) -> Network:
-        """A trained network, changed into another structure with the same answers."""
+    def _grown(
+        self, parent: Structure, structure: Structure, edges: Sequence[Edge]
+    ) -> Network:
+        """A trained network with other blocks and edges, which answers as before."""
         parts, restored = evaluation.open_run(self.member(parent))
         now = Network(parts, restored.state)
-        hidden = dict(zip(structure.slots, structure.hidden, strict=False))
         for stage, wanted in enumerate(structure.blocks_per_stage):
             while (own := now.parts.model.spec.blocks_per_stage)[stage] < wanted:
-                new = hidden.get((stage, own[stage]), 0)
+                new = structure.channels.get((stage, own[stage]), 0)
                 last = sum(own[: stage + 1])
-                now, _ = deepening.deepened(now, last, None, new)
-        there = widening.hidden_channels(now)
+                now = deepening.deepened(now, last, new)
+        pairs = zip(widening.hidden_channels(now), structure.hidden, strict=False)
         copies = {
             i: [unit % n for unit in range(wanted - n)]
-            for i, (n, wanted) in enumerate(
-                zip(there, structure.hidden, strict=False), 1
-            )
+            for i, (n, wanted) in enumerate(pairs, 1)
             if n < wanted
         }
         if copies:
-            now, _ = widening.widened(now, copies, None)
-        edges = set(now.parts.model.spec.connections.topology.edges)
-        if new_edges := sorted(set(structure.edges) - edges):
-            now, _ = growing.grown(now, new_edges, None)
-        return now
+            now = widening.widened(now, copies)
+        there = now.parts.model.spec.connections.topology.edges
+        missing = [edge for edge in edges if edge not in there]
+        return growing.grown(now, missing) if missing else now
 
 
 class _Shape:
-    """The programs of structures that differ in nothing but their connections."""
+    """The programs of structures that differ in nothing but their connections.
+
+    Attributes:
+      parts: of the network with all that any of them may have.
+      edges: its connections.
+      evaluate: evaluates its states.
+    """
 
     def __init__(self, config: ml_collections.ConfigDict, example: Structure) -> None:
-        edges: tuple[Edge, ...] = ()
-        if config.evolution.edges:
-            blocks = range(1, len(example.slots) + 1)
-            edges = tuple((i, k) for i in blocks for k in blocks if i - k > 1)
+        stages = [stage for stage, _ in example.slots]
+        self.edges = dense(stages).edges if config.evolution.edges else ()
         self.parts = experiment.build(
-            dataclasses.replace(example, edges=edges).config(config)
+            dataclasses.replace(example, edges=self.edges).config(config)
         )
-        spec = self.parts.model.spec
-        self._connections, self._channels = spec.connections, spec.channels
-        self._evaluate = evaluation.Evaluator(self.parts)
+        self.evaluate = evaluation.Evaluator(self.parts)
         self._together = config.evolution.together
         self._program = jax.jit(self._steps, donate_argnums=0)
 
     def started(self, network: Network) -> TrainState:
-        """Returns a fresh state with the weights of a network of fewer connections."""
-        fresh, state = self.parts.create_state(), network.state
+        """Returns a fresh state with the weights of a network of this shape."""
+        state = network.state
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        connections = network.parts.model.spec.connections
-        if missing := self._missing(connections.topology.edges):
-            larger = superset(connections, self._channels, missing)
-            own = leaves.by_name(state.params.get("connections", {}))
-            of_all = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: larger.carried(
-                    leaves.name(path), own.get(leaves.name(path)), leaf
-                ),
-                fresh.params["connections"],
-            )
-            weights["params"] = {**state.params, "connections": of_all}
-        return transfer.exchange(fresh, leaves.by_name(weights))
+        return transfer.exchange(self.parts.create_state(), leaves.by_name(weights))
 
     def train(
-        self,
-        states: Sequence[TrainState],
-        structures: Sequence[Structure],
-        data: loop.Data,
+        self, states: States, structures: Sequence[Structure], data: loop.Data
     ) -> tuple[list[TrainState], np.ndarray]:
         """Trains states, which are consumed, for the config's steps.
 
@@ -248,10 +227,6 @@ class _Shape:
         ]
         return own, np.stack(jax.device_get(losses), axis=1)[: len(own)]
 
-    def accuracy(self, state: TrainState, data: loop.Data) -> float:
-        """Measures the accuracy on the validation split."""
-        return self._evaluate(state, data.splits["validation"]).accuracy
-
     def alone(
         self, state: TrainState, structure: Structure, parts: Experiment
     ) -> TrainState:
@@ -260,12 +235,10 @@ class _Shape:
         def own(params: Any) -> Any:
             if params is None or "connections" not in params:
                 return params
-            found = dict(params)
-            connections = found.pop("connections")
-            if structure.edges:
-                _, few = subset(self._connections, connections, structure.edges)
-                found["connections"] = few
-            return found
+            every = self.parts.model.spec.connections
+            _, few = subset(every, params["connections"], structure.edges)
+            others = {name: x for name, x in params.items() if name != "connections"}
+            return {**others, "connections": few} if few else others
 
         params = own(state.params)
         fresh = state.replace(
@@ -281,23 +254,19 @@ class _Shape:
         places = jax.tree.map(lambda x: x.sharding, parts.create_state(abstract=True))
         return jax.device_put(fresh, places)
 
-    def _missing(self, edges: Sequence[Edge]) -> list[Edge]:
-        return sorted(set(self._connections.topology.edges) - set(edges))
-
     def _mask(self, structure: Structure) -> Any:
         """1 for what a structure has of the connections' parameters, and 0."""
         shapes = self.parts.create_state(abstract=True).params.get("connections", {})
         ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-        of_all = Superset(self._connections, self._connections, self._channels)
-        marks = [of_all.own(ones, edge) for edge in self._missing(structure.edges)]
+        spec = self.parts.model.spec
+        of_all = Superset(spec.connections, spec.connections, spec.channels)
+        missing = sorted(set(self.edges) - set(structure.edges))
+        marks = [of_all.own(ones, edge) for edge in missing]
         return functools.reduce(optax.tree.sub, marks, ones)
 
     def _steps(
-        self,
-        states: tuple[TrainState, ...],
-        masks: tuple[Any, ...],
-        inputs: StepInputs,
-    ) -> tuple[tuple[TrainState, ...], jax.Array]:
+        self, states: States, masks: tuple[Any, ...], inputs: StepInputs
+    ) -> tuple[States, jax.Array]:
         """A step of each, and their losses, [structures]."""
         parts = self.parts
 
@@ -330,12 +299,11 @@ def _masked(mask: Any, params: Any) -> Any:
 
 def _from_json(line: Mapping[str, Any]) -> Found:
     """What `_keep` wrote."""
-    structure = line["structure"]
-    edges = tuple((i, k) for i, k in structure["edges"])
-    fields = {name: tuple(structure[name]) for name in ("blocks_per_stage", "hidden")}
-    return Found(
-        **{
-            **line,
-            "structure": Structure(block=structure["block"], edges=edges, **fields),
-        }
+    own = line["structure"]
+    structure = Structure(
+        block=own["block"],
+        blocks_per_stage=tuple(own["blocks_per_stage"]),
+        hidden=tuple(own["hidden"]),
+        edges=tuple((i, k) for i, k in own["edges"]),
     )
+    return Found(**{**line, "structure": structure})

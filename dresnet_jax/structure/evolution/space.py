@@ -1,18 +1,17 @@
 """The structures that evolution chooses among: depths, widths, connections, blocks."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 import numpy as np
 
+from dresnet_jax import defaults
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import zoo
 from dresnet_jax.models.backbone_spec import BackboneSpec
 from dresnet_jax.models.blocks import BLOCKS
-from dresnet_jax.structure import changes, widening
+from dresnet_jax.structure import widening
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import experiment
 
@@ -45,24 +44,36 @@ class Structure:
         """The place of each block."""
         return _slots(self.blocks_per_stage)
 
+    @property
+    def pairs(self) -> set[tuple[Slot, Slot]]:
+        """The places of both ends of each connection."""
+        slots = self.slots
+        return {(slots[i - 1], slots[k - 1]) for i, k in self.edges}
+
+    @property
+    def channels(self) -> dict[Slot, int]:
+        """`hidden` by the place of the block."""
+        return dict(zip(self.slots, self.hidden, strict=False))
+
     def is_within(self, other: "Structure") -> bool:
         """Checks whether another one has all that this has."""
-        own, there = self.slots, other.slots
-        if self.block != other.block or not set(own) <= set(there):
-            return False
-        wide = dict(zip(there, other.hidden, strict=False))
-        if any(n > wide[slot] for slot, n in zip(own, self.hidden, strict=False)):
-            return False
-        return set(_of_slots(self)) <= set(_of_slots(other))
+        return (
+            self.block == other.block
+            and set(self.slots) <= set(other.slots)
+            and all(n <= other.channels[slot] for slot, n in self.channels.items())
+            and self.pairs <= other.pairs
+        )
 
     def config(self, base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """Returns the config of a network of this structure."""
-        return changes.with_model(
+        return defaults.replace(
             base,
-            block=self.block,
-            blocks_per_stage=self.blocks_per_stage,
-            hidden=self.hidden or None,
-            topology=self.edges or "none",
+            {
+                "model.block": self.block,
+                "model.blocks_per_stage": self.blocks_per_stage,
+                "model.hidden": self.hidden or None,
+                "model.connections.topology": self.edges or "none",
+            },
         )
 
 
@@ -114,9 +125,8 @@ class Space:
         stages, block = len(self.depths), self.blocks[kind]
         depths = tuple(int(n) for n in np.add(self.fewest, rest[:stages]))
         widths, there = rest[stages : 2 * stages], rest[2 * stages :]
-        slots = _slots(depths)
-        places = dict(zip(_slots(self.depths), self.hidden[block], strict=False))
-        numbers = {slot: i for i, slot in enumerate(slots, 1)}
+        places = self._places(block)
+        numbers = {slot: i for i, slot in enumerate(_slots(depths), 1)}
         edges = [
             (numbers[reader], numbers[source])
             for (reader, source), bit in zip(self.pairs, there, strict=True)
@@ -125,35 +135,34 @@ class Space:
         return Structure(
             block=block,
             blocks_per_stage=depths,
-            hidden=tuple(places[slot][widths[slot[0]]] for slot in slots if places),
+            hidden=tuple(places[slot][widths[slot[0]]] for slot in numbers if places),
             # The block before is read at weight 1.
             edges=tuple(sorted((i, k) for i, k in edges if i - k > 1)),
         )
 
+    def _places(self, block: str) -> dict[Slot, tuple[int, ...]]:
+        """The channels that each slot may have."""
+        return dict(zip(_slots(self.depths), self.hidden[block], strict=False))
+
     def genes(self, structure: Structure) -> np.ndarray:
         """Returns the genes of a structure of the space; 0 for what it does not use."""
-        stages = len(self.depths)
-        own = dict(zip(structure.slots, structure.hidden, strict=False))
-        options = self.hidden[structure.block]
-        places = dict(zip(_slots(self.depths), options, strict=False))
+        own, there = structure.channels, structure.pairs
+        places = self._places(structure.block)
 
         def width(stage: int) -> int:
             """Returns the first that all blocks of a stage have; 0 where none is."""
-            of_stage = [
-                (places[slot], n) for slot, n in own.items() if slot[0] == stage
-            ]
+            slots = [slot for slot in own if slot[0] == stage]
             return next(
                 i
                 for i in range(self.widths)
-                if all(channels[i] == n for channels, n in of_stage)
+                if all(places[slot][i] == own[slot] for slot in slots)
             )
 
-        there = set(_of_slots(structure))
         return np.asarray(
             [
                 self.blocks.index(structure.block),
                 *np.subtract(structure.blocks_per_stage, self.fewest),
-                *map(width, range(stages)),
+                *map(width, range(len(self.depths))),
                 *(pair in there for pair in self.pairs),
             ],
             dtype=int,
@@ -193,38 +202,24 @@ def of_config(config: ml_collections.ConfigDict) -> Space:
         raise UserError(f"evolution.widths = {widths} must be numbers above 0.")
     if config.model.hidden is not None:
         raise UserError("evolution chooses model.hidden: leave it None.")
-    hidden = {
-        kind: _hidden(config, kind, depths, widths, config.growth.bucket)
-        for kind in kinds
-    }
-    pairs: tuple[tuple[Slot, Slot], ...] = ()
+    hidden = {kind: _hidden(config, kind, depths) for kind in kinds}
     if asked.edges:
         _check_maskable(config, spec)
-        slots = _slots(depths)
-        pairs = tuple(
-            (slots[i], slots[k])
-            for i, k in itertools.product(range(len(slots)), repeat=2)
-            if i - k > 1
-        )
+    slots = _slots(depths) if asked.edges else []
+    pairs = tuple((slots[i], slots[k]) for i in range(len(slots)) for k in range(i - 1))
     return Space(kinds, fewest, depths, hidden, len(widths), pairs)
 
 
 def _hidden(
-    config: ml_collections.ConfigDict,
-    kind: str,
-    depths: tuple[int, ...],
-    widths: Sequence[float],
-    bucket: int,
+    config: ml_collections.ConfigDict, kind: str, depths: tuple[int, ...]
 ) -> tuple[tuple[int, ...], ...]:
     """Of each slot, its channels at each width: whole buckets, one at least."""
-    largest = changes.with_model(
-        config, block=kind, blocks_per_stage=depths, topology="none"
-    )
-    parts = experiment.build(largest)
+    parts = experiment.build(Structure(kind, depths, (), ()).config(config))
     spec = parts.model.spec
     if any(spec.fixed_hidden(i) for i in range(1, len(spec.stages) + 1)):
         return ()
     own = widening.hidden_channels(Network(parts, parts.create_state(abstract=True)))
+    bucket, widths = config.growth.bucket, config.evolution.widths
     return tuple(
         tuple(max(1, round(width * n / bucket)) * bucket for width in widths)
         for n in own
@@ -260,8 +255,3 @@ def _slots(blocks_per_stage: Sequence[int]) -> list[Slot]:
         for stage, blocks in enumerate(blocks_per_stage)
         for place in range(blocks)
     ]
-
-
-def _of_slots(structure: Structure) -> list[tuple[Slot, Slot]]:
-    slots: Any = structure.slots
-    return [(slots[i - 1], slots[k - 1]) for i, k in structure.edges]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dresnet_jax.connections.superset import Edge, Superset
-from dresnet_jax.connections.topology import Topology
+from dresnet_jax.connections.topology import Topology, dense
 
 # (parameters of `Connections`, a batch) -> a scalar.
 Loss = Callable[[Any, Any], jax.Array]
@@ -22,18 +22,29 @@ def possible(topology: Topology) -> list[Edge]:
     Where the base is fixed, block i could read any up to i-2; where it is learned, any
     block, and the classifier, could read all that comes before it.
     """
+    pairs: Sequence[Edge] = dense(topology.stages).edges
     if topology.is_free:
         nodes = (0, *topology.blocks, topology.classifier)
         pairs = [(i, k) for i in nodes for k in nodes if k < i]
-    else:
-        last = topology.num_blocks
-        pairs = [(i, k) for i in range(3, last + 1) for k in range(1, i - 1)]
     return [edge for edge in pairs if edge not in topology.edges]
 
 
-def by_gradient(
-    loss: Loss, larger: Superset, silent: Any, batches: Any, edges: Sequence[Edge]
-) -> jax.Array:
+def edge_marks(larger: Superset, silent: Any, edges: Sequence[Edge]) -> Any:
+    """Marks what is each candidate's own among the parameters of all.
+
+    Args:
+      larger: the network's connections with the candidates.
+      silent: their parameters.
+      edges: the candidates.
+
+    Returns:
+      1 for it and 0 for the rest, each leaf [edges, ...].
+    """
+    found = [larger.own(silent, edge) for edge in edges]
+    return jax.tree.map(lambda *of_edges: jnp.stack(of_edges), *found)
+
+
+def by_gradient(loss: Loss, silent: Any, marks: Any, batches: Any) -> jax.Array:
     """Estimates how much each silent edge reduces the loss, along its gradient.
 
     As far as a parabola shows: g'g is the slope along the mean gradient g of some
@@ -43,18 +54,14 @@ def by_gradient(
 
     Args:
       loss: of the network with all edges.
-      larger: the network's connections with the candidates.
-      silent: their parameters, the candidates without an effect.
+      silent: parameters of its connections, the candidates without an effect.
+      marks: `edge_marks` of the candidates.
       batches: each leaf [batches, ...].
-      edges: the candidates.
 
     Returns:
       [edges].
     """
-
-    def gradient(parameters: Any) -> Any:
-        return jax.grad(lambda given: _mean(loss, given, batches))(parameters)
-
+    gradient = jax.grad(lambda parameters: _mean(loss, parameters, batches))
     whole = gradient(silent)
 
     def fall(mark: Any) -> jax.Array:
@@ -64,16 +71,11 @@ def by_gradient(
         tiny = jnp.finfo(slope.dtype).tiny
         return slope**2 / (2 * jnp.abs(curvature) + tiny)
 
-    return jax.lax.map(fall, _marks(larger, silent, edges))
+    return jax.lax.map(fall, marks)
 
 
 def by_trial(
-    loss: Loss,
-    larger: Superset,
-    silent: Any,
-    batches: Any,
-    edges: Sequence[Edge],
-    steps: int,
+    loss: Loss, silent: Any, marks: Any, batches: Any, steps: int
 ) -> jax.Array:
     """Measures how much fitting one edge, all else fixed, reduces the loss.
 
@@ -83,11 +85,10 @@ def by_trial(
 
     Args:
       loss: of the network with all edges.
-      larger: the network's connections with the candidates.
-      silent: their parameters, the candidates without an effect.
+      silent: parameters of its connections, the candidates without an effect.
+      marks: `edge_marks` of the candidates.
       batches: whose mean loss is fitted; of too few the noise is. Each leaf is
         [batches, ...].
-      edges: the candidates.
       steps: of L-BFGS, each with at most `TRIES` tries of its length.
 
     Returns:
@@ -118,13 +119,7 @@ def by_trial(
         # A step that is far too long may end at no number.
         return jnp.where(jnp.isfinite(found), found, -jnp.inf)
 
-    return jax.vmap(fall)(_marks(larger, silent, edges))
-
-
-def _marks(larger: Superset, silent: Any, edges: Sequence[Edge]) -> Any:
-    """What is each candidate's own, each leaf [edges, ...]."""
-    marks = [larger.own(silent, edge) for edge in edges]
-    return jax.tree.map(lambda *of_edges: jnp.stack(of_edges), *marks)
+    return jax.vmap(fall)(marks)
 
 
 def _mean(loss: Loss, parameters: Any, batches: Any) -> jax.Array:

@@ -1,31 +1,29 @@
 """The events of growth: which change each makes, as the config asks."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
-import numpy as np
 import optax
 
 from dresnet_jax.connections.superset import Edge, superset
 from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.structure import changes, deepening, growing, pruning, widening
-from dresnet_jax.structure.changes import Change
 from dresnet_jax.structure.growth import candidates, units
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import sharding, steps
+from dresnet_jax.training import steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
-# (network, `config.growth`, batches of training) -> the changed one.
-Event = Callable[
-    [Network, ml_collections.ConfigDict, Sequence[Batch]], tuple[Network, Change]
-]
+# The changed network, or None where no change would be of use; what was changed, of
+# JSON's types, or why none; and the passes of a batch through the network before, that
+# choosing it took: a gradient counts as `GRADIENT`.
+Outcome = tuple[Network | None, Any, int]
+# (network, batches of training) -> what came of it.
+Event = Callable[[Network, Sequence[Batch]], Outcome]
 CHOICES = dict.fromkeys(("score", "random"))
 
 
@@ -59,67 +57,35 @@ def check(parts: Experiment) -> None:
         )
 
 
-def within_budget(growth: ml_collections.ConfigDict, change: Change) -> None:
-    """Checks what a change came to.
-
-    Raises:
-      UserError: it is more than the config allows.
-    """
-    for field, found in (
-        ("max_params", change.params[1]),
-        ("max_multiply_adds", change.multiply_adds[1]),
-    ):
-        if growth[field] is not None and found > growth[field]:
-            raise UserError(f"It would be {found}, above growth.{field}.")
-
-
-def _connect(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> tuple[Network, Change]:
-    """Adds those of the silent connections whose trial lets the loss fall most."""
-    spec = network.parts.model.spec
-    edges = [
-        edge
-        for edge in candidates.possible(spec.connections.topology)
-        if _can_start(network, edge)
-    ]
+def _connect(network: Network, batches: Sequence[Batch]) -> Outcome:
+    """Adds those of the silent connections whose trial reduces the loss most."""
+    growth, spec = network.parts.config.growth, network.parts.model.spec
+    possible = candidates.possible(spec.connections.topology)
+    edges = [edge for edge in possible if _can_start(network, edge)]
     if not edges:
         raise UserError("No connection is left that could be added without an effect.")
     if growth.choose == "random":
-        order = _random(network).permutation(len(edges))[: growth.connections]
-        return growing.grown(network, [edges[n] for n in sorted(order)], batches[0])
-    falls, passes = _falls(network, edges, growth, batches)
-    best = sorted(falls, key=lambda edge: -falls[edge])[: growth.connections]
-    if not (useful := [edge for edge in best if falls[edge] > 0]):
-        raise changes.FruitlessError(
-            f"No connection of {len(edges)} let the loss fall in a trial.", passes
-        )
-    return _counted(growing.grown(network, useful, batches[0]), passes)
-
-
-def _counted(made: tuple[Network, Change], passes: int) -> tuple[Network, Change]:
-    """A change with the passes through the network that choosing it took."""
-    network, change = made
-    return network, dataclasses.replace(change, passes=passes)
+        chosen, passes = _drawn(network, edges), 0
+    else:
+        falls, passes = _falls(network, edges, batches)
+        best = sorted(falls, key=lambda edge: -falls[edge])[: growth.connections]
+        chosen = [edge for edge in best if falls[edge] > 0]
+    if not chosen:
+        why = f"No connection of {len(edges)} let the loss fall in a trial."
+        return None, why, passes
+    larger = growing.grown(network, chosen)
+    return larger, _edges_without(larger, network), passes
 
 
 def _falls(
-    network: Network,
-    edges: list[Edge],
-    growth: ml_collections.ConfigDict,
-    batches: Sequence[Batch],
+    network: Network, edges: list[Edge], batches: Sequence[Batch]
 ) -> tuple[dict[Edge, float], int]:
-    """By how much the loss falls with each of the candidates, in a trial of its own.
-
-    Returns:
-      It, and the passes of a batch through the network that it took.
-    """
-    passes = 0
+    """How much each candidate reduces the loss in its own trial, and the passes."""
+    growth, passes = network.parts.config.growth, 0
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
-    everywhere = sharding.replicated(network.parts.mesh)
 
     def scores(edges: list[Edge], score: Callable[..., jax.Array]) -> dict[Edge, float]:
-        larger, _ = growing.grown(network, edges, None)
+        larger = growing.grown(network, edges)
         before, model = network.parts.model.spec, larger.parts.model
         found = superset(before.connections, before.channels, edges)
 
@@ -128,10 +94,12 @@ def _falls(
                 params = {**state.params, "connections": connections}
                 return steps.mean_loss(model, params, state, batch)
 
-            return score(loss, found, state.params["connections"], batches, edges)
+            silent = state.params["connections"]
+            marks = candidates.edge_marks(found, silent, edges)
+            return score(loss, silent, marks, batches)
 
-        values = jax.jit(of_all, out_shardings=everywhere)(larger.state, stacked)
-        return dict(zip(edges, map(float, np.asarray(values)), strict=True))
+        values = network.on_host(of_all, larger.state, stacked)
+        return dict(zip(edges, map(float, values), strict=True))
 
     if len(edges) > growth.candidates:
         first = scores(edges, candidates.by_gradient)
@@ -155,44 +123,41 @@ def _can_start(network: Network, edge: Edge) -> bool:
     return True
 
 
-def _widen(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> tuple[Network, Change]:
+def _widen(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Divides the channels inside of blocks that the rule scores highest."""
+    growth = network.parts.config.growth
     blocks = range(1, len(network.parts.model.spec.stages) + 1)
     reasons = {i: widening.why_not(network, i) for i in blocks}
-    able = [i for i, why in reasons.items() if not why]
-    if not able:
-        raise UserError(f"No channel can be divided: {reasons[1]}.")
+    able = _able("No channel can be divided", reasons)
     rule = "random" if growth.choose == "random" else growth.channel_rule
     scores = units.RULES[rule](network, batches[0], able)
     copies = units.chosen(scores, growth.quantile, growth.bucket)
-    made = widening.widened(network, copies, batches[0], growth.noise)
-    return _counted(made, units.PASSES[rule])
+    what = {str(i): sorted(channels) for i, channels in copies.items()}
+    return widening.widened(network, copies, growth.noise), what, units.PASSES[rule]
 
 
-def _deepen(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> tuple[Network, Change]:
+def _deepen(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Puts a block at the end of the stage where it has the largest gradient.
 
     Of the loss, for the new block's parameters, relative to the root of their number.
     """
-    stages = network.parts.model.spec.stages
-    last = {stage: i for i, stage in enumerate(stages, 1)}
-    reasons = {i: deepening.why_not(network.parts.model.spec, i) for i in last.values()}
-    able = [i for i, why in reasons.items() if not why]
-    if not able:
-        raise UserError(f"No block can be added: {next(iter(reasons.values()))}.")
-    if growth.choose == "random":
-        chosen = able[_random(network).integers(len(able))]
-        return deepening.deepened(network, chosen, batches[0])
-    found = {i: deepening.deepened(network, i, batches[0]) for i in able}
-    scores = {
-        i: _gradient(deeper, i + 1, batches[0]) for i, (deeper, _) in found.items()
-    }
-    best = found[max(scores, key=lambda i: scores[i])]
-    return _counted(best, changes.GRADIENT * len(able))
+    spec = network.parts.model.spec
+    last = {stage: i for i, stage in enumerate(spec.stages, 1)}
+    reasons = {i: deepening.why_not(spec, i) for i in last.values()}
+    able = _able("No block can be added", reasons)
+    if network.parts.config.growth.choose == "random":
+        chosen = able[units.random(network).integers(len(able))]
+        return deepening.deepened(network, chosen), chosen + 1, 0
+    found = {i: deepening.deepened(network, i) for i in able}
+    best = max(able, key=lambda i: _gradient(found[i], i + 1, batches[0]))
+    return found[best], best + 1, changes.GRADIENT * len(able)
+
+
+def _able(problem: str, reasons: dict[int, str]) -> list[int]:
+    """The blocks that have no reason against a change; an error if there is none."""
+    if all(reasons.values()):
+        raise UserError(f"{problem}: {next(iter(reasons.values()))}.")
+    return [i for i, why in reasons.items() if not why]
 
 
 def _gradient(network: Network, block: int, batch: Batch) -> float:
@@ -206,29 +171,34 @@ def _gradient(network: Network, block: int, batch: Batch) -> float:
         found = jax.grad(loss)(state.params[name])
         return optax.tree.norm(found) / jnp.sqrt(float(optax.tree.size(found)))
 
-    everywhere = sharding.replicated(network.parts.mesh)
-    return float(jax.jit(size, out_shardings=everywhere)(network.state, batch))
+    return float(network.on_host(size, network.state, batch))
 
 
-def _prune(
-    network: Network, growth: ml_collections.ConfigDict, batches: Sequence[Batch]
-) -> tuple[Network, Change]:
+def _prune(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Removes the connections that carry least."""
+    growth = network.parts.config.growth
     edges = network.parts.model.spec.connections.topology.edges
     if len(edges) < growth.connections:
         raise UserError(f"There are {len(edges)} connections, too few to remove any.")
     if growth.choose == "random":
-        order = _random(network).permutation(len(edges))[: growth.connections]
-        gone = [edges[n] for n in order]
-        return growing.shrunk(network, gone, batches[0])
-    ranked = pruning.ranked(network, batches[0])
-    gone = [carrier.edge for carrier in ranked[: growth.connections]]
-    return _counted(growing.shrunk(network, gone, batches[0]), 1)
+        gone, passes = _drawn(network, edges), 0
+    else:
+        ranked = pruning.ranked(network, batches[0])
+        gone, passes = [carrier.edge for carrier in ranked[: growth.connections]], 1
+    smaller = growing.shrunk(network, gone)
+    return smaller, _edges_without(network, smaller), passes
 
 
-def _random(network: Network) -> np.random.Generator:
-    """Of the run's seed and step, so that a run that resumes draws the same."""
-    return np.random.default_rng((network.parts.config.seed, int(network.state.step)))
+def _edges_without(one: Network, other: Network) -> list[list[int]]:
+    """The connections of a network, (reader, source), that another one lacks."""
+    own, there = (n.parts.model.spec.connections.topology.edges for n in (one, other))
+    return [list(edge) for edge in own if edge not in there]
+
+
+def _drawn(network: Network, edges: Sequence[Edge]) -> list[Edge]:
+    """As many edges as one event changes, at random."""
+    order = units.random(network).permutation(len(edges))
+    return [edges[n] for n in order[: network.parts.config.growth.connections]]
 
 
 EVENTS: dict[str, Event] = {

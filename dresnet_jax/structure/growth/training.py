@@ -8,7 +8,6 @@ the config and of the state before it, so that a run that was killed makes it ag
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from etils import epath
 
 from dresnet_jax.errors import UserError
@@ -39,12 +39,8 @@ from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
 # What became of an event.
-ON_TRIAL, ACCEPTED, REVERTED, REJECTED = (
-    "on trial",
-    "accepted",
-    "reverted",
-    "rejected",
-)
+ON_TRIAL, ACCEPTED = "on trial", "accepted"
+REVERTED, REJECTED = "reverted", "rejected"
 
 Entry = dict[str, Any]
 # Of a changed network, where a step's time has a budget; their median counts.
@@ -68,36 +64,17 @@ def run(
 
     Raises:
       UserError: `config.growth` is wrong.
-      late_report.NonFiniteLossError: names the step; the checkpoints before it stay.
-      KeyboardInterrupt: Ctrl-C, after a step that is saved.
-      PreemptedError: SIGTERM, after a step that is saved.
+      late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `loop.run`.
     """
     return _Growth(config, directory, watch).run()
 
 
-@dataclasses.dataclass
-class _Stand:
-    """Where a run stands.
-
-    Attributes:
-      parts: of the structure.
-      state: of the network; consumed by the next step.
-      step: steps done.
-      history: the events so far; the last may be on trial.
-    """
-
-    parts: Experiment
-    state: TrainState
-    step: int
-    history: list[Entry]
-
-    @property
-    def is_on_trial(self) -> bool:
-        return bool(self.history) and self.history[-1]["result"] == ON_TRIAL
-
-
 class _Growth:
     """The segments of a run and the events between them."""
+
+    network: Network  # Where the run stands; the next step consumes its state.
+    step: int  # Steps done.
+    history: list[Entry]  # The events so far; the last may be on trial.
 
     def __init__(
         self,
@@ -105,161 +82,146 @@ class _Growth:
         directory: epath.Path,
         watch: Callable[[], watching.Watch],
     ) -> None:
-        self._config = config
-        self._directory = directory
-        self._watch = watch
-        start = experiment.build(config)
+        self._config, self._directory, self._watch = config, directory, watch
+        self._start = start = experiment.build(config)
         events.check(start)
         self._data = loop.open_data(start)
-        self._start, self._num_steps = start, start.num_steps
-        growth, steps = config.growth, start.steps_per_epoch
-        self._events = optimizer.event_steps(growth, steps)
-        self._trial = growth.trial_epochs * steps
+        event_steps = optimizer.event_steps(config.growth, start.steps_per_epoch)
+        # Of the segments: the steps after which events are, and the last one.
+        self._ends = (*event_steps, start.num_steps)
+        self._trial = config.growth.trial_epochs * start.steps_per_epoch
+
+    @property
+    def _is_on_trial(self) -> bool:
+        return bool(self.history) and self.history[-1]["result"] == ON_TRIAL
 
     def run(self) -> dict[str, Any]:
-        stand = self._restored()
-        processes.say(f"data: {stand.parts.inputs.description}")
+        self._restore()
+        processes.say(f"data: {self.network.parts.inputs.description}")
         while True:
-            stand = self._trained(stand, self._until(stand))
-            if stand.is_on_trial:
-                stand = self._judged(stand)
-            elif len(stand.history) < len(self._events):
-                stand = self._changed(stand)
+            self._train()
+            if self._is_on_trial:
+                self._judge()
+            elif len(self.history) + 1 < len(self._ends):
+                self._change()
             else:
                 break
-        growth = {
-            "history": stand.history,
-            "training_multiply_adds": self._spent(stand.history),
-        }
-        splits = self._data.splits
-        return reporting.report(
-            stand.parts, self._directory, splits, stand.state, growth
-        )
+        growth = {"history": self.history, "training_multiply_adds": self._spent()}
+        parts, state, splits = self.network.parts, self.network.state, self._data.splits
+        return reporting.report(parts, self._directory, splits, state, growth)
 
-    def _until(self, stand: _Stand) -> int:
-        """The last step of the segment."""
-        if stand.is_on_trial:
-            return stand.history[-1]["step"] + self._trial
-        return (*self._events, self._num_steps)[len(stand.history)]
+    def _train(self) -> None:
+        """Trains to the end of the segment, which is saved."""
+        until = self._ends[len(self.history)]
+        kept: tuple[int, ...] = ()
+        if self._is_on_trial:
+            kept = (self.history[-1]["step"],)
+            until = kept[0] + self._trial
+        if self.step == until:
+            return
+        parts, state = self.network.parts, self.network.state
+        connections = connection_report.description(parts)
+        processes.say(f"steps {self.step + 1} to {until}: connections {connections}")
+        segment = loop.Segment(state, self.step, until, self.history, kept)
+        state = loop.train(parts, self._directory, self._data, segment, self._watch())
+        self.network, self.step = Network(parts, state), until
 
-    def _trained(self, stand: _Stand, until: int) -> _Stand:
-        """Behind the last step of a segment, which is saved."""
-        if stand.step == until:
-            return stand
-        connections = connection_report.description(stand.parts)
-        processes.say(f"steps {stand.step + 1} to {until}: connections {connections}")
-        back = (stand.history[-1]["step"],) if stand.is_on_trial else ()
-        segment = loop.Segment(stand.state, stand.step, until, stand.history, back)
-        state = loop.train(
-            stand.parts, self._directory, self._data, segment, self._watch()
-        )
-        return dataclasses.replace(stand, state=state, step=until)
-
-    def _changed(self, stand: _Stand) -> _Stand:
-        """Behind an event, whose change is on trial, or has been refused."""
-        growth, number = self._config.growth, len(stand.history)
-        kind = growth.events[number]
-        network = Network(stand.parts, stand.state)
-        before = self._validated(network)
-        entry: Entry = {"event": number, "step": stand.step, "kind": kind}
-        batches = list(
-            changes.training_batches(
-                network, self._data, stand.step, growth.trial_batches
-            )
-        )
-        passes = 0
+    def _change(self) -> None:
+        """Makes an event, whose change is then on trial, or rejected."""
+        growth, number = self._config.growth, len(self.history)
+        network, kind = self.network, growth.events[number]
+        before = self._validated()
+        entry: Entry = {"event": number, "step": self.step, "kind": kind}
+        count, passes = growth.trial_batches, 0
+        batches = changes.training_batches(network, self._data, self.step, count)
         try:
-            after, change = events.EVENTS[kind](network, growth, batches)
-            passes = change.passes
-            events.within_budget(growth, change)
-            parts, state = after.parts, after.state
-            self._check_time(parts, state)
+            after, what, passes = events.EVENTS[kind](network, batches)
+            if after is None:
+                raise UserError(what)
+            both = network, after
+            params = [optax.tree.size(one.state.params) for one in both]
+            multiply_adds = [changes.products(one.parts) for one in both]
+            self._check_budget("max_params", params[1])
+            self._check_budget("max_multiply_adds", multiply_adds[1])
+            self._check_time(after.parts, after.state)
         except UserError as error:
-            passes = getattr(error, "passes", passes)
-            entry |= {"result": REJECTED, "why": str(error), "passes": passes}
-            return self._decided(stand, entry)
-        entry |= dataclasses.asdict(change) | {
-            "structure": [_structure(network), _structure(after)],
+            rejected = {"result": REJECTED, "why": str(error), "passes": passes}
+            self._decide(entry | rejected)
+            return
+        entry |= {
+            "what": what,
+            "params": params,
+            "multiply_adds": multiply_adds,
+            "error": changes.difference(network, after, batches[0]),
+            "passes": passes,
+            "structure": [_structure(one) for one in both],
             "result": ON_TRIAL,
             "before": before,
         }
         processes.say(
-            f"step {stand.step}: {kind}: {change.what}; parameters {change.params[0]} "
-            f"to {change.params[1]}, multiply-adds {change.multiply_adds[0]} to "
-            f"{change.multiply_adds[1]}, error {change.error:.1e}"
+            f"step {self.step}: {kind}: {what}; parameters {params[0]} to {params[1]}, "
+            f"multiply-adds {multiply_adds[0]} to {multiply_adds[1]}, error "
+            f"{entry['error']:.1e}"
         )
-        return _Stand(parts, state, stand.step, [*stand.history, entry])
+        self.network, self.history = after, [*self.history, entry]
 
-    def _judged(self, stand: _Stand) -> _Stand:
-        """Behind a trial: as it is now, or as it was before the event."""
-        entry = stand.history[-1]
-        after = self._validated(Network(stand.parts, stand.state))
+    def _judge(self) -> None:
+        """Decides a trial: whether the network stays as it is now."""
+        *self.history, entry = self.history
+        after = self._validated()
         fall = entry["before"]["accuracy"] - after["accuracy"]
         accepted = fall <= self._config.growth.max_loss
-        entry = entry | {
-            "result": ACCEPTED if accepted else REVERTED,
-            "after": after,
-            "trial_steps": self._trial,
-        }
-        stand = dataclasses.replace(stand, history=stand.history[:-1])
-        return self._decided(stand, entry)
+        result = ACCEPTED if accepted else REVERTED
+        self._decide(
+            {**entry, "result": result, "after": after, "trial_steps": self._trial}
+        )
 
-    def _decided(self, stand: _Stand, entry: Entry) -> _Stand:
-        """Behind a decision, which is written before anything is deleted."""
-        history = [*stand.history, entry]
-        processes.first_alone(lambda: workdir.write_history(self._directory, history))
+    def _decide(self, entry: Entry) -> None:
+        """Writes a decision, before anything is deleted."""
+        self.history = [*self.history, entry]
+        self._write_history(self.history)
         why = f": {entry['why']}" if "why" in entry else ""
         processes.say(
-            f"step {stand.step}: {entry['kind']} of step {entry['step']} is "
+            f"step {self.step}: {entry['kind']} of step {entry['step']} is "
             f"{entry['result']}{why}"
         )
         if entry["result"] == REVERTED:
-            return self._restored()
-        return dataclasses.replace(stand, history=history)
+            self._restore()
 
-    def _restored(self) -> _Stand:
-        """Where the run stands by its checkpoints and its history."""
+    def _write_history(self, history: list[Entry]) -> None:
+        processes.first_alone(lambda: workdir.write_history(self._directory, history))
+
+    def _restore(self) -> None:
+        """Goes to where the run stands by its checkpoints and its history."""
         processes.first_alone(self._drop_reverted)
-        newest = checkpointing.newest(self._directory)
-        if newest is None:
-            parts = experiment.build(self._config)
-            state, step = loop.restore_or_create(parts, self._directory)
-            return _Stand(parts, state, step, [])
-        step, about = newest
-        config = evaluation.config_of(self._config, about)
-        parts = experiment.build(config)
-        state, step = loop.restore_or_create(parts, self._directory)
-        history = workdir.with_new_words(about["history"])
+        _, about = checkpointing.newest(self._directory) or (0, {})
+        parts = experiment.build(evaluation.config_of(self._config, about))
+        state, self.step = loop.restore_or_create(parts, self._directory)
+        self.network = Network(parts, state)
+        self.history = workdir.with_new_words(about.get("history", []))
         # A checkpoint does not know what was decided after it.
         decided = workdir.read_history(self._directory)
-        for entry in decided[len(history) :]:
-            if entry["result"] in (REVERTED, REJECTED) and entry["step"] == step:
-                history.append(entry)
-        known = [entry for entry in history if entry["result"] != ON_TRIAL]
-        processes.first_alone(lambda: workdir.write_history(self._directory, known))
-        return _Stand(parts, state, step, history)
+        for entry in decided[len(self.history) :]:
+            if entry["result"] in (REVERTED, REJECTED) and entry["step"] == self.step:
+                self.history.append(entry)
+        self._write_history([e for e in self.history if e["result"] != ON_TRIAL])
 
     def _drop_reverted(self) -> None:
         """Deletes the checkpoints of trials that were reverted."""
-        reverted = [
-            (entry["event"], entry["step"])
-            for entry in workdir.read_history(self._directory)
-            if entry["result"] == REVERTED
-        ]
+        reverted = _of_result(workdir.read_history(self._directory), REVERTED)
         for step in checkpointing.steps(self._directory):
             about = checkpointing.about(self._directory, step)
             history = workdir.with_new_words(about.get("history", []))
-            if history and history[-1]["result"] == ON_TRIAL:
-                last = history[-1]
-                if (last["event"], last["step"]) in reverted:
-                    checkpointing.discard(self._directory, [step])
+            if reverted & _of_result(history, ON_TRIAL):
+                checkpointing.discard(self._directory, [step])
+
+    def _check_budget(self, field: str, number: int) -> None:
+        most = self._config.growth[field]
+        if most is not None and number > most:
+            raise UserError(f"It would be {number}, above growth.{field}.")
 
     def _check_time(self, parts: Experiment, state: TrainState) -> None:
-        """Times a few steps of a changed network, if there is a budget.
-
-        Raises:
-          UserError: they take longer than the config allows.
-        """
+        """Times a few steps of a changed network, if their time has a budget."""
         most = self._config.growth.max_step_seconds
         if most is None:
             return
@@ -279,27 +241,32 @@ class _Growth:
                 f"A step would take longer than growth.max_step_seconds = {most:g}."
             )
 
-    def _spent(self, history: list[Entry]) -> int:
+    def _spent(self) -> int:
         """Multiply-adds of all training, trials and choices, but not of evaluations.
 
         Those of one image as evaluated, times the passes, times the batch.
         """
         now, steps, passes = changes.products(self._start), 0, 0
         each = changes.step_passes(self._config)
-        for entry in history:
+        for entry in self.history:
             passes += each * now * (entry["step"] - steps) + entry["passes"] * now
             steps = entry["step"]
             if entry["result"] == REVERTED:
                 passes += each * entry["multiply_adds"][1] * entry["trial_steps"]
             if entry["result"] == ACCEPTED:
                 now = entry["multiply_adds"][1]
-        passes += each * now * (self._num_steps - steps)
+        passes += each * now * (self._start.num_steps - steps)
         return passes * self._start.recipe.batch_size
 
-    def _validated(self, network: Network) -> dict[str, float]:
-        evaluate = evaluation.Evaluator(network.parts)
-        found = evaluate(network.state, self._data.splits["validation"])
+    def _validated(self) -> dict[str, float]:
+        evaluate = evaluation.Evaluator(self.network.parts)
+        found = evaluate(self.network.state, self._data.splits["validation"])
         return {"accuracy": found.accuracy, "loss": found.loss}
+
+
+def _of_result(history: list[Entry], result: str) -> set[tuple[int, int]]:
+    """The number and the step of each event that had a result."""
+    return {(e["event"], e["step"]) for e in history if e["result"] == result}
 
 
 def _structure(network: Network) -> dict[str, int]:

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dresnet_jax.data.pipeline import Batch, derive_key
+from dresnet_jax.data.pipeline import Batch
 from dresnet_jax.models.backbone import with_form
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import widening
 from dresnet_jax.structure.changes import GRADIENT
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import leaves, sharding, steps
+from dresnet_jax.training import leaves, steps
 from dresnet_jax.training.state import TrainState
 
 # (network, a batch, its blocks whose channels can be divided) -> by block, a score of
@@ -43,12 +43,10 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
             capture_intermediates=lambda module, _: module.path[1:] == (seen,),
             mutable=["intermediates"],
         )
-        of_blocks = found["intermediates"]
-        return {
-            i: _entropy(of_blocks[f"block_{i}"][seen]["__call__"][0]) for i in blocks
-        }
+        outputs = {i: found["intermediates"][f"block_{i}"][seen] for i in blocks}
+        return {i: _entropy(own["__call__"][0]) for i, own in outputs.items()}
 
-    return _on_the_host(network, given, state, batch.images)
+    return network.on_host(given, state, batch.images)
 
 
 def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
@@ -60,13 +58,10 @@ def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
         found = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
             state.params
         )
-        kernels = {i: _kernel(found[f"block_{i}"][first]) for i in blocks}
-        return {
-            i: jnp.sqrt((kernel**2).sum(axis=(0, 1, 2)))
-            for i, kernel in kernels.items()
-        }
+        squares = {i: widening.kernel(found[f"block_{i}"][first]) ** 2 for i in blocks}
+        return {i: jnp.sqrt(x.sum(axis=(0, 1, 2))) for i, x in squares.items()}
 
-    return _on_the_host(network, norms, state, batch)
+    return network.on_host(norms, state, batch)
 
 
 def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
@@ -78,31 +73,25 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     """
     channels = widening.hidden_channels(network)
     thrice = {i: (*range(channels[i - 1]),) * 2 for i in blocks}
-    larger, _ = widening.widened(network, thrice, None)
+    larger = widening.widened(network, thrice)
     model, state = larger.parts.model, larger.state
     hidden = BLOCKS[model.spec.block].hidden
     assert hidden is not None, "its channels can be divided"
 
     def params(split: dict[int, jax.Array], state: TrainState) -> Any:
-        key = derive_key(state.key, "init")
-
         def one(path: Any, leaf: jax.Array) -> jax.Array:
             name = leaves.name(path)
-            block, _, inner = name.partition("/")
-            i = int(block.removeprefix("block_")) if block.startswith("block_") else 0
-            if i not in split or not name.endswith("kernel"):
+            block, module = widening.place(name)
+            if block not in split or not name.endswith("kernel"):
                 return leaf
-            module, share = inner.partition("/")[0], split[i]
+            share = split[block]
             if module in hidden.reads:
                 # All of what goes out is the channel's own, and none its halves'.
                 factors = 3 * jnp.concatenate([1 - share, share / 2, share / 2])
                 leaf = leaf * factors[None, None, :, None]
             if module in hidden.makes:
-                third = leaf.shape[-1] // 3
-                number = sum(map(ord, name))
-                noise = _SPLIT * jax.random.normal(
-                    jax.random.fold_in(key, number), (*leaf.shape[:-1], third)
-                )
+                shape = (*leaf.shape[:-1], leaf.shape[-1] // 3)
+                noise = _SPLIT * widening.normal(state.key, name, shape)
                 both = jnp.concatenate([jnp.zeros_like(noise), noise, -noise], axis=-1)
                 leaf = leaf * (1 + both)
             return leaf
@@ -116,16 +105,19 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
         )(start)
         return jax.tree.map(jnp.negative, found)
 
-    return _on_the_host(larger, falls, state, batch)
+    return larger.on_host(falls, state, batch)
 
 
 def at_random(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     """Draws scores by the run's seed and step."""
     del batch
-    channels = widening.hidden_channels(network)
-    seed = (network.parts.config.seed, int(network.state.step))
-    random = np.random.default_rng(seed)
-    return {i: random.random(channels[i - 1]) for i in blocks}
+    channels, numbers = widening.hidden_channels(network), random(network)
+    return {i: numbers.random(channels[i - 1]) for i in blocks}
+
+
+def random(network: Network) -> np.random.Generator:
+    """Seeds by the run's seed and step, so that a run that resumes draws the same."""
+    return np.random.default_rng((network.parts.config.seed, int(network.state.step)))
 
 
 RULES: dict[str, Rule] = {
@@ -158,10 +150,7 @@ def chosen(scores: Scores, quantile: float, bucket: int) -> dict[int, list[int]]
     if not any(buckets.values()):
         buckets[max(counts, key=lambda i: counts[i])] = 1
     return {
-        i: [
-            int(unit)
-            for unit in np.resize(np.argsort(-scores[i], kind="stable"), n * bucket)
-        ]
+        i: np.resize(np.argsort(-scores[i], kind="stable"), n * bucket).tolist()
         for i, n in buckets.items()
         if n
     }
@@ -178,16 +167,3 @@ def _entropy(x: jax.Array) -> jax.Array:
     shares = counts / values.shape[1]
     logarithms = jnp.log(jnp.where(shares > 0, shares, 1))
     return -(shares * logarithms).sum(axis=1) / np.log(_BINS)
-
-
-def _kernel(module: Any) -> jax.Array:
-    return module["conv"]["kernel"] if "conv" in module else module["kernel"]
-
-
-def _on_the_host(
-    network: Network, function: Callable[..., dict[int, jax.Array]], *arguments: Any
-) -> Scores:
-    """What a function gives for each block, the same on every process."""
-    everywhere = sharding.replicated(network.parts.mesh)
-    found = jax.jit(function, out_shardings=everywhere)(*arguments)
-    return {i: np.asarray(scores) for i, scores in found.items()}
