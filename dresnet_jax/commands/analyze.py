@@ -25,7 +25,6 @@ import sys
 from typing import Any
 
 import ml_collections
-from absl import flags
 from etils import epath
 
 from dresnet_jax.commands import cli
@@ -35,13 +34,9 @@ command = cli.Command(
     __doc__, "config workdir compilation_cache json", words=("subject",)
 )
 
-_OUT = command.flag(
-    flags.DEFINE_string, "out", None, "The picture's file, such as gradients.png."
-)
-_RUNS = command.flag(flags.DEFINE_list, "runs", [], "Directories of runs, drawn too.")
-_SEEDS = command.flag(
-    flags.DEFINE_integer, "seeds", 5, "Starts of each stack.", lower_bound=1
-)
+_OUT = command.flag("out", str, "The picture's file, such as gradients.png.")
+_RUNS = command.flag("runs", [], "Directories of runs, drawn too.")
+_SEEDS = command.flag("seeds", 5, "Starts of each stack.", lower_bound=1)
 
 
 @command.main

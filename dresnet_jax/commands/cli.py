@@ -44,6 +44,14 @@ _SHARED_HELP = {
     "json": "Print one JSON object as the last line.",
 }
 
+_DEFINE: dict[type, Callable[..., flags.FlagHolder]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    list: flags.DEFINE_list,
+}
+
 
 class Command:
     """A command of the command line: its flags, and how it runs and ends.
@@ -87,24 +95,28 @@ class Command:
         for name in shared.split():
             text = _SHARED_HELP[name]
             if name == "config":
-                define = config_flags.DEFINE_config_file
-                self.flag(define, name, None, text, sys_argv=self._argv)
-            elif name in ("overwrite", "json"):
-                self.flag(flags.DEFINE_bool, name, False, text)
+                config_flags.DEFINE_config_file(
+                    name, None, text, self.flags, sys_argv=self._argv
+                )
             else:
-                self.flag(flags.DEFINE_string, name, None, text)
+                self.flag(name, False if name in ("overwrite", "json") else str, text)
 
     def flag(
-        self, define: Callable[..., flags.FlagHolder], *args: Any, **options: Any
+        self, name: str, default: Any, text: str, **options: Any
     ) -> flags.FlagHolder:
         """Defines a flag of this command alone.
 
         Args:
-          define: absl's function for its type, as `flags.DEFINE_string`.
-          *args: its name, default and help.
-          **options: more of that function's arguments.
+          name: of the flag.
+          default: its value if it is not given, or the type of a flag that is then
+            None.
+          text: its help.
+          **options: `lower_bound` of a number, `enum_values` of a word.
         """
-        return define(*args, flag_values=self.flags, **options)
+        is_type = isinstance(default, type)
+        kind, value = (default, None) if is_type else (type(default), default)
+        define = flags.DEFINE_enum if "enum_values" in options else _DEFINE[kind]
+        return define(name, default=value, help=text, flag_values=self.flags, **options)
 
     def renamed(self, old: str, new: str) -> None:
         """Lets a flag be given by its old name too, which prints the new one."""

@@ -13,8 +13,6 @@ how many classes there are. --to writes the names of torchvision.
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from dresnet_jax import defaults
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError, pick
@@ -25,15 +23,9 @@ command = cli.Command(
     default_config="configs/imagenet2012.py",
 )
 
-_FROM = command.flag(
-    flags.DEFINE_string, "from", None, "File with the weights that are read."
-)
-_MODEL = command.flag(
-    flags.DEFINE_string, "model", None, "Name of the model that they are of."
-)
-_TO = command.flag(
-    flags.DEFINE_string, "to", None, "The .safetensors file that is written."
-)
+_FROM = command.flag("from", str, "File with the weights that are read.")
+_MODEL = command.flag("model", str, "Name of the model that they are of.")
+_TO = command.flag("to", str, "The .safetensors file that is written.")
 
 
 @command.main

@@ -9,15 +9,11 @@ and train --config.init.workdir= starts from it.
 
 import sys
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-_TO = command.flag(
-    flags.DEFINE_string, "to", None, "Directory of the run that is written."
-)
+_TO = command.flag("to", str, "Directory of the run that is written.")
 
 
 @command.main

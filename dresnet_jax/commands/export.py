@@ -10,13 +10,11 @@ jax.export.deserialize reads, signature.json and weights.safetensors.
 
 import sys
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-_TO = command.flag(flags.DEFINE_string, "to", None, "Directory that is written.")
+_TO = command.flag("to", str, "Directory that is written.")
 
 
 @command.main

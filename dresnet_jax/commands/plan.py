@@ -15,8 +15,6 @@ largest that fits.
 import sys
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError
 
@@ -26,24 +24,13 @@ if TYPE_CHECKING:
 command = cli.Command(__doc__, "config compilation_cache json")
 
 _NO_COMPILE = command.flag(
-    flags.DEFINE_bool,
-    "no_compile",
-    False,
-    "Leave out what needs the compiler: bytes and memory.",
+    "no_compile", False, "Leave out what needs the compiler: bytes and memory."
 )
-_TARGET = command.flag(
-    flags.DEFINE_string, "target", "cpu", "The devices here, or such as v5e:4x4."
-)
+_TARGET = command.flag("target", "cpu", "The devices here, or such as v5e:4x4.")
 _BATCH_PER_CHIP = command.flag(
-    flags.DEFINE_integer,
-    "batch_per_chip",
-    None,
-    "Images of a step on each chip of a target.",
-    lower_bound=1,
+    "batch_per_chip", int, "Images of a step on each chip of a target.", lower_bound=1
 )
-_SWEEP = command.flag(
-    flags.DEFINE_list, "sweep", None, "Batches per chip of a target, to try each."
-)
+_SWEEP = command.flag("sweep", list, "Batches per chip of a target, to try each.")
 
 
 @command.main

@@ -8,19 +8,13 @@ The images are the first of a run with this config, augmented as in its first st
 import dataclasses
 import sys
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.data.calls import Call
 
 command = cli.Command(__doc__, "config compilation_cache json")
 
-_OUT = command.flag(
-    flags.DEFINE_string, "out", None, "The picture's file, such as preview.png."
-)
-_IMAGES = command.flag(
-    flags.DEFINE_integer, "images", 12, "How many are drawn.", lower_bound=2
-)
+_OUT = command.flag("out", str, "The picture's file, such as preview.png.")
+_IMAGES = command.flag("images", 12, "How many are drawn.", lower_bound=2)
 
 
 @command.main

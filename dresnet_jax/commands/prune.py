@@ -13,8 +13,6 @@ from it. --keep leaves this many; --threshold those that carry at least this muc
 import sys
 from typing import TYPE_CHECKING
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError
 
@@ -23,23 +21,13 @@ if TYPE_CHECKING:
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-_TO = command.flag(
-    flags.DEFINE_string, "to", None, "Directory of the run that is written."
-)
-_KEEP = command.flag(
-    flags.DEFINE_integer, "keep", None, "How many connections are left."
-)
+_TO = command.flag("to", str, "Directory of the run that is written.")
+_KEEP = command.flag("keep", int, "How many connections are left.")
 _THRESHOLD = command.flag(
-    flags.DEFINE_float,
-    "threshold",
-    None,
-    "What a connection that is left carries at least.",
+    "threshold", float, "What a connection that is left carries at least."
 )
 _MAX_LOSS = command.flag(
-    flags.DEFINE_float,
-    "max_loss",
-    None,
-    "Share of the validation images by which accuracy may fall.",
+    "max_loss", float, "Share of the validation images by which accuracy may fall."
 )
 
 
