@@ -47,9 +47,13 @@ _SEEDS = command.flag("seeds", 5, "Starts of each stack.", lower_bound=1)
 @command.main
 def main(subject: str) -> None:
     """Measures, prints, draws."""
-    of_runs = {"graph": _graph, "routes": _routes, "residuals": _residuals}
+    of_runs: dict[str, Any] = {
+        "graph": _graph,
+        "routes": _routes,
+        "residuals": _residuals,
+    }
     analyse = pick("analysis", subject, {"gradients": None} | of_runs)
-    picture = cli.picture_file(_OUT.value)
+    picture = cli.new_file("out", _OUT.value, ".png")
     given: Any = command.workdir() if analyse else command.config()
 
     from dresnet_jax.figures import gradient_flow, pictures

@@ -59,7 +59,7 @@ def main(subject: str) -> None:
     config = command.config()
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
-    picture = _OUT.value and cli.picture_file(_OUT.value)
+    picture = _OUT.value and cli.new_file("out", _OUT.value, ".png")
     table, settings, rows = measure(config)
 
     from dresnet_jax.costs import cost, plots

@@ -189,9 +189,18 @@ class Command:
         Raises:
           UserError: none was given.
         """
-        if not self.flags.workdir:
-            raise UserError("--workdir is missing: give the directory of the run.")
-        return epath.Path(self.flags.workdir).expanduser()
+        return self.directory("workdir", "of the run")
+
+    def directory(self, flag: str, what: str = "that is written") -> epath.Path:
+        """Returns the directory that a flag names.
+
+        Raises:
+          UserError: none was given.
+        """
+        name = self.flags[flag].value
+        if not name:
+            raise UserError(f"--{flag} is missing: give the directory {what}.")
+        return epath.Path(name).expanduser()
 
     def use_compilation_cache(self) -> None:
         """Keeps compiled programs where --compilation_cache says.
@@ -264,28 +273,17 @@ def _end_by_sigterm(*_: object) -> None:
     os._exit(PREEMPTED_EXIT_CODE)
 
 
-def destination(name: str | None) -> epath.Path:
-    """Returns the directory of --to.
+def new_file(flag: str, name: str | None, suffix: str) -> epath.Path:
+    """Returns the file that a flag names.
 
     Raises:
-      UserError: none was given.
+      UserError: it has another suffix, or its directory does not exist.
     """
-    if not name:
-        raise UserError("--to is missing: give the directory that is written.")
-    return epath.Path(name).expanduser()
-
-
-def picture_file(name: str | None) -> epath.Path:
-    """Returns the file of --out.
-
-    Raises:
-      UserError: it is not the name of a .png file, or its directory does not exist.
-    """
-    if not name or not name.endswith(".png"):
-        raise UserError(f"--out={name} must be the name of a .png file.")
+    if not name or not name.endswith(suffix):
+        raise UserError(f"--{flag}={name} must be the name of a {suffix} file.")
     path = epath.Path(name).expanduser()
     if not path.parent.is_dir():
-        raise UserError(f"--out={name}: there is no directory {path.parent}.")
+        raise UserError(f"--{flag}={name}: there is no directory {path.parent}.")
     return path
 
 

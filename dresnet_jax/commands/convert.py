@@ -13,6 +13,8 @@ how many classes there are. --to writes the names of torchvision.
 import sys
 from pathlib import Path
 
+from etils import epath
+
 from dresnet_jax import defaults
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError, pick
@@ -33,7 +35,7 @@ def main() -> None:
     """Reads or writes, and says what had no place."""
     directory = command.workdir()
     if _TO.value is not None and _FROM.value is None:
-        command.finish(_write(directory, Path(_TO.value)))
+        command.finish(_write(directory, cli.new_file("to", _TO.value, ".safetensors")))
         return
     if _FROM.value is None or _TO.value is not None:
         raise UserError("Give one of --from and --to. See --help.")
@@ -77,12 +79,7 @@ def main() -> None:
     )
 
 
-def _write(directory: Path, path: Path) -> dict[str, object]:
-    if path.suffix != ".safetensors":
-        raise UserError(f"--to={path} must be the name of a .safetensors file.")
-    if not path.parent.is_dir():
-        raise UserError(f"--to={path}: there is no directory {path.parent}.")
-
+def _write(directory: epath.Path, path: epath.Path) -> dict[str, object]:
     from dresnet_jax.training import evaluation, torch_weights
 
     command.use_compilation_cache()

@@ -70,11 +70,13 @@ def _on_target() -> dict[str, Any]:
 
     command.use_compilation_cache()
     target = chips.parse(_TARGET.value)
+    more: dict[str, Any] = {}
     if batches is None:
-        plan, more = pod.make(config, target, _BATCH_PER_CHIP.value), {}
+        plan = pod.make(config, target, _BATCH_PER_CHIP.value)
     else:
         sweep = pod.sweep(config, target, batches)
-        plan, more = sweep.largest, sweep.report()
+        more = pod.sweep_report(sweep)
+        *_, plan = filter(None, sweep.values())
         print(tables.sweep_table(sweep))
     report = _describe(plan.part)
     print(tables.pod_table(plan))

@@ -20,7 +20,7 @@ _IMAGES = command.flag("images", 12, "How many are drawn.", lower_bound=2)
 @command.main
 def main() -> None:
     """Reads, augments, draws."""
-    path = cli.picture_file(_OUT.value)
+    path = cli.new_file("out", _OUT.value, ".png")
     config = command.config()
 
     import jax

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-_TO = command.flag("to", str, "Directory of the run that is written.")
+command.flag("to", str, "Directory of the run that is written.")
 _KEEP = command.flag("keep", int, "How many connections are left.")
 _THRESHOLD = command.flag(
     "threshold", float, "What a connection that is left carries at least."
@@ -35,7 +35,7 @@ _MAX_LOSS = command.flag(
 def main() -> None:
     """Ranks, removes, writes."""
     directory = command.workdir()
-    to = cli.destination(_TO.value)
+    to = command.directory("to")
     chosen = [flag for flag in (_KEEP, _THRESHOLD, _MAX_LOSS) if flag.value is not None]
     if len(chosen) != 1:
         raise UserError("Give one of --keep, --threshold and --max_loss. See --help.")

@@ -136,10 +136,8 @@ def _estimate(
 
 def _step_of(run: Finished, target: float) -> int | None:
     """The first evaluated step with such a validation accuracy."""
-    for line in run.lines:
-        if line.get("val_accuracy", -1.0) >= target:
-            return line["step"]
-    return None
+    lines = (line for line in run.lines if line.get("val_accuracy", -1.0) >= target)
+    return next((line["step"] for line in lines), None)
 
 
 def _last(run: Finished, name: str) -> float:
@@ -334,19 +332,16 @@ def write(
 
 
 def _csv(finished: Sequence[Finished]) -> str:
-    names = (
-        "val_accuracy",
-        "test_accuracy",
-        "val_loss",
-        "test_loss",
-        "params",
-        "steps",
+    of_run = ("variant", "seed")
+    of_report = (
+        *("reported_step", "val_accuracy", "test_accuracy"),
+        *("val_loss", "test_loss", "params", "steps"),
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", "seed", "reported_step", *names])
+    writer.writerow([*of_run, *of_report])
     for run in finished:
-        report = run.report
-        values = [report["reported_step"], *(report[name] for name in names)]
-        writer.writerow([run.variant, run.seed, *values])
+        writer.writerow(
+            [run.variant, run.seed, *(run.report[name] for name in of_report)]
+        )
     return text.getvalue()

@@ -53,11 +53,7 @@ def of(program: str, chips: int, slices: int = 1) -> list[Collective]:
     instructions = hlo.instructions(program.splitlines())
     found = []
     for instruction in instructions.values():
-        operands = sum(
-            hlo.size(instructions[name].shape)
-            for name in instruction.operands
-            if name in instructions
-        )
+        operands = hlo.operand_bytes(instruction, instructions)
         kind = instruction.operation.removesuffix("-start")
         if kind in KINDS:
             k = _chips(instruction) or chips // slices

@@ -1,6 +1,7 @@
 """Measures what conditional paths save: FLOPs, and time."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -202,20 +203,21 @@ def measure(network: Network, runs: int) -> list[Row]:
     plain = model.clone(spec=dataclasses.replace(model.spec, conditional=None))
     some = next(iter(network.variables.values()))
     forms = {"plain": plain, "masked": uncompacted(model), "compacted": model}
-    programs = {name: _compiled(form, some, batches[0]) for name, form in forms.items()}
+    programs = {
+        name: jax.jit(_forward(form)).lower(some, batches[0]).compile()
+        for name, form in forms.items()
+    }
 
-    def runner(name: str, variables: Any) -> Callable[[], object]:
+    def run(name: str, variables: Any) -> None:
         # One batch is waited for before the next, as where each is evaluated by itself.
-        return lambda: [
+        for images in batches:
             jax.block_until_ready(programs[name](variables, images))
-            for images in batches
-        ]
 
-    timed: dict[tuple[str, float | None], Callable[[], object]]
-    timed = {("plain", None): runner("plain", some)}
-    for rate, variables in network.variables.items():
-        for name in ("masked", "compacted"):
-            timed[name, rate] = runner(name, variables)
+    timed = {("plain", None): functools.partial(run, "plain", some)} | {
+        (name, rate): functools.partial(run, name, variables)
+        for rate, variables in network.variables.items()
+        for name in ("masked", "compacted")
+    }
     seconds = cost.interleaved_seconds(timed, runs)
     flops = {
         name: counting.flops(_forward(forms[name]), some, batches[0])
@@ -230,17 +232,19 @@ def measure(network: Network, runs: int) -> list[Row]:
             i: np.array([int((of_gates[i] > 0).sum()) for of_gates in found])
             for i in model.spec.gated
         }
-        savings = 1 - seconds["compacted", rate] / seconds["plain", None]
+        savings, masked = (
+            1 - seconds[name, rate] / seconds["plain", None]
+            for name in ("compacted", "masked")
+        )
         lower, upper = np.quantile(savings, (0.25, 0.75))
-        masked = 1 - seconds["masked", rate] / seconds["plain", None]
         shares = {i: n / len(batches[0]) for i, n in counts.items()}
-        run = {i: _run_share(n, len(batches[0])) for i, n in counts.items()}
+        are_run = {i: _run_share(n, len(batches[0])) for i, n in counts.items()}
         rows.append(
             Row(
                 rate=rate,
                 open_share=float(np.mean(list(shares.values()))),
                 flops_saving=_saving(flops, of_blocks, shares),
-                batch_flops_saving=_saving(flops, of_blocks, run),
+                batch_flops_saving=_saving(flops, of_blocks, are_run),
                 time_saving=float(np.median(savings)),
                 time_saving_quartiles=(float(lower), float(upper)),
                 masked_time_saving=float(np.median(masked)),
@@ -249,12 +253,6 @@ def measure(network: Network, runs: int) -> list[Row]:
             )
         )
     return rows
-
-
-def _compiled(
-    model: Backbone, variables: Any, images: jax.Array
-) -> jax.stages.Compiled:
-    return jax.jit(_forward(model)).lower(variables, images).compile()
 
 
 def _forward(model: Backbone) -> Callable[[Any, jax.Array], Any]:

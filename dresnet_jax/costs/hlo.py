@@ -1,7 +1,8 @@
 """The text of a compiled program: its instructions, and the sizes of their arrays."""
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 _SHAPE = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
@@ -35,10 +36,16 @@ def instructions(lines: Iterable[str]) -> dict[str, Instruction]:
 
 def size(shape: str) -> int:
     """Returns bytes of all arrays in the text of a shape."""
-    total = 0
-    for name, bits, dimensions in _SHAPE.findall(shape):
-        elements = 1
-        for dimension in filter(None, dimensions.split(",")):
-            elements *= int(dimension)
-        total += elements * (1 if name == "pred" else max(1, int(bits) // 8))
-    return total
+    return sum(
+        math.prod(map(int, filter(None, dimensions.split(","))))
+        * (1 if name == "pred" else max(1, int(bits) // 8))
+        for name, bits, dimensions in _SHAPE.findall(shape)
+    )
+
+
+def operand_bytes(
+    instruction: Instruction, instructions: Mapping[str, Instruction]
+) -> int:
+    """Returns bytes of the operands that are results of other instructions."""
+    names = filter(instructions.__contains__, instruction.operands)
+    return sum(size(instructions[name].shape) for name in names)

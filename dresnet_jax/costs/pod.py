@@ -1,7 +1,7 @@
 """What a training step takes of a pod that is not here: memory, traffic and time."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -186,40 +186,6 @@ class Plan:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """Plans of one run with several batches.
-
-    Attributes:
-      plans: {images per chip: plan}, None where it does not fit.
-    """
-
-    plans: dict[int, Plan | None]
-
-    @property
-    def largest(self) -> Plan:
-        """The plan of the largest batch that fits.
-
-        Raises:
-          DoesNotFitError: none does.
-        """
-        fitting = [plan for plan in self.plans.values() if plan]
-        if not fitting:
-            raise DoesNotFitError(f"No batch fits, {_WHAT_HELPS}.")
-        return max(fitting, key=lambda plan: plan.batch_per_chip)
-
-    def report(self) -> dict[str, Any]:
-        """Returns the figures for a program."""
-        return {
-            "largest_batch_per_chip": self.largest.batch_per_chip,
-            "sweep": [
-                {"batch_per_chip": batch, "fits": plan is not None}
-                | (plan.report() if plan else {})
-                for batch, plan in self.plans.items()
-            ],
-        }
-
-
 _WHAT_HELPS = (
     "and what needs less is a smaller batch, parts of it one after the other "
     "(train.accumulate_steps) or a state that is split over chips (sharding.fsdp)"
@@ -261,11 +227,15 @@ def make(
 
 def sweep(
     config: ml_collections.ConfigDict, target: Target, batches: Sequence[int]
-) -> Sweep:
+) -> dict[int, Plan | None]:
     """Makes plans as `make` does, for several batches per chip.
+
+    Returns:
+      {images per chip: plan}, None where it does not fit.
 
     Raises:
       UserError: a value is wrong, or the compiler of the target is missing.
+      DoesNotFitError: no batch fits.
     """
     plans: dict[int, Plan | None] = {}
     for batch in batches:
@@ -273,7 +243,21 @@ def sweep(
             plans[batch] = make(config, target, batch)
         except DoesNotFitError:
             plans[batch] = None
-    return Sweep(plans)
+    if not any(plans.values()):
+        raise DoesNotFitError(f"No batch fits, {_WHAT_HELPS}.")
+    return plans
+
+
+def sweep_report(plans: Mapping[int, Plan | None]) -> dict[str, Any]:
+    """Returns the figures, of JSON's types, of what `sweep` returns."""
+    return {
+        "largest_batch_per_chip": max(batch for batch, plan in plans.items() if plan),
+        "sweep": [
+            {"batch_per_chip": batch, "fits": plan is not None}
+            | (plan.report() if plan else {})
+            for batch, plan in plans.items()
+        ],
+    }
 
 
 def of(

@@ -1,7 +1,7 @@
 """Tables of costs for people, and the figures in them for programs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -120,12 +120,12 @@ def _estimate_lines(plan: pod.Plan, seconds: pod.Seconds) -> list[str]:
     ]
 
 
-def sweep_table(sweep: pod.Sweep) -> str:
+def sweep_table(sweep: Mapping[int, pod.Plan | None]) -> str:
     """Returns a row per batch."""
     lines = [
         f"{'images a chip':>14s}{'memory used':>16s}{'step':>12s}{'images/s':>12s}"
     ]
-    for batch, plan in sweep.plans.items():
+    for batch, plan in sweep.items():
         if plan is None:
             lines.append(f"{batch:14d}{'does not fit':>16s}")
             continue

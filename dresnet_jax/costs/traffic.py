@@ -34,11 +34,7 @@ def by_part(program: str) -> dict[str, float]:
         shape, operation, rest = instruction
         if operation in _FREE:
             continue
-        operands = sum(
-            size(instructions[name].shape)
-            for name in instruction.operands
-            if name in instructions
-        )
+        operands = hlo.operand_bytes(instruction, instructions)
         if operation == "copy-start":
             # Its result names both ends of the copy.
             moved = size(shape)
