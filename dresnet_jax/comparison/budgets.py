@@ -58,9 +58,9 @@ class Together:
     @property
     def description(self) -> str:
         """In a sentence."""
-        how = "one after the other"
-        if self.seeds > 1:
-            how = f"{self.seeds} in one program"
+        how = (
+            f"{self.seeds} in one program" if self.seeds > 1 else "one after the other"
+        )
         why = "as the config says"
         if self.ratio is not None:
             why = (

@@ -126,11 +126,6 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
     return _new_plan(config, variants)
 
 
-def _matched(reference: str, budget: str) -> str:
-    """The name of the reference that has the main variant's budget."""
-    return f"{reference}, equal {budget}"
-
-
 def _new_plan(
     config: ml_collections.ConfigDict, variants: dict[str, ml_collections.ConfigDict]
 ) -> Plan:
@@ -138,7 +133,7 @@ def _new_plan(
     references = {"steps": config.reference}
     for budget in config.budgets:
         pick("budget", budget, dict.fromkeys(BUDGETS))
-        references[budget] = _matched(config.reference, budget)
+        references[budget] = f"{config.reference}, equal {budget}"
     counts = {"parameters": budgets.count_params, "flops": budgets.count_flops}
     matched = {
         references[budget]: budgets.widened(reference, count(main), count)
@@ -152,17 +147,12 @@ def _new_plan(
         num_steps = round(experiment.build(reference).num_steps * ratio)
         matched[name] = defaults.replace(reference, {"train.num_steps": num_steps})
         costs[name] = costs[config.reference]
-    together = _together(config, main)
+    if config.together is None:
+        seeds = min(config.seeds, config.other_seeds or config.seeds, _MOST_TOGETHER)
+        together = budgets.measure_together(main, seeds)
+    else:
+        together = Together(config.together)
     return Plan(variants | matched, references, costs, cost.machine(), together)
-
-
-def _together(
-    config: ml_collections.ConfigDict, main: ml_collections.ConfigDict
-) -> Together:
-    if config.together is not None:
-        return Together(config.together)
-    fewest = min(config.seeds, config.other_seeds or config.seeds)
-    return budgets.measure_together(main, min(fewest, _MOST_TOGETHER))
 
 
 def write_plan(plan: Plan, directory: epath.Path) -> None:
@@ -173,14 +163,14 @@ def write_plan(plan: Plan, directory: epath.Path) -> None:
             "references": dict(plan.references),
             "matched": {
                 name: {
-                    "width": config.model.width,
-                    "num_steps": config.train.num_steps,
+                    "width": variant.model.width,
+                    "num_steps": variant.train.num_steps,
                 }
-                for name, config in plan.variants.items()
+                for name, variant in plan.variants.items()
                 if name in plan.references.values()
             },
             "costs": {
-                name: dataclasses.asdict(cost) for name, cost in plan.costs.items()
+                name: dataclasses.asdict(one) for name, one in plan.costs.items()
             },
             "machine": plan.machine,
             "together": dataclasses.asdict(plan.together),
@@ -252,11 +242,12 @@ def _directories(variants: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in variants:
         slug = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
-        if not slug.strip("."):
-            slug = "variant"
-        numbered = (f"{slug}_{number}" for number in itertools.count(2))
-        names = itertools.chain([slug], numbered)
-        found[name] = next(x for x in names if x not in found.values())
+        directory = slug = slug if slug.strip(".") else "variant"
+        for number in itertools.count(2):
+            if directory not in found.values():
+                break
+            directory = f"{slug}_{number}"
+        found[name] = directory
     return found
 
 
@@ -270,16 +261,13 @@ def _changed(
     """
     config = copy.deepcopy(base).unlock()
     for path, value in defaults.fields(changes):
-        *groups, field = path.split(".")
-        node = config
-        for group in groups:
-            if group not in node:
-                raise unknown(f"field in {where}", group, list(node))
-            node = node[group]
-        if field not in node:
-            raise unknown(f"field in {where}", field, list(node))
+        node: Any = config
+        for name in path.split("."):
+            if name not in node:
+                raise unknown(f"field in {where}", name, list(node))
+            group, node = node, node[name]
         try:
-            node[field] = value
+            group[name] = value
         except TypeError as error:
             raise UserError(f"{where}.{path} = {value!r}: {error}") from error
     return config.lock()

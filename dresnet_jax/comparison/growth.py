@@ -187,25 +187,21 @@ def _report(
     command: str,
 ) -> dict[str, Any]:
     """The figures of all variants, and how far the grown one is above the others."""
-
-    def each(name: str, value: Callable[[dict[str, Any]], float]) -> list[float]:
-        return [value(report) for report in found[name]]
-
-    spent = {name: each(name, lambda r: r["training_multiply_adds"]) for name in found}
-    variants: dict[str, dict[str, Any]] = {}
-    for name in found:
-        accuracies = each(name, lambda r: r["test_accuracy"])
-        variants[name] = {
-            "test_accuracy": {
-                **dataclasses.asdict(statistics.estimate(accuracies, statistics.SHARE)),
-                "values": accuracies,
-            },
-            "params": each(name, lambda r: r["params"]),
-            "steps": each(name, lambda r: r["steps"]),
-            "training_multiply_adds": spent[name],
+    fields = ("test_accuracy", "params", "steps", "training_multiply_adds")
+    figures = {
+        name: {field: [report[field] for report in reports] for field in fields}
+        for name, reports in found.items()
+    }
+    values = {name: one["test_accuracy"] for name, one in figures.items()}
+    spent = {name: one["training_multiply_adds"] for name, one in figures.items()}
+    variants = {
+        name: {
+            **one,
+            "test_accuracy": statistics.summary(values[name], statistics.SHARE),
             "cost": [a / b for a, b in zip(spent[name], spent[GROWN], strict=True)],
         }
-    values = {name: one["test_accuracy"]["values"] for name, one in variants.items()}
+        for name, one in figures.items()
+    }
     others = [name for name in VARIANTS if name != GROWN]
     differences = [statistics.paired(values[GROWN], values[name]) for name in others]
     corrected = statistics.holm([one.p for one in differences])

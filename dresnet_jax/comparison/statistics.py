@@ -73,6 +73,13 @@ def estimate(
     return Estimate(mean, low, high, len(found))
 
 
+def summary(
+    values: Sequence[float], within: tuple[float, float] = ANY
+) -> dict[str, Any]:
+    """Returns the fields of `estimate`, and the values."""
+    return dataclasses.asdict(estimate(values, within)) | {"values": list(values)}
+
+
 def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
     """Returns the difference of two variants, seed by seed.
 

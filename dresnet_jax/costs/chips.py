@@ -52,15 +52,11 @@ class Chip:
         )
 
 
-def _gib(number: float) -> int:
-    return int(number * 2**30)
-
-
 CHIPS = {
     "v4": Chip(
         flops_per_second=275e12,
         bytes_per_second=1228e9,
-        hbm_bytes=_gib(30.75),
+        hbm_bytes=int(30.75 * 2**30),
         link_bytes_per_second=50e9,
         network_bytes_per_second=6.25e9,
         ring=4,
@@ -69,7 +65,7 @@ CHIPS = {
     "v5e": Chip(
         flops_per_second=197e12,
         bytes_per_second=819e9,
-        hbm_bytes=_gib(15.75),
+        hbm_bytes=int(15.75 * 2**30),
         link_bytes_per_second=50e9,
         network_bytes_per_second=3.125e9,
         ring=16,
@@ -77,7 +73,7 @@ CHIPS = {
     "v5p": Chip(
         flops_per_second=459e12,
         bytes_per_second=2765e9,
-        hbm_bytes=_gib(95.74),
+        hbm_bytes=int(95.74 * 2**30),
         link_bytes_per_second=100e9,
         network_bytes_per_second=6.25e9,
         ring=4,
@@ -86,7 +82,7 @@ CHIPS = {
     "v6e": Chip(
         flops_per_second=918e12,
         bytes_per_second=1640e9,
-        hbm_bytes=_gib(31.25),
+        hbm_bytes=int(31.25 * 2**30),
         link_bytes_per_second=100e9,
         network_bytes_per_second=12.5e9,
         ring=16,
