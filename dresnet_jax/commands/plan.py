@@ -86,12 +86,13 @@ def _on_target() -> dict[str, Any]:
 
 def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
-    from dresnet_jax.costs import tables
+    from clu import parameter_overview
+
     from dresnet_jax.training import connection_report
     from dresnet_jax.training.state import num_parameters
 
     params = parts.create_state(abstract=True).params
-    print(tables.parameter_table(params))
+    print(parameter_overview.get_parameter_overview(params, include_stats=False))
     print(f"connections: {connection_report.description(parts)}")
     name, size = parts.config.model.name, num_parameters(params)
     print(f"{name}: {size:,} parameters")

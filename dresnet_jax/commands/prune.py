@@ -50,7 +50,10 @@ def main() -> None:
     carriers = pruning.ranked(network)
     before = pruning.accuracy(network)
     smaller = pruning.pruned(network, _left(network, carriers, before))
-    edges = smaller.parts.model.spec.connections.topology.edges
+    was, graph = (
+        one.parts.model.spec.connections.topology for one in (network, smaller)
+    )
+    edges, gone = graph.edges, sorted(set(was.blocks) - set(graph.blocks))
     after = pruning.accuracy(smaller)
     about = {"pruned_from": str(directory), "step": restored.step}
     transfer.write_start(to, smaller.parts.config, smaller.state, about)
@@ -59,8 +62,8 @@ def main() -> None:
         f"{len(edges)} of {len(carriers)} connections are left; validation accuracy "
         f"{before:.4f} before, {after:.4f} after"
     )
-    if gone := _blocks(network) - _blocks(smaller):
-        print(f"blocks that go with their connections: {sorted(gone)}")
+    if gone:
+        print(f"blocks that go with their connections: {gone}")
     topology = str(smaller.parts.config.model.connections.topology).replace(" ", "")
     print(transfer.how_to_train_on(to, "model.connections.topology", topology))
     command.finish(
@@ -69,7 +72,7 @@ def main() -> None:
             "to": str(to),
             "step": restored.step,
             "edges": sorted(edges),
-            "removed_blocks": sorted(gone),
+            "removed_blocks": gone,
             "removed": sorted(c.edge for c in carriers if c.edge not in edges),
             "validation_accuracy": {"before": before, "after": after},
         }
@@ -106,10 +109,6 @@ def _left(
         lambda edges: pruning.accuracy_with(network, edges),
         before - max_loss,
     )
-
-
-def _blocks(network: "pruning.Network") -> set[int]:
-    return set(network.parts.model.spec.connections.topology.blocks)
 
 
 if __name__ == "__main__":

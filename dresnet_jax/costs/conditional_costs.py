@@ -17,7 +17,6 @@ from dresnet_jax.data.streaming import EvalBatches
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import conditional, counting
 from dresnet_jax.models.backbone import Backbone, uncompacted
-from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.training import experiment
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
@@ -260,31 +259,10 @@ def _forward(model: Backbone) -> Callable[[Any, jax.Array], Any]:
 
 
 def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int, float]:
-    """Returns FLOPs of each gated block, run alone on a whole batch."""
-    spec, found = model.spec, {}
-    plain = model.clone(spec=dataclasses.replace(spec, conditional=None))
-    names = {f"block_{i}": i for i in spec.gated}
-    kind = BLOCKS[spec.block]
-
-    def outputs(variables: Any, images: jax.Array) -> Any:
-        return plain.apply(
-            variables,
-            images,
-            train=False,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, _: module.name in names,
-        )[1]["intermediates"]
-
-    shapes = jax.eval_shape(outputs, variables, images)
-    for name, i in names.items():
-        block = kind.make(spec.blocks[i - 1], spec.layers, **kind.settings)
-        own = {kind: tree[name] for kind, tree in variables.items() if name in tree}
-        # A gated block keeps the shape, so that its output's is its input's.
-        given = shapes[name]["__call__"][0]
-        found[i] = counting.flops(
-            lambda own, x, one=block: one.apply(own, x, train=False), own, given
-        )
-    return found
+    """Returns FLOPs of each gated block where it is run on a whole batch."""
+    plain = model.clone(spec=dataclasses.replace(model.spec, conditional=None))
+    jaxpr = jax.make_jaxpr(_forward(plain))(variables, images).jaxpr
+    return {i: 2.0 * counting.in_jaxpr(jaxpr, f"block_{i}") for i in model.spec.gated}
 
 
 def _run_share(needed: np.ndarray, batch: int) -> np.ndarray:

@@ -6,7 +6,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from clu import parameter_overview
 
 from dresnet_jax.costs import conditional_costs, input_speed, pod
 from dresnet_jax.costs.collectives import Group
@@ -14,11 +13,6 @@ from dresnet_jax.costs.connection_costs import Row
 from dresnet_jax.costs.cost import Cost
 from dresnet_jax.data import lookup
 from dresnet_jax.models import zoo
-
-
-def parameter_table(params: Any) -> str:
-    """Lists the name, shape and size of every parameter, and their total."""
-    return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def cost_table(cost: Cost) -> str:
