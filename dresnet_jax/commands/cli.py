@@ -20,16 +20,9 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from dresnet_jax import signals
+from dresnet_jax import errors, signals
 from dresnet_jax.commands import config_files
-from dresnet_jax.errors import (
-    PREEMPTED_EXIT_CODE,
-    STOPPED_LINE,
-    RunFailedError,
-    UserError,
-    printable,
-    unknown,
-)
+from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.training import json_files
 
 _SHARED_HELP = {
@@ -69,25 +62,23 @@ class Command:
         words: Sequence[str] = (),
         rest: str | None = None,
         default_config: str | None = None,
-        resumes: bool = False,
     ) -> None:
         """Defines the flags that it shares with other commands.
 
         Args:
           doc: the text of its help.
-          shared: names of those flags, separated by spaces.
+          shared: names of those flags, separated by spaces. A command that has
+            `overwrite` resumes without it, so SIGTERM ends it with exit code 75 at any
+            time.
           words: names of the words without dashes that it takes, and passes to `main`.
           rest: name of a word after them, which may be given any number of times.
           default_config: the config file where none is given.
-          resumes: whether the same command resumes what it had begun, so that
-            SIGTERM ends it with exit code 75 at any time.
         """
         self.flags = flags.FlagValues()
         self._doc = doc or ""
         self._words = words
         self._rest = rest
         self._default_config = default_config
-        self._resumes = resumes
         self._main: Callable[..., None] | None = None
         self._renamed: dict[str, str] = {}
         # That of the newest call, where config_flags looks for the overrides.
@@ -144,15 +135,15 @@ class Command:
             if {"--help", "-h", "-help"} & set(argv[1:]):
                 print(self._help(), flush=True)
                 return 0
-            numbers = [signal.SIGTERM] if self._resumes else []
+            numbers = [signal.SIGTERM] if "overwrite" in self.flags else []
             with signals.handled(numbers, _end_by_sigterm), signals.interruptible():
                 self._main(*self._parse(argv))
         except UserError as error:
             return _failed(f"error: {error}", 2)
-        except flags.Error as error:
-            return _failed(f"error: {' '.join(str(error).split())}", 2)
         except RunFailedError as error:
             return _failed(f"error: {error}", error.exit_code)
+        except flags.Error as error:
+            return _failed(f"error: {' '.join(str(error).split())}", 2)
         except BrokenPipeError:
             # The reader of the output has ended, as `head` does. Python would say so
             # once more when it flushes at its exit.
@@ -232,7 +223,7 @@ class Command:
         except flags.UnrecognizedFlagError as error:
             name = error.flagname
             meant = [f"config.{path}" for path in config_files.elsewhere(tree, name)]
-            raise unknown("flag", name, list(self.flags), meant) from None
+            raise errors.unknown("flag", name, list(self.flags), meant) from None
         words = [*self._words, self._rest] if self._rest else self._words
         if len(given) > len(words) and not self._rest:
             raise UserError(
@@ -269,8 +260,8 @@ def _end_by_sigterm(*_: object) -> None:
     """
     # Not by print, which may be under way; nor by an exception, which a callback of JAX
     # may lose.
-    os.write(2, STOPPED_LINE.encode())
-    os._exit(PREEMPTED_EXIT_CODE)
+    os.write(2, errors.STOPPED_LINE.encode())
+    os._exit(errors.PREEMPTED_EXIT_CODE)
 
 
 def new_file(flag: str, name: str | None, suffix: str) -> epath.Path:
@@ -312,5 +303,5 @@ def _log_warnings_only() -> None:
 
 
 def _failed(message: str, code: int) -> int:
-    print(printable(message), file=sys.stderr, flush=True)
+    print(errors.printable(message), file=sys.stderr, flush=True)
     return code

@@ -13,9 +13,7 @@ import sys
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError
 
-command = cli.Command(
-    __doc__, "config workdir overwrite compilation_cache json", resumes=True
-)
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
 
 
 @command.main

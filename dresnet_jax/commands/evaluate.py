@@ -22,9 +22,6 @@ from dresnet_jax.training import json_files
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-# The keys of `models.exits.CONFIDENCES`, which imports JAX.
-_CONFIDENCES = ("probability", "entropy", "learned")
-
 _SPLIT = command.flag(
     "split", "test", "Split to evaluate on.", enum_values=catalog.SPLITS
 )
@@ -46,7 +43,8 @@ _CONFIDENCE = command.flag(
     "confidence",
     "probability",
     "What an exit's threshold is of.",
-    enum_values=list(_CONFIDENCES),
+    # The keys of `models.exits.CONFIDENCES`, which imports JAX.
+    enum_values=["probability", "entropy", "learned"],
 )
 _MIN_DEPTH = command.flag(
     "min_depth", 0, "Blocks that every image passes.", lower_bound=0

@@ -21,9 +21,7 @@ from dresnet_jax import signals
 from dresnet_jax.commands import cli
 from dresnet_jax.training import run_config
 
-command = cli.Command(
-    __doc__, "config workdir overwrite compilation_cache json", resumes=True
-)
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
 
 _COORDINATOR = command.flag("coordinator", str, "Host and port of process 0.")
 _NUM_PROCESSES = command.flag("num_processes", int, "Processes of the run.")

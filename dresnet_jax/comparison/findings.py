@@ -128,13 +128,9 @@ def _of_gates(found: Mapping[str, Any]) -> Iterator[Finding]:
             f"Mean of k at the start and at the end: {'; '.join(learnt)}.",
             "gate_functions",
         )
-    for name, variant in gated.items():
-        if name == found["main"]:
-            yield Finding(
-                f"Which connections does {name} keep?",
-                _kept(variant["gates"]),
-                "drift",
-            )
+    if (main := found["main"]) in gated:
+        kept = _kept(gated[main]["gates"])
+        yield Finding(f"Which connections does {main} keep?", kept, "drift")
 
 
 def _kept(gates: Mapping[str, Mapping[str, float]]) -> str:

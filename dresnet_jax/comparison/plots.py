@@ -62,23 +62,21 @@ def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Capt
     ]
     gated = {name: runs[name] for name in names if "gates" in found["variants"][name]}
     if gated:
-        result.append(
+        result += [
             Captioned(
                 "drift",
                 "How far the gates moved",
                 "Mean change of F(w) since the start of the run: flat at its end where "
                 "gates stop changing.",
                 _drift(gated),
-            )
-        )
-        result.append(
+            ),
             Captioned(
                 "gate_functions",
                 "The gate functions",
                 "F(w) over the weight w of every gate function that has one weight.",
                 run.gate_functions(),
-            )
-        )
+            ),
+        ]
     return result
 
 
@@ -122,17 +120,12 @@ def accuracy(variants: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _series(runs: Sequence[Finished], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the values of each run there: [runs, steps]."""
-    values = [
+def _band(axis: Axes, runs: Sequence[Finished], name: str, **style: Any) -> None:
+    of_runs = [
         {line["step"]: line[name] for line in run.lines if name in line} for run in runs
     ]
-    steps = list(values[0])
-    return np.asarray(steps), np.asarray([[v[step] for step in steps] for v in values])
-
-
-def _band(axis: Axes, runs: Sequence[Finished], name: str, **style: Any) -> None:
-    steps, values = _series(runs, name)
+    steps = list(of_runs[0])
+    values = np.asarray([[of_run[step] for step in steps] for of_run in of_runs])
     (line,) = axis.plot(steps, values.mean(axis=0), linewidth=1.5, **style)
     low, high = values.min(axis=0), values.max(axis=0)
     axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
