@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 import jax
 import ml_collections
@@ -50,6 +50,7 @@ class Memory:
         return self.used - named - self.temporary
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Seconds:
     """An estimate of a step, by the published figures of a chip.
@@ -143,23 +144,17 @@ class Plan:
     @property
     def images_per_second(self) -> float | None:
         """Of all chips, estimated."""
-        if self.seconds is None:
-            return None
-        return self.part.recipe.batch_size / self.seconds.step
+        return self.seconds and self.part.recipe.batch_size / self.seconds.step
 
     @property
     def peak_share(self) -> float | None:
         """FLOPs of a step / what the chip could do in its time, estimated."""
-        if self.seconds is None:
-            return None
-        return self.seconds.arithmetic / self.seconds.step
+        return self.seconds and self.seconds.arithmetic / self.seconds.step
 
     @property
     def run_hours(self) -> float | None:
         """Of all training steps, estimated; without input, evaluation, checkpoints."""
-        if self.seconds is None:
-            return None
-        return self.part.num_steps * self.seconds.step / 3600
+        return self.seconds and self.part.num_steps * self.seconds.step / 3600
 
     def report(self) -> dict[str, Any]:
         """Returns the figures, of JSON's types, of a step of one chip."""

@@ -165,18 +165,15 @@ def _packing(
         return (lambda tree: tree), (lambda tree: tree)
     blocks = [f"block_{i}" for i in part.model.spec.alike[0]]
 
+    def stack(*leaves: Any) -> Any:
+        x = leaves[0]
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x.update(shape=(len(leaves), *x.shape))
+        return jnp.stack(leaves)
+
     def pack(tree: Any) -> Any:
         rest = {name: leaf for name, leaf in tree.items() if name not in blocks}
-        of_blocks = [tree[name] for name in blocks]
-        if isinstance(jax.tree.leaves(of_blocks)[0], jax.ShapeDtypeStruct):
-            stacked = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    (len(blocks), *x.shape), x.dtype, sharding=x.sharding
-                ),
-                of_blocks[0],
-            )
-        else:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
+        stacked = jax.tree.map(stack, *(tree[name] for name in blocks))
         return rest | {"stacked": stacked}
 
     def unpack(tree: Any) -> Any:
