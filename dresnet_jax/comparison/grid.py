@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -66,22 +67,15 @@ class Run:
         """Whether it has ended, well or not."""
         return any((self.directory / name).exists() for name in (DONE, FAILED))
 
+    @functools.cached_property
+    def report(self) -> dict[str, Any]:
+        """Its report.json, once it has ended well."""
+        return json.loads((self.directory / DONE).read_text())
 
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A run that has ended well.
-
-    Attributes:
-      variant: its name.
-      seed: of the run.
-      report: its report.json.
-      lines: its metrics.jsonl.
-    """
-
-    variant: str
-    seed: int
-    report: dict[str, Any]
-    lines: list[dict[str, Any]]
+    @functools.cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """Its metrics.jsonl."""
+        return metrics.read(self.directory)
 
 
 # In a run directory, once it has ended well, or not; and in the comparison's.
@@ -223,17 +217,15 @@ def runs(
     return found
 
 
-def read(found: list[Run]) -> tuple[list[Finished], dict[str, str]]:
-    """Reads the runs that ended well, and why the others did not, by directory."""
+def read(found: list[Run]) -> tuple[list[Run], dict[str, str]]:
+    """Returns the runs that ended well, and why the others did not, by directory."""
     finished, failed = [], {}
     for run in found:
         failure = run.directory / FAILED
         if failure.exists():
             failed[str(run.directory)] = json.loads(failure.read_text())["error"]
-            continue
-        report = json.loads((run.directory / DONE).read_text())
-        lines = metrics.read(run.directory)
-        finished.append(Finished(run.variant, run.seed, report, lines))
+        else:
+            finished.append(run)
     return finished, failed
 
 

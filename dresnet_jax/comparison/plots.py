@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from dresnet_jax.comparison.grid import Finished
+from dresnet_jax.comparison.grid import Run
 from dresnet_jax.figures import run
 
 
@@ -33,7 +33,7 @@ class Captioned:
     figure: Figure
 
 
-def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Captioned]:
+def figures(found: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned]:
     """Returns all figures, in the order of the report."""
     names = list(found["variants"])
     runs = {name: [run for run in finished if run.variant == name] for name in names}
@@ -85,7 +85,7 @@ def encoded(path: epath.Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def mean_gates(runs: Sequence[Finished]) -> tuple[list[int], list[dict[str, Any]]]:
+def mean_gates(runs: Sequence[Run]) -> tuple[list[int], list[dict[str, Any]]]:
     """Returns the steps, and F(w) of every edge there, {reader: {source: F(w)}}."""
     lines = [[line for line in run.lines if "gates" in line] for run in runs]
     steps = [line["step"] for line in lines[0]]
@@ -120,7 +120,7 @@ def accuracy(variants: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _band(axis: Axes, runs: Sequence[Finished], name: str, **style: Any) -> None:
+def _band(axis: Axes, runs: Sequence[Run], name: str, **style: Any) -> None:
     of_runs = [
         {line["step"]: line[name] for line in run.lines if name in line} for run in runs
     ]
@@ -137,7 +137,7 @@ def _style(number: int) -> dict[str, str]:
     return {"color": f"C{number % 10}", "linestyle": line}
 
 
-def _curves(runs: Mapping[str, Sequence[Finished]]) -> Figure:
+def _curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     for number, (name, of_variant) in enumerate(runs.items()):
         style = _style(number)
@@ -155,9 +155,7 @@ def _curves(runs: Mapping[str, Sequence[Finished]]) -> Figure:
     return figure
 
 
-def _splits(
-    runs: Mapping[str, Sequence[Finished]], variants: Mapping[str, Any]
-) -> Figure:
+def _splits(runs: Mapping[str, Sequence[Run]], variants: Mapping[str, Any]) -> Figure:
     columns = min(3, len(runs))
     rows = -(-len(runs) // columns)
     figure, axes = plt.subplots(
@@ -184,7 +182,7 @@ def _splits(
     return figure
 
 
-def _drift(runs: Mapping[str, Sequence[Finished]]) -> Figure:
+def _drift(runs: Mapping[str, Sequence[Run]]) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for number, (name, of_variant) in enumerate(runs.items()):
         _band(axis, of_variant, "gate_drift", label=name, **_style(number))

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from dresnet_jax.comparison import findings, plots, statistics
-from dresnet_jax.comparison.grid import Finished, Plan
+from dresnet_jax.comparison.grid import Plan, Run
 from dresnet_jax.connections import gate_values
 from dresnet_jax.errors import RunFailedError
 from dresnet_jax.figures import pictures
@@ -26,7 +26,7 @@ _MORE_METRICS = ("train_loss", "overfit")
 def report(
     config: ml_collections.ConfigDict,
     plan: Plan,
-    finished: Sequence[Finished],
+    finished: Sequence[Run],
     failed: Mapping[str, str],
     command: str,
 ) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def report(
 
 
 def _variant(
-    plan: Plan, name: str, runs: Sequence[Finished], target: float
+    plan: Plan, name: str, runs: Sequence[Run], target: float
 ) -> dict[str, Any]:
     cost = plan.costs[name]
     reached = [
@@ -127,17 +127,17 @@ def _variant(
     return found
 
 
-def _step_of(run: Finished, target: float) -> int | None:
+def _step_of(run: Run, target: float) -> int | None:
     """The first evaluated step with such a validation accuracy."""
     lines = (line for line in run.lines if line.get("val_accuracy", -1.0) >= target)
     return next((line["step"] for line in lines), None)
 
 
-def _last(run: Finished, name: str) -> float:
+def _last(run: Run, name: str) -> float:
     return [line[name] for line in run.lines if name in line][-1]
 
 
-def _late_drift(run: Finished) -> float:
+def _late_drift(run: Run) -> float:
     """Mean change of F(w) in the last quarter of a run."""
     gates = [(line["step"], line["gates"]) for line in run.lines if "gates" in line]
     last_step, last = gates[-1]
@@ -271,7 +271,7 @@ def accuracies(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def write(
-    found: Mapping[str, Any], finished: Sequence[Finished], directory: epath.Path
+    found: Mapping[str, Any], finished: Sequence[Run], directory: epath.Path
 ) -> None:
     """Writes report.json, runs.csv, the figures, report.html and report.md."""
     json_files.write_json(directory / "report.json", found)
@@ -312,7 +312,7 @@ def write(
     (directory / "report.md").write_text(text)
 
 
-def _csv(finished: Sequence[Finished]) -> str:
+def _csv(finished: Sequence[Run]) -> str:
     of_run = ("variant", "seed")
     of_report = (
         *("reported_step", "val_accuracy", "test_accuracy"),
