@@ -194,7 +194,7 @@ def runs(
       UserError: the directory of one holds a run of another config.
     """
     compared = {config.main, *plan.references.values()}
-    others = config.seeds if config.other_seeds is None else config.other_seeds
+    others = config.other_seeds or config.seeds
     seeds = {
         name: config.seeds if name in compared else others for name in plan.variants
     }

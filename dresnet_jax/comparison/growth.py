@@ -84,25 +84,18 @@ def _of_seed(
 
     start = defaults.replace(base, {"seed": seed})
     grown = _trained(start, place(GROWN))
-    spent, first = grown["training_multiply_adds"], _each_step(start)
-    structure = _structure(start, place(GROWN))
-    last = _each_step(structure)
+    spent, structure = grown["training_multiply_adds"], _structure(start, place(GROWN))
     # Its choices cost nothing: for them it is trained on.
     chosen = sum(
         entry["passes"] * entry["multiply_adds"][0] * start.data.batch_size
         for entry in grown["history"]
         if "multiply_adds" in entry
     )
-    longer = grown["steps"] + round(chosen / last)
-    plain = {
-        LAST: (structure, round(spent / last)),
-        FIRST: (start, round(spent / first)),
-    }
+    longer = grown["steps"] + round(chosen / _each_step(structure))
     found = {GROWN: grown}
-    for name, (config, steps) in plain.items():
-        config = defaults.replace(
-            config, {"growth.events": (), "train.num_steps": steps}
-        )
+    for name, own in ((LAST, structure), (FIRST, start)):
+        steps = round(spent / _each_step(own))
+        config = defaults.replace(own, {"growth.events": (), "train.num_steps": steps})
         report = _trained(config, place(name))
         found[name] = report | {"training_multiply_adds": steps * _each_step(config)}
     return found | {RANDOM: _by_chance(start, longer, spent, place)}
