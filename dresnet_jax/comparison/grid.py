@@ -234,12 +234,11 @@ def _directories(variants: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in variants:
         slug = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
-        directory = slug = slug if slug.strip(".") else "variant"
-        for number in itertools.count(2):
-            if directory not in found.values():
-                break
-            directory = f"{slug}_{number}"
-        found[name] = directory
+        if not slug.strip("."):
+            slug = "variant"
+        numbered = (f"{slug}_{number}" for number in itertools.count(2))
+        names = itertools.chain([slug], numbered)
+        found[name] = next(x for x in names if x not in found.values())
     return found
 
 

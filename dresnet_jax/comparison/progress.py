@@ -75,8 +75,10 @@ class Progress:
         return run.experiment.num_steps * self._step_seconds[run.variant]
 
     def _names(self, group: Sequence[Run]) -> str:
-        numbers = sorted(self._numbers[run.variant, run.seed] for run in group)
-        number = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+        numbers = [self._numbers[run.variant, run.seed] for run in group]
+        number = str(numbers[0])
+        if len(group) > 1:
+            number = f"{min(numbers)} to {max(numbers)}"
         seeds = ", ".join(str(run.seed) for run in group)
         return f"{number} of {self._total}: {group[0].variant}, seed {seeds}"
 
