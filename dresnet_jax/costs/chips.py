@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from dresnet_jax.costs.cost import Cost
 from dresnet_jax.errors import UserError, pick
 
 
@@ -43,13 +42,6 @@ class Chip:
     network_bytes_per_second: float
     ring: int
     cores: str = "default"
-
-    def roofline_seconds(self, cost: Cost) -> float:
-        """Returns the larger of the least times for FLOPs and for bytes."""
-        return max(
-            cost.flops / self.flops_per_second,
-            cost.bytes_accessed / self.bytes_per_second,
-        )
 
 
 CHIPS = {

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from dresnet_jax import defaults
 from dresnet_jax.connections.spec import FORMS
-from dresnet_jax.costs import chips, cost
+from dresnet_jax.costs import chips, cost, pod
 from dresnet_jax.costs.programs import Program, build
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import zoo
@@ -228,16 +228,19 @@ def estimate(subjects: Sequence[Subject], target: str) -> list[Row]:
         target is missing.
     """
     asked = chips.parse(target)
-    chip, devices = asked.chip, chips.devices(asked)
+    devices = chips.devices(asked)
     rows = []
     for subject, programs in _compiled(subjects, devices):
-        plain = programs[PLAIN].cost
-        for form, program in programs.items():
+        seconds = {
+            form: pod.estimate(asked, program.cost, []).alone
+            for form, program in programs.items()
+            if program.cost is not None
+        }
+        for form in programs:
             row = _row(subject, form, programs)
-            if program.cost is not None and plain is not None:
-                seconds = chip.roofline_seconds(program.cost)
-                ratio = seconds / chip.roofline_seconds(plain)
-                row = dataclasses.replace(row, step_ratio=ratio, step_seconds=seconds)
+            if time := seconds.get(form):
+                ratio = time / seconds[PLAIN]
+                row = dataclasses.replace(row, step_ratio=ratio, step_seconds=time)
             rows.append(row)
     return rows
 

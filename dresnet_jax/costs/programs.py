@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dresnet_jax.costs import cost, traffic
+from dresnet_jax.costs import cost, hlo
 from dresnet_jax.data import pipeline
 from dresnet_jax.models import counting
 from dresnet_jax.training import (
@@ -99,7 +99,7 @@ def build(
         cost=_of_all_turns(part, is_stage, given, once),
         temp_bytes=once.temp_bytes,
         saved_bytes=saved_bytes,
-        traffic=None if is_stage else traffic.by_part(compiled.as_text() or ""),
+        traffic=None if is_stage else hlo.traffic(compiled.as_text() or ""),
         trace_seconds=ready - start,
         compile_seconds=done - ready,
     )
