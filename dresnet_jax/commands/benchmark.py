@@ -104,7 +104,12 @@ def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
         raise UserError(f"--target={_TARGET.value} is for connections only.")
     if _IMAGE_SIZE.value and command.flags.workdir:
         raise UserError(f"--image_size={_IMAGE_SIZE.value}: a run has its own.")
-    rates = _rates()
+    try:
+        rates = [float(rate) for rate in _RATES.value]
+    except ValueError as error:
+        raise UserError(
+            f"--rates={','.join(_RATES.value)} must be numbers in (0, 1]."
+        ) from error
 
     from dresnet_jax.costs import conditional_costs, tables
     from dresnet_jax.training import evaluation
@@ -122,15 +127,6 @@ def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
     how = f"{_RUNS.value} interleaved runs of {size} batches of {shape[0]}"
     model = f"{config.model.name}, {shape[1]}x{shape[2]}, {config.model.dtype}"
     return tables.conditional_cost_table(rows), f"{how}; {model}", rows
-
-
-def _rates() -> list[float]:
-    try:
-        return [float(rate) for rate in _RATES.value]
-    except ValueError as error:
-        raise UserError(
-            f"--rates={','.join(_RATES.value)} must be numbers in (0, 1]."
-        ) from error
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:

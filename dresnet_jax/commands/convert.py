@@ -62,12 +62,10 @@ def main() -> None:
         f"pixels are normalised by mean {parts.dataset.mean}, standard deviation "
         f"{parts.dataset.std}: --config.data.mean and --config.data.std name others"
     )
-    for what, names in (
-        ("new here", placed.missing),
-        ("has no place here", placed.unplaced),
-    ):
-        for name in names:
-            print(f"  {what}: {name}")
+    for name in placed.missing:
+        print(f"  new here: {name}")
+    for name in placed.unplaced:
+        print(f"  has no place here: {name}")
     command.finish(
         {
             "workdir": str(directory),

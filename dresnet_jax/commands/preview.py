@@ -37,24 +37,13 @@ def main() -> None:
     examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]
     # The whole first batch, since mixing takes partners from all of it.
     rows = np.arange(recipe.batch_size)
-    plain = dataclasses.replace(recipe.view, min_crop_area=0.0, rand_augment_layers=0)
-    stored, seen = (
-        streaming.TrainBatches(
-            examples,
-            dataclasses.replace(recipe, view=view),
-            seed,
-            rows,
-            [Call(0, 1)],
-        )[0]
-        for view in (plain, recipe.view)
-    )
-    batch = jax.jit(pipeline.train_batch, static_argnums=0)(
-        recipe,
-        jnp.asarray(seen.images[0]),
-        jnp.asarray(seen.labels[0]),
-        jax.random.key(seed),
-        0,
-    )
+    batches = streaming.TrainBatches(examples, recipe, seed, rows, [Call(0, 1)])
+    view = dataclasses.replace(recipe.view, min_crop_area=0.0, rand_augment_layers=0)
+    plain = dataclasses.replace(recipe, view=view)
+    stored, seen = dataclasses.replace(batches, recipe=plain)[0], batches[0]
+    train_batch = jax.jit(pipeline.train_batch, static_argnums=0)
+    arrays = map(jnp.asarray, (seen.images[0], seen.labels[0]))
+    batch = train_batch(recipe, *arrays, jax.random.key(seed), 0)
     count = min(_IMAGES.value, recipe.batch_size)
     pixels = np.asarray(batch.images[:count]) * recipe.std + recipe.mean
     figure = augmentation.before_and_after(

@@ -71,18 +71,15 @@ def train(group: Sequence[Run], together: int) -> float:
 def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exception]:
     """Trains; returns by slot why a run failed."""
     first = next(iter(members.values()))
-    if together > 1:
-        with contextlib.redirect_stderr(first.output):
+    with contextlib.redirect_stderr(first.output):
+        if together > 1:
             return Group(members, together).train()
-    with (
-        contextlib.redirect_stdout(first.output),
-        contextlib.redirect_stderr(first.output),
-    ):
         try:
-            loop.run(first.experiment, first.directory)
+            with contextlib.redirect_stdout(first.output):
+                loop.run(first.experiment, first.directory)
         except late_report.NonFiniteLossError as error:
             return {0: error}
-    return {}
+        return {}
 
 
 def ended(
