@@ -131,25 +131,24 @@ def _band(axis: Axes, runs: Sequence[Run], name: str, **style: Any) -> None:
     axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _style(number: int) -> dict[str, str]:
-    """Ten colours, then the same with other lines."""
-    line = ("-", "--", ":", "-.")[number // 10 % 4]
-    return {"color": f"C{number % 10}", "linestyle": line}
+def _bands(axis: Axes, runs: Mapping[str, Sequence[Run]], name: str) -> None:
+    """Draws a variant each in ten colours, then in the same with other lines."""
+    for number, (variant, of_variant) in enumerate(runs.items()):
+        line = ("-", "--", ":", "-.")[number // 10 % 4]
+        style = {"color": f"C{number % 10}", "linestyle": line}
+        _band(axis, of_variant, name, label=variant, **style)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
 
 
 def _curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    for number, (name, of_variant) in enumerate(runs.items()):
-        style = _style(number)
-        _band(axes[0], of_variant, "train_loss", label=name, **style)
-        _band(axes[1], of_variant, "val_accuracy", label=name, **style)
+    _bands(axes[0], runs, "train_loss")
+    _bands(axes[1], runs, "val_accuracy")
     axes[0].set_yscale("log")
     axes[0].set_ylabel("training loss (nats)")
     axes[1].set_ylabel("validation accuracy")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    for axis in axes:
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
@@ -184,11 +183,8 @@ def _splits(runs: Mapping[str, Sequence[Run]], variants: Mapping[str, Any]) -> F
 
 def _drift(runs: Mapping[str, Sequence[Run]]) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    for number, (name, of_variant) in enumerate(runs.items()):
-        _band(axis, of_variant, "gate_drift", label=name, **_style(number))
-    axis.set_xlabel("step")
+    _bands(axis, runs, "gate_drift")
     axis.set_ylabel("mean |F(w) - F(w) at the start|")
     axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure

@@ -54,14 +54,12 @@ def of(program: str, chips: int, slices: int = 1) -> list[Collective]:
     found = []
     for instruction in instructions.values():
         operands = hlo.operand_bytes(instruction, instructions)
-        kind = instruction.operation.removesuffix("-start")
+        across = _across_slices(instruction)
+        kind = across or instruction.operation.removesuffix("-start")
         if kind in KINDS:
-            k = _chips(instruction) or chips // slices
+            k = slices if across else _chips(instruction) or chips // slices
             whole = operands * k if kind == "all-gather" else operands
-            found.append(Collective(kind, whole, k))
-        elif across := _across_slices(instruction):
-            whole = operands * slices if across == "all-gather" else operands
-            found.append(Collective(across, whole, slices, across_slices=True))
+            found.append(Collective(kind, whole, k, across_slices=bool(across)))
     return found
 
 

@@ -223,18 +223,12 @@ def saved_memory_line(rows: Sequence[Row]) -> Line | None:
 def _traffic_table(rows: Sequence[Row]) -> str:
     """Bytes of each part of a model's step, in MB, a column per form."""
     known = {row.form: row.traffic for row in rows if row.traffic is not None}
-    parts = {
-        part: max(t.get(part, 0) for t in known.values())
-        for t in known.values()
-        for part in t
-    }
     lines = [f"{'MB read and written by':42s}" + "".join(f"{f:>16s}" for f in known)]
-    lines += [
-        f"{part:42s}"
-        + "".join(f"{traffic.get(part, 0) / 1e6:16.1f}" for traffic in known.values())
-        for part, size in sorted(parts.items())
-        if size > 1e6
-    ]
+    for part in sorted(set().union(*known.values())):
+        sizes = [traffic.get(part, 0) for traffic in known.values()]
+        if max(sizes) > 1e6:
+            cells = "".join(f"{size / 1e6:16.1f}" for size in sizes)
+            lines.append(f"{part:42s}{cells}")
     return "\n".join(lines)
 
 
@@ -244,11 +238,10 @@ def _ratio(value: float | None, digits: str = ".3f") -> str:
 
 def conditional_cost_table(rows: Sequence[conditional_costs.Row]) -> str:
     """Lists what gates save compared with no gates, by their rate, and the time."""
-    names = ("open", "FLOPs", "of batches", "time", "(quartiles)", "masked")
     lines = [
-        f"{'saved':12s}"
-        + "".join(f"{name:>{16 if name == '(quartiles)' else 11}s}" for name in names)
-        + f"{'realised':>11s}{'ms':>10s}{'plain ms':>10s}"
+        f"{'saved':12s}{'open':>11s}{'FLOPs':>11s}{'of batches':>11s}{'time':>11s}"
+        f"{'(quartiles)':>16s}{'masked':>11s}{'realised':>11s}{'ms':>10s}"
+        f"{'plain ms':>10s}"
     ]
     for row in rows:
         low, high = row.time_saving_quartiles
