@@ -135,7 +135,7 @@ def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
     ]
     state = parts.create_state()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = jax.jit(_logits(uncompacted(parts.model)))
+    logits = jax.jit(functools.partial(_logits, uncompacted(parts.model)))
     return Network(
         parts.model,
         {rate: _set(parts.model, logits, variables, setting, rate) for rate in rates},
@@ -158,17 +158,11 @@ def _gated(config: ml_collections.ConfigDict) -> Experiment:
     return parts
 
 
-def _logits(model: Backbone) -> Callable[[Any, jax.Array], dict[int, jax.Array]]:
-    """What gives the logits of every gate: {block: [batch]}."""
-
-    def logits(variables: Any, images: jax.Array) -> dict[int, jax.Array]:
-        _, found = model.apply(
-            variables, images, train=False, mutable=["intermediates"]
-        )
-        gates = found["intermediates"]
-        return {i: gates[f"gate_{i}"]["logits"][0] for i in model.spec.gated}
-
-    return logits
+def _logits(model: Backbone, variables: Any, images: jax.Array) -> dict[int, jax.Array]:
+    """The logits of every gate: {block: [batch]}."""
+    _, found = model.apply(variables, images, train=False, mutable=["intermediates"])
+    gates = found["intermediates"]
+    return {i: gates[f"gate_{i}"]["logits"][0] for i in model.spec.gated}
 
 
 def _set(
@@ -223,7 +217,7 @@ def measure(network: Network, runs: int) -> list[Row]:
         for name in ("plain", "masked")
     }
     of_blocks = block_flops(model, some, batches[0])
-    logits = jax.jit(_logits(uncompacted(model)))
+    logits = jax.jit(functools.partial(_logits, forms["masked"]))
     rows = []
     for rate, variables in network.variables.items():
         found = [logits(variables, images) for images in batches]
