@@ -154,23 +154,21 @@ def _trained(
 ) -> dict[str, Any]:
     """The report of a run, which is trained to its end if it is not done."""
     path = directory / "report.json"
-    is_done = path.exists()
-    if is_done:
+    if path.exists():
         run_config.require_config(directory, config)
-    else:
-        watch = functools.partial(watching.Watch, directory)
-        with (
-            workdir.claim(directory, config, overwrite=False),
-            (directory / "log.txt").open("a") as log,
-            contextlib.redirect_stdout(log),
-        ):
-            if config.growth.events:
-                training.run(config, directory, watch)
-            else:
-                loop.run(experiment.build(config), directory)
+        return json.loads(path.read_text())
+    with (
+        workdir.claim(directory, config, overwrite=False),
+        (directory / "log.txt").open("a") as log,
+        contextlib.redirect_stdout(log),
+    ):
+        if config.growth.events:
+            watch = functools.partial(watching.Watch, directory)
+            training.run(config, directory, watch)
+        else:
+            loop.run(experiment.build(config), directory)
     found = json.loads(path.read_text())
-    if not is_done:
-        print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
+    print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
     return found
 
 
