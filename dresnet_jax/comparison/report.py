@@ -73,10 +73,7 @@ def report(
         "versions": finished[0].report["versions"],
         "config": run_config.plain(config),
     }
-    result["findings"] = [
-        dataclasses.asdict(finding) for finding in findings.findings(result)
-    ]
-    return json_files.finite(result)
+    return json_files.finite(result | {"findings": findings.findings(result)})
 
 
 def _variant(
