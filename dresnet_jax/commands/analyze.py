@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from dresnet_jax.training.experiment import Experiment
     from dresnet_jax.training.state import TrainState
 
+    # A figure, and what it shows, of JSON's types.
+    Drawn = tuple[Figure, dict[str, Any]]
+
 command = cli.Command(
     __doc__, "config workdir compilation_cache json", words=("subject",)
 )
@@ -80,8 +83,7 @@ def main(subject: str) -> None:
     command.finish(found)
 
 
-# Each prints what it draws, and returns the figure and what is drawn, of JSON's types.
-def _graph(parts: "Experiment", state: "TrainState") -> "tuple[Figure, dict[str, Any]]":
+def _graph(parts: "Experiment", state: "TrainState") -> "Drawn":
     from dresnet_jax.figures import graph
 
     topology = parts.model.spec.connections.topology
@@ -93,9 +95,7 @@ def _graph(parts: "Experiment", state: "TrainState") -> "tuple[Figure, dict[str,
     return graph.draw(topology, openings), {"edges": edges}
 
 
-def _routes(
-    parts: "Experiment", state: "TrainState"
-) -> "tuple[Figure, dict[str, Any]]":
+def _routes(parts: "Experiment", state: "TrainState") -> "Drawn":
     from dresnet_jax.figures import routes
 
     named, classes = routes.operations(parts), parts.dataset.class_names
@@ -106,9 +106,7 @@ def _routes(
     return routes.draw(found, named, classes), about
 
 
-def _residuals(
-    parts: "Experiment", state: "TrainState"
-) -> "tuple[Figure, dict[str, Any]]":
+def _residuals(parts: "Experiment", state: "TrainState") -> "Drawn":
     from dresnet_jax.figures import residuals
 
     found = residuals.scales(parts, state)

@@ -150,12 +150,12 @@ def _ended_in(
             started(group)
         if not under_way:
             return
-        ended, _ = concurrent.futures.wait(
+        done, _ = concurrent.futures.wait(
             under_way, timeout=1, return_when=concurrent.futures.FIRST_COMPLETED
         )
         if stop.now():
             raise stop.error("while runs were trained: the same command resumes")
-        for task in ended:
+        for task in done:
             group = under_way.pop(task)
             try:
                 yield group, task.result()
