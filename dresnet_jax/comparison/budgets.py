@@ -1,4 +1,4 @@
-"""What a run costs before it is trained, and configs that cost the same as another."""
+"""Costs of a run before it is trained, and configs that cost as much as another."""
 
 import dataclasses
 import math

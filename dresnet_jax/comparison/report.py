@@ -1,4 +1,4 @@
-"""What a comparison found: figures for programs, tables and sentences for people."""
+"""Reports a comparison: figures for programs, tables and sentences for people."""
 
 import csv
 import dataclasses

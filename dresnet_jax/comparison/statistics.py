@@ -1,4 +1,4 @@
-"""What repeated runs tell: means, paired differences, and how sure one may be."""
+"""Statistics of repeated runs: means, paired differences, and how sure one may be."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

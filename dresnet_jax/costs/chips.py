@@ -1,4 +1,4 @@
-"""TPU chips that programs are compiled for without having one, and their speed."""
+"""TPU chips for which programs are compiled without the hardware, and their speed."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a compiled program sends between chips."""
+"""Collective operations of a compiled program: the bytes sent between chips."""
 
 import dataclasses
 import math

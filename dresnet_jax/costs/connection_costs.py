@@ -1,4 +1,4 @@
-"""What learned connections cost, compared with the same network without them."""
+"""Measures learned connections against the same network without them."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence

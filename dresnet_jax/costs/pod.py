@@ -1,4 +1,4 @@
-"""What a training step takes of a pod that is not here: memory, traffic and time."""
+"""Plans a training step for a pod without the hardware: memory, traffic and time."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
