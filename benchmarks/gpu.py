@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import flags
 from etils import epath
 
 from dresnet_jax.commands import cli
@@ -27,24 +26,14 @@ from dresnet_jax.errors import RunFailedError, UserError
 
 command = cli.Command(__doc__, "compilation_cache json")
 
-_OUT = command.flag(
-    flags.DEFINE_string, "out", "docs/results/gpu", "Directory that is written."
-)
-_MINUTES = command.flag(
-    flags.DEFINE_float, "minutes", 8.0, "No measurement starts later.", lower_bound=0.0
-)
+_OUT = command.flag("out", "docs/results/gpu", "Directory that is written.")
+_MINUTES = command.flag("minutes", 8.0, "No measurement starts later.", lower_bound=0.0)
 _BATCH_SIZES = command.flag(
-    flags.DEFINE_list, "batch_sizes", ["128", "256"], "Images of a step, tried each."
+    "batch_sizes", ["128", "256"], "Images of a step, tried each."
 )
-_IMAGE_SIZE = command.flag(
-    flags.DEFINE_integer, "image_size", 224, "Side of the images.", lower_bound=8
-)
-_WIDTH = command.flag(
-    flags.DEFINE_float, "width", None, "Of every network; its own if not given."
-)
-_SECONDS = command.flag(
-    flags.DEFINE_float, "seconds", 2.0, "How long each step is timed.", lower_bound=0.0
-)
+_IMAGE_SIZE = command.flag("image_size", 224, "Side of the images.", lower_bound=8)
+_WIDTH = command.flag("width", float, "Of every network; its own if not given.")
+_SECONDS = command.flag("seconds", 2.0, "How long each step is timed.", lower_bound=0.0)
 
 NETWORKS = ("resnet50", "dresnet50", "resnet18", "dresnet18", "convnext_tiny")
 # In PyTorch, with its ResNet-50.

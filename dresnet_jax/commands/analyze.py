@@ -22,105 +22,96 @@ class of the images, on the validation split.
 """
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
-from absl import flags
 from etils import epath
 
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import pick
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dresnet_jax.training.experiment import Experiment
+    from dresnet_jax.training.state import TrainState
+
+    # A figure, and what it shows, of JSON's types.
+    Drawn = tuple[Figure, dict[str, Any]]
+
 command = cli.Command(
     __doc__, "config workdir compilation_cache json", words=("subject",)
 )
 
-_OUT = command.flag(
-    flags.DEFINE_string, "out", None, "The picture's file, such as gradients.png."
-)
-_RUNS = command.flag(flags.DEFINE_list, "runs", [], "Directories of runs, drawn too.")
-_SEEDS = command.flag(
-    flags.DEFINE_integer, "seeds", 5, "Starts of each stack.", lower_bound=1
-)
+_OUT = command.flag("out", str, "The picture's file, such as gradients.png.")
+_RUNS = command.flag("runs", [], "Directories of runs, drawn too.")
+_SEEDS = command.flag("seeds", 5, "Starts of each stack.", lower_bound=1)
 
 
 @command.main
 def main(subject: str) -> None:
     """Measures, prints, draws."""
-    subjects = {
-        "gradients": _gradients,
+    of_runs: dict[str, Any] = {
         "graph": _graph,
         "routes": _routes,
         "residuals": _residuals,
     }
-    analyse = pick("analysis", subject, subjects)
-    picture = cli.picture_file(_OUT.value)
-    given: Any = command.config() if subject == "gradients" else command.workdir()
-    command.use_compilation_cache()
-    found = analyse(given, picture)
-    print(f"picture: {_OUT.value}")
-    command.finish({"picture": _OUT.value} | found)
+    analyse = pick("analysis", subject, {"gradients": None} | of_runs)
+    picture = cli.new_file("out", _OUT.value, ".png")
+    given: Any = command.workdir() if analyse else command.config()
 
-
-def _gradients(
-    config: ml_collections.ConfigDict, picture: epath.Path
-) -> dict[str, Any]:
     from dresnet_jax.figures import gradient_flow, pictures
-
-    runs = [epath.Path(name).expanduser() for name in _RUNS.value]
-    panels = gradient_flow.panels(config, _SEEDS.value, runs)
-    for title, flows in panels.items():
-        print(gradient_flow.table(title, flows))
-    pictures.save(gradient_flow.draw(panels), picture)
-    norms = {
-        title: {name: norms.tolist() for name, norms in flows.items()}
-        for title, flows in panels.items()
-    }
-    return {"norms": norms}
-
-
-def _graph(directory: epath.Path, picture: epath.Path) -> dict[str, Any]:
-    from dresnet_jax.figures import graph, pictures
     from dresnet_jax.training import evaluation
 
-    parts, restored = evaluation.open_run(directory)
+    command.use_compilation_cache()
+    found: dict[str, Any] = {"picture": _OUT.value}
+    if analyse:
+        parts, restored = evaluation.open_run(given)
+        figure, numbers = analyse(parts, restored.state)
+        found |= {"step": restored.step} | numbers
+    else:
+        runs = [epath.Path(name).expanduser() for name in _RUNS.value]
+        panels = gradient_flow.panels(given, _SEEDS.value, runs)
+        for title, flows in panels.items():
+            print(gradient_flow.table(title, flows))
+        figure = gradient_flow.draw(panels)
+        found["norms"] = {
+            title: {name: norms.tolist() for name, norms in flows.items()}
+            for title, flows in panels.items()
+        }
+    pictures.save(figure, picture)
+    print(f"picture: {_OUT.value}")
+    command.finish(found)
+
+
+def _graph(parts: "Experiment", state: "TrainState") -> "Drawn":
+    from dresnet_jax.figures import graph
+
     topology = parts.model.spec.connections.topology
-    openings = parts.gate_values(restored.state)
-    pictures.save(graph.draw(topology, openings), picture)
+    openings = parts.gate_values(state)
     print(f"blocks: {len(topology.blocks)}, connections: {len(topology.edges)}")
     edges = [
         [i, k, opening] for i, row in openings.items() for k, opening in row.items()
     ]
-    return {"step": restored.step, "edges": edges}
+    return graph.draw(topology, openings), {"edges": edges}
 
 
-def _routes(directory: epath.Path, picture: epath.Path) -> dict[str, Any]:
-    from dresnet_jax.figures import pictures, routes
-    from dresnet_jax.training import evaluation
+def _routes(parts: "Experiment", state: "TrainState") -> "Drawn":
+    from dresnet_jax.figures import routes
 
-    parts, restored = evaluation.open_run(directory)
     named, classes = routes.operations(parts), parts.dataset.class_names
-    examples = parts.open_splits()["validation"]
-    found = routes.by_class(parts, restored.state, examples)
+    found = routes.by_class(parts, state, parts.open_splits()["validation"])
     print(routes.table(parts, found))
-    pictures.save(routes.draw(parts, found), picture)
     weights = {i: weights.tolist() for i, weights in found.items()}
-    return {
-        **{"step": restored.step, "operations": named},
-        **{"classes": classes, "weights": weights},
-    }
+    about = {"operations": named, "classes": classes, "weights": weights}
+    return routes.draw(parts, found), about
 
 
-def _residuals(directory: epath.Path, picture: epath.Path) -> dict[str, Any]:
-    from dresnet_jax.figures import pictures, residuals
-    from dresnet_jax.training import evaluation
+def _residuals(parts: "Experiment", state: "TrainState") -> "Drawn":
+    from dresnet_jax.figures import residuals
 
-    parts, restored = evaluation.open_run(directory)
-    found = residuals.scales(parts, restored.state)
+    found = residuals.scales(parts, state)
     print(residuals.table(found))
-    pictures.save(residuals.draw(found), picture)
-    scales = {i: a.tolist() for i, a in found.items()}
-    return {"step": restored.step, "scales": scales}
+    return residuals.draw(found), {"scales": {i: a.tolist() for i, a in found.items()}}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags
 
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError, pick
@@ -36,45 +35,21 @@ command = cli.Command(
     default_config="configs/synthetic.py",
 )
 
-_MODEL = command.flag(
-    flags.DEFINE_string, "model", None, "Model measured, instead of one stage."
-)
-_DEPTHS = command.flag(flags.DEFINE_list, "depths", ["8", "16"], "Blocks of the stage.")
-_PROJECTION = command.flag(
-    flags.DEFINE_string, "projection", "none", "Of the stage's connections."
-)
-_FORMS = command.flag(
-    flags.DEFINE_list, "forms", None, "Forms measured; all possible ones if none."
-)
-_PEERS = command.flag(
-    flags.DEFINE_bool, "peers", False, "Measure what others have made too."
-)
-_TRAFFIC = command.flag(
-    flags.DEFINE_bool, "traffic", False, "Print where a model's bytes go."
-)
-_TARGET = command.flag(
-    flags.DEFINE_string, "target", "cpu", "The devices here, or such as v5e:2x2."
-)
-_OUT = command.flag(
-    flags.DEFINE_string, "out", None, "The picture's file, such as costs.png."
-)
-_RATES = command.flag(
-    flags.DEFINE_list, "rates", ["1", "0.75", "0.5", "0.25"], "Gates are set to."
-)
-_MODES = command.flag(
-    flags.DEFINE_list, "modes", None, "Input pipelines measured; all if not given."
-)
+_MODEL = command.flag("model", str, "Model measured, instead of one stage.")
+_DEPTHS = command.flag("depths", ["8", "16"], "Blocks of the stage.")
+_PROJECTION = command.flag("projection", "none", "Of the stage's connections.")
+_FORMS = command.flag("forms", list, "Forms measured; all possible ones if none.")
+_PEERS = command.flag("peers", False, "Measure what others have made too.")
+_TRAFFIC = command.flag("traffic", False, "Print where a model's bytes go.")
+_TARGET = command.flag("target", "cpu", "The devices here, or such as v5e:2x2.")
+_OUT = command.flag("out", str, "The picture's file, such as costs.png.")
+_RATES = command.flag("rates", ["1", "0.75", "0.5", "0.25"], "Gates are set to.")
+_MODES = command.flag("modes", list, "Input pipelines measured; all if not given.")
 command.renamed("roads", "modes")
-_IMAGE_SIZE = command.flag(
-    flags.DEFINE_integer, "image_size", None, "Side of the images, pixels."
-)
-_BATCH_SIZE = command.flag(
-    flags.DEFINE_integer, "batch_size", None, "Images, per chip of a target."
-)
-_RUNS = command.flag(flags.DEFINE_integer, "runs", 7, "Timed rounds.", lower_bound=1)
-_STEPS = command.flag(
-    flags.DEFINE_integer, "steps", 20, "Of a round of input.", lower_bound=1
-)
+_IMAGE_SIZE = command.flag("image_size", int, "Side of the images, pixels.")
+_BATCH_SIZE = command.flag("batch_size", int, "Images, per chip of a target.")
+_RUNS = command.flag("runs", 7, "Timed rounds.", lower_bound=1)
+_STEPS = command.flag("steps", 20, "Of a round of input.", lower_bound=1)
 
 
 @command.main
@@ -84,7 +59,7 @@ def main(subject: str) -> None:
     config = command.config()
     config.data.image_size = _IMAGE_SIZE.value or config.data.image_size
     config.data.batch_size = _BATCH_SIZE.value or config.data.batch_size
-    picture = _OUT.value and cli.picture_file(_OUT.value)
+    picture = _OUT.value and cli.new_file("out", _OUT.value, ".png")
     table, settings, rows = measure(config)
 
     from dresnet_jax.costs import cost, plots
@@ -129,7 +104,12 @@ def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
         raise UserError(f"--target={_TARGET.value} is for connections only.")
     if _IMAGE_SIZE.value and command.flags.workdir:
         raise UserError(f"--image_size={_IMAGE_SIZE.value}: a run has its own.")
-    rates = _rates()
+    try:
+        rates = [float(rate) for rate in _RATES.value]
+    except ValueError as error:
+        raise UserError(
+            f"--rates={','.join(_RATES.value)} must be numbers in (0, 1]."
+        ) from error
 
     from dresnet_jax.costs import conditional_costs, tables
     from dresnet_jax.training import evaluation
@@ -147,15 +127,6 @@ def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
     how = f"{_RUNS.value} interleaved runs of {size} batches of {shape[0]}"
     model = f"{config.model.name}, {shape[1]}x{shape[2]}, {config.model.dtype}"
     return tables.conditional_cost_table(rows), f"{how}; {model}", rows
-
-
-def _rates() -> list[float]:
-    try:
-        return [float(rate) for rate in _RATES.value]
-    except ValueError as error:
-        raise UserError(
-            f"--rates={','.join(_RATES.value)} must be numbers in (0, 1]."
-        ) from error
 
 
 def _input(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[Any]]:

@@ -20,16 +20,9 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from dresnet_jax import signals
+from dresnet_jax import errors, signals
 from dresnet_jax.commands import config_files
-from dresnet_jax.errors import (
-    PREEMPTED_EXIT_CODE,
-    STOPPED_LINE,
-    RunFailedError,
-    UserError,
-    printable,
-    unknown,
-)
+from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.training import json_files
 
 _SHARED_HELP = {
@@ -42,6 +35,14 @@ _SHARED_HELP = {
     "Default: $JAX_COMPILATION_CACHE_DIR, or dresnet_jax/xla in $XDG_CACHE_HOME or "
     "~/.cache.",
     "json": "Print one JSON object as the last line.",
+}
+
+_DEFINE: dict[type, Callable[..., flags.FlagHolder]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    list: flags.DEFINE_list,
 }
 
 
@@ -61,25 +62,23 @@ class Command:
         words: Sequence[str] = (),
         rest: str | None = None,
         default_config: str | None = None,
-        resumes: bool = False,
     ) -> None:
         """Defines the flags that it shares with other commands.
 
         Args:
           doc: the text of its help.
-          shared: names of those flags, separated by spaces.
+          shared: names of those flags, separated by spaces. A command that has
+            `overwrite` resumes without it, so SIGTERM ends it with exit code 75 at any
+            time.
           words: names of the words without dashes that it takes, and passes to `main`.
           rest: name of a word after them, which may be given any number of times.
           default_config: the config file where none is given.
-          resumes: whether the same command resumes what it had begun, so that
-            SIGTERM ends it with exit code 75 at any time.
         """
         self.flags = flags.FlagValues()
         self._doc = doc or ""
         self._words = words
         self._rest = rest
         self._default_config = default_config
-        self._resumes = resumes
         self._main: Callable[..., None] | None = None
         self._renamed: dict[str, str] = {}
         # That of the newest call, where config_flags looks for the overrides.
@@ -87,24 +86,28 @@ class Command:
         for name in shared.split():
             text = _SHARED_HELP[name]
             if name == "config":
-                define = config_flags.DEFINE_config_file
-                self.flag(define, name, None, text, sys_argv=self._argv)
-            elif name in ("overwrite", "json"):
-                self.flag(flags.DEFINE_bool, name, False, text)
+                config_flags.DEFINE_config_file(
+                    name, None, text, self.flags, sys_argv=self._argv
+                )
             else:
-                self.flag(flags.DEFINE_string, name, None, text)
+                self.flag(name, False if name in ("overwrite", "json") else str, text)
 
     def flag(
-        self, define: Callable[..., flags.FlagHolder], *args: Any, **options: Any
+        self, name: str, default: Any, text: str, **options: Any
     ) -> flags.FlagHolder:
         """Defines a flag of this command alone.
 
         Args:
-          define: absl's function for its type, as `flags.DEFINE_string`.
-          *args: its name, default and help.
-          **options: more of that function's arguments.
+          name: of the flag.
+          default: its value if it is not given, or the type of a flag that is then
+            None.
+          text: its help.
+          **options: `lower_bound` of a number, `enum_values` of a word.
         """
-        return define(*args, flag_values=self.flags, **options)
+        is_type = isinstance(default, type)
+        kind, value = (default, None) if is_type else (type(default), default)
+        define = flags.DEFINE_enum if "enum_values" in options else _DEFINE[kind]
+        return define(name, default=value, help=text, flag_values=self.flags, **options)
 
     def renamed(self, old: str, new: str) -> None:
         """Lets a flag be given by its old name too, which prints the new one."""
@@ -132,15 +135,15 @@ class Command:
             if {"--help", "-h", "-help"} & set(argv[1:]):
                 print(self._help(), flush=True)
                 return 0
-            numbers = [signal.SIGTERM] if self._resumes else []
+            numbers = [signal.SIGTERM] if "overwrite" in self.flags else []
             with signals.handled(numbers, _end_by_sigterm), signals.interruptible():
                 self._main(*self._parse(argv))
         except UserError as error:
             return _failed(f"error: {error}", 2)
-        except flags.Error as error:
-            return _failed(f"error: {' '.join(str(error).split())}", 2)
         except RunFailedError as error:
             return _failed(f"error: {error}", error.exit_code)
+        except flags.Error as error:
+            return _failed(f"error: {' '.join(str(error).split())}", 2)
         except BrokenPipeError:
             # The reader of the output has ended, as `head` does. Python would say so
             # once more when it flushes at its exit.
@@ -177,9 +180,18 @@ class Command:
         Raises:
           UserError: none was given.
         """
-        if not self.flags.workdir:
-            raise UserError("--workdir is missing: give the directory of the run.")
-        return epath.Path(self.flags.workdir).expanduser()
+        return self.directory("workdir", "of the run")
+
+    def directory(self, flag: str, what: str = "that is written") -> epath.Path:
+        """Returns the directory that a flag names.
+
+        Raises:
+          UserError: none was given.
+        """
+        name = self.flags[flag].value
+        if not name:
+            raise UserError(f"--{flag} is missing: give the directory {what}.")
+        return epath.Path(name).expanduser()
 
     def use_compilation_cache(self) -> None:
         """Keeps compiled programs where --compilation_cache says.
@@ -211,7 +223,7 @@ class Command:
         except flags.UnrecognizedFlagError as error:
             name = error.flagname
             meant = [f"config.{path}" for path in config_files.elsewhere(tree, name)]
-            raise unknown("flag", name, list(self.flags), meant) from None
+            raise errors.unknown("flag", name, list(self.flags), meant) from None
         words = [*self._words, self._rest] if self._rest else self._words
         if len(given) > len(words) and not self._rest:
             raise UserError(
@@ -248,32 +260,21 @@ def _end_by_sigterm(*_: object) -> None:
     """
     # Not by print, which may be under way; nor by an exception, which a callback of JAX
     # may lose.
-    os.write(2, STOPPED_LINE.encode())
-    os._exit(PREEMPTED_EXIT_CODE)
+    os.write(2, errors.STOPPED_LINE.encode())
+    os._exit(errors.PREEMPTED_EXIT_CODE)
 
 
-def destination(name: str | None) -> epath.Path:
-    """Returns the directory of --to.
-
-    Raises:
-      UserError: none was given.
-    """
-    if not name:
-        raise UserError("--to is missing: give the directory that is written.")
-    return epath.Path(name).expanduser()
-
-
-def picture_file(name: str | None) -> epath.Path:
-    """Returns the file of --out.
+def new_file(flag: str, name: str | None, suffix: str) -> epath.Path:
+    """Returns the file that a flag names.
 
     Raises:
-      UserError: it is not the name of a .png file, or its directory does not exist.
+      UserError: it has another suffix, or its directory does not exist.
     """
-    if not name or not name.endswith(".png"):
-        raise UserError(f"--out={name} must be the name of a .png file.")
+    if not name or not name.endswith(suffix):
+        raise UserError(f"--{flag}={name} must be the name of a {suffix} file.")
     path = epath.Path(name).expanduser()
     if not path.parent.is_dir():
-        raise UserError(f"--out={name}: there is no directory {path.parent}.")
+        raise UserError(f"--{flag}={name}: there is no directory {path.parent}.")
     return path
 
 
@@ -302,5 +303,5 @@ def _log_warnings_only() -> None:
 
 
 def _failed(message: str, code: int) -> int:
-    print(printable(message), file=sys.stderr, flush=True)
+    print(errors.printable(message), file=sys.stderr, flush=True)
     return code

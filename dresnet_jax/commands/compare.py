@@ -7,14 +7,13 @@ workdir then holds a run directory for each run, report.html, report.md, report.
 runs.csv and the figures.
 """
 
+import contextlib
 import sys
 
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError
 
-command = cli.Command(
-    __doc__, "config workdir overwrite compilation_cache json", resumes=True
-)
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
 
 
 @command.main
@@ -55,9 +54,11 @@ def main() -> None:
         step_seconds = {name: cost.step_seconds for name, cost in plan.costs.items()}
         with (
             progress.Progress(missing, len(runs), step_seconds) as shown,
-            runner.trainers(config.at_once, together, cache) as train,
+            contextlib.closing(
+                runner.ended(groups, shown.started, config.at_once, together, cache)
+            ) as ended,
         ):
-            for group, seconds in train(groups, shown.started):
+            for group, seconds in ended:
                 shown.ended(group, seconds)
         finished, failed = grid.read(runs)
         found = report.report(config, plan, finished, failed, command.line)

@@ -13,7 +13,7 @@ how many classes there are. --to writes the names of torchvision.
 import sys
 from pathlib import Path
 
-from absl import flags
+from etils import epath
 
 from dresnet_jax import defaults
 from dresnet_jax.commands import cli
@@ -25,15 +25,9 @@ command = cli.Command(
     default_config="configs/imagenet2012.py",
 )
 
-_FROM = command.flag(
-    flags.DEFINE_string, "from", None, "File with the weights that are read."
-)
-_MODEL = command.flag(
-    flags.DEFINE_string, "model", None, "Name of the model that they are of."
-)
-_TO = command.flag(
-    flags.DEFINE_string, "to", None, "The .safetensors file that is written."
-)
+_FROM = command.flag("from", str, "File with the weights that are read.")
+_MODEL = command.flag("model", str, "Name of the model that they are of.")
+_TO = command.flag("to", str, "The .safetensors file that is written.")
 
 
 @command.main
@@ -41,7 +35,7 @@ def main() -> None:
     """Reads or writes, and says what had no place."""
     directory = command.workdir()
     if _TO.value is not None and _FROM.value is None:
-        command.finish(_write(directory, Path(_TO.value)))
+        command.finish(_write(directory, cli.new_file("to", _TO.value, ".safetensors")))
         return
     if _FROM.value is None or _TO.value is not None:
         raise UserError("Give one of --from and --to. See --help.")
@@ -68,12 +62,10 @@ def main() -> None:
         f"pixels are normalised by mean {parts.dataset.mean}, standard deviation "
         f"{parts.dataset.std}: --config.data.mean and --config.data.std name others"
     )
-    for what, names in (
-        ("new here", placed.missing),
-        ("has no place here", placed.unplaced),
-    ):
-        for name in names:
-            print(f"  {what}: {name}")
+    for name in placed.missing:
+        print(f"  new here: {name}")
+    for name in placed.unplaced:
+        print(f"  has no place here: {name}")
     command.finish(
         {
             "workdir": str(directory),
@@ -85,12 +77,7 @@ def main() -> None:
     )
 
 
-def _write(directory: Path, path: Path) -> dict[str, object]:
-    if path.suffix != ".safetensors":
-        raise UserError(f"--to={path} must be the name of a .safetensors file.")
-    if not path.parent.is_dir():
-        raise UserError(f"--to={path}: there is no directory {path.parent}.")
-
+def _write(directory: epath.Path, path: epath.Path) -> dict[str, object]:
     from dresnet_jax.training import evaluation, torch_weights
 
     command.use_compilation_cache()

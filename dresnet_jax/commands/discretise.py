@@ -9,22 +9,18 @@ and train --config.init.workdir= starts from it.
 
 import sys
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-_TO = command.flag(
-    flags.DEFINE_string, "to", None, "Directory of the run that is written."
-)
+command.flag("to", str, "Directory of the run that is written.")
 
 
 @command.main
 def main() -> None:
     """Chooses, removes, writes."""
     directory = command.workdir()
-    to = cli.destination(_TO.value)
+    to = command.directory("to")
 
     from dresnet_jax.structure import discretising, pruning
     from dresnet_jax.training import evaluation, transfer

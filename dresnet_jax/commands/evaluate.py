@@ -15,8 +15,6 @@ save is measured against the whole network, and drawn in early_exit.png.
 
 import sys
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.data import catalog
 from dresnet_jax.errors import UserError
@@ -24,49 +22,32 @@ from dresnet_jax.training import json_files
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-# The keys of `models.exits.CONFIDENCES`, which imports JAX.
-_CONFIDENCES = ("probability", "entropy", "learned")
-
 _SPLIT = command.flag(
-    flags.DEFINE_enum, "split", "test", catalog.SPLITS, "Split to evaluate on."
+    "split", "test", "Split to evaluate on.", enum_values=catalog.SPLITS
 )
 _DATA_DIR = command.flag(
-    flags.DEFINE_string,
-    "data_dir",
-    None,
-    "Where the run's data are now; by default where they were.",
+    "data_dir", str, "Where the run's data are now; by default where they were."
 )
 _MAX_LOSS = command.flag(
-    flags.DEFINE_float,
-    "max_loss",
-    None,
-    "By how much early exits may lower accuracy, as a share.",
+    "max_loss", float, "By how much early exits may lower accuracy, as a share."
 )
 _BUDGET = command.flag(
-    flags.DEFINE_float,
-    "budget",
-    None,
-    "Mean FLOPs of an image with early exits, as a share of all.",
+    "budget", float, "Mean FLOPs of an image with early exits, as a share of all."
 )
 _PER_BATCH = command.flag(
-    flags.DEFINE_bool,
     "per_batch",
     False,
     "Hold the budget in each batch: a fixed share of its images leaves at each exit.",
 )
 _CONFIDENCE = command.flag(
-    flags.DEFINE_enum,
     "confidence",
     "probability",
-    list(_CONFIDENCES),
     "What an exit's threshold is of.",
+    # The keys of `models.exits.CONFIDENCES`, which imports JAX.
+    enum_values=["probability", "entropy", "learned"],
 )
 _MIN_DEPTH = command.flag(
-    flags.DEFINE_integer,
-    "min_depth",
-    0,
-    "Blocks that every image passes.",
-    lower_bound=0,
+    "min_depth", 0, "Blocks that every image passes.", lower_bound=0
 )
 
 

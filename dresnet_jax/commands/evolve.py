@@ -17,9 +17,7 @@ import sys
 from dresnet_jax.commands import cli
 from dresnet_jax.training import json_files
 
-command = cli.Command(
-    __doc__, "config workdir overwrite compilation_cache json", resumes=True
-)
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
 
 
 @command.main

@@ -10,20 +10,18 @@ jax.export.deserialize reads, signature.json and weights.safetensors.
 
 import sys
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-_TO = command.flag(flags.DEFINE_string, "to", None, "Directory that is written.")
+command.flag("to", str, "Directory that is written.")
 
 
 @command.main
 def main() -> None:
     """Reads, folds, writes."""
     directory = command.workdir()
-    to = cli.destination(_TO.value)
+    to = command.directory("to")
 
     from dresnet_jax.inference import exported
     from dresnet_jax.training import evaluation

@@ -15,8 +15,6 @@ largest that fits.
 import sys
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError
 
@@ -26,24 +24,13 @@ if TYPE_CHECKING:
 command = cli.Command(__doc__, "config compilation_cache json")
 
 _NO_COMPILE = command.flag(
-    flags.DEFINE_bool,
-    "no_compile",
-    False,
-    "Leave out what needs the compiler: bytes and memory.",
+    "no_compile", False, "Leave out what needs the compiler: bytes and memory."
 )
-_TARGET = command.flag(
-    flags.DEFINE_string, "target", "cpu", "The devices here, or such as v5e:4x4."
-)
+_TARGET = command.flag("target", "cpu", "The devices here, or such as v5e:4x4.")
 _BATCH_PER_CHIP = command.flag(
-    flags.DEFINE_integer,
-    "batch_per_chip",
-    None,
-    "Images of a step on each chip of a target.",
-    lower_bound=1,
+    "batch_per_chip", int, "Images of a step on each chip of a target.", lower_bound=1
 )
-_SWEEP = command.flag(
-    flags.DEFINE_list, "sweep", None, "Batches per chip of a target, to try each."
-)
+_SWEEP = command.flag("sweep", list, "Batches per chip of a target, to try each.")
 
 
 @command.main
@@ -83,11 +70,13 @@ def _on_target() -> dict[str, Any]:
 
     command.use_compilation_cache()
     target = chips.parse(_TARGET.value)
+    more: dict[str, Any] = {}
     if batches is None:
-        plan, more = pod.make(config, target, _BATCH_PER_CHIP.value), {}
+        plan = pod.make(config, target, _BATCH_PER_CHIP.value)
     else:
         sweep = pod.sweep(config, target, batches)
-        plan, more = sweep.largest, sweep.report()
+        more = pod.sweep_report(sweep)
+        *_, plan = filter(None, sweep.values())
         print(tables.sweep_table(sweep))
     report = _describe(plan.part)
     print(tables.pod_table(plan))
@@ -97,12 +86,13 @@ def _on_target() -> dict[str, Any]:
 
 def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
-    from dresnet_jax.costs import tables
+    from clu import parameter_overview
+
     from dresnet_jax.training import connection_report
     from dresnet_jax.training.state import num_parameters
 
     params = parts.create_state(abstract=True).params
-    print(tables.parameter_table(params))
+    print(parameter_overview.get_parameter_overview(params, include_stats=False))
     print(f"connections: {connection_report.description(parts)}")
     name, size = parts.config.model.name, num_parameters(params)
     print(f"{name}: {size:,} parameters")

@@ -21,7 +21,6 @@ import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
 from etils import epath
 
 from dresnet_jax.commands import cli
@@ -32,23 +31,15 @@ if TYPE_CHECKING:
 
 command = cli.Command(__doc__, "workdir compilation_cache json", rest="image")
 
-_EXPORTED = command.flag(
-    flags.DEFINE_string, "exported", None, "Directory that dresnet_jax.export wrote."
-)
-_TOP = command.flag(
-    flags.DEFINE_integer, "top", 3, "Classes named for each image.", lower_bound=1
-)
+_EXPORTED = command.flag("exported", str, "Directory that dresnet_jax.export wrote.")
+_TOP = command.flag("top", 3, "Classes named for each image.", lower_bound=1)
 
 _EARLY_EXIT = command.flag(
-    flags.DEFINE_bool,
-    "early_exit",
-    False,
-    "Answer at the first exit that is sure enough.",
+    "early_exit", False, "Answer at the first exit that is sure enough."
 )
 _WITHIN_MS = command.flag(
-    flags.DEFINE_float,
     "within_ms",
-    None,
+    float,
     "Milliseconds for one image: answer at the deepest exit in time.",
 )
 

@@ -19,38 +19,24 @@ named and ends it, or is left out with --skip_corrupt. docs/data.md says what is
 import sys
 from typing import Any
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.data import catalog
 from dresnet_jax.errors import UserError, pick
 
 command = cli.Command(__doc__, "json")
 
-_DATASET = command.flag(flags.DEFINE_string, "dataset", None, "Name in the catalogue.")
+_DATASET = command.flag("dataset", str, "Name in the catalogue.")
 _DATA_DIR = command.flag(
-    flags.DEFINE_string,
-    "data_dir",
-    "~/dresnet_jax_data",
-    "Where prepared datasets lie.",
+    "data_dir", "~/dresnet_jax_data", "Where prepared datasets lie."
 )
 _FROM_DIR = command.flag(
-    flags.DEFINE_string,
-    "from_dir",
-    None,
-    "Directory of the original archives, instead of the network.",
+    "from_dir", str, "Directory of the original archives, instead of the network."
 )
 _SKIP_CORRUPT = command.flag(
-    flags.DEFINE_bool,
-    "skip_corrupt",
-    False,
-    "Of a folder: leave out images that cannot be read.",
+    "skip_corrupt", False, "Of a folder: leave out images that cannot be read."
 )
 _STATISTICS = command.flag(
-    flags.DEFINE_bool,
-    "statistics",
-    False,
-    "Print mean and standard deviation of the training pixels.",
+    "statistics", False, "Print mean and standard deviation of the training pixels."
 )
 
 

@@ -8,25 +8,19 @@ The images are the first of a run with this config, augmented as in its first st
 import dataclasses
 import sys
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.data.calls import Call
 
 command = cli.Command(__doc__, "config compilation_cache json")
 
-_OUT = command.flag(
-    flags.DEFINE_string, "out", None, "The picture's file, such as preview.png."
-)
-_IMAGES = command.flag(
-    flags.DEFINE_integer, "images", 12, "How many are drawn.", lower_bound=2
-)
+_OUT = command.flag("out", str, "The picture's file, such as preview.png.")
+_IMAGES = command.flag("images", 12, "How many are drawn.", lower_bound=2)
 
 
 @command.main
 def main() -> None:
     """Reads, augments, draws."""
-    path = cli.picture_file(_OUT.value)
+    path = cli.new_file("out", _OUT.value, ".png")
     config = command.config()
 
     import jax
@@ -43,24 +37,13 @@ def main() -> None:
     examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]
     # The whole first batch, since mixing takes partners from all of it.
     rows = np.arange(recipe.batch_size)
-    plain = dataclasses.replace(recipe.view, min_crop_area=0.0, rand_augment_layers=0)
-    stored, seen = (
-        streaming.TrainBatches(
-            examples,
-            dataclasses.replace(recipe, view=view),
-            seed,
-            rows,
-            [Call(0, 1)],
-        )[0]
-        for view in (plain, recipe.view)
-    )
-    batch = jax.jit(pipeline.train_batch, static_argnums=0)(
-        recipe,
-        jnp.asarray(seen.images[0]),
-        jnp.asarray(seen.labels[0]),
-        jax.random.key(seed),
-        0,
-    )
+    batches = streaming.TrainBatches(examples, recipe, seed, rows, [Call(0, 1)])
+    view = dataclasses.replace(recipe.view, min_crop_area=0.0, rand_augment_layers=0)
+    plain = dataclasses.replace(recipe, view=view)
+    stored, seen = dataclasses.replace(batches, recipe=plain)[0], batches[0]
+    train_batch = jax.jit(pipeline.train_batch, static_argnums=0)
+    arrays = map(jnp.asarray, (seen.images[0], seen.labels[0]))
+    batch = train_batch(recipe, *arrays, jax.random.key(seed), 0)
     count = min(_IMAGES.value, recipe.batch_size)
     pixels = np.asarray(batch.images[:count]) * recipe.std + recipe.mean
     figure = pictures.before_and_after(

@@ -13,8 +13,6 @@ from it. --keep leaves this many; --threshold those that carry at least this muc
 import sys
 from typing import TYPE_CHECKING
 
-from absl import flags
-
 from dresnet_jax.commands import cli
 from dresnet_jax.errors import UserError
 
@@ -23,23 +21,13 @@ if TYPE_CHECKING:
 
 command = cli.Command(__doc__, "workdir compilation_cache json")
 
-_TO = command.flag(
-    flags.DEFINE_string, "to", None, "Directory of the run that is written."
-)
-_KEEP = command.flag(
-    flags.DEFINE_integer, "keep", None, "How many connections are left."
-)
+command.flag("to", str, "Directory of the run that is written.")
+_KEEP = command.flag("keep", int, "How many connections are left.")
 _THRESHOLD = command.flag(
-    flags.DEFINE_float,
-    "threshold",
-    None,
-    "What a connection that is left carries at least.",
+    "threshold", float, "What a connection that is left carries at least."
 )
 _MAX_LOSS = command.flag(
-    flags.DEFINE_float,
-    "max_loss",
-    None,
-    "Share of the validation images by which accuracy may fall.",
+    "max_loss", float, "Share of the validation images by which accuracy may fall."
 )
 
 
@@ -47,7 +35,7 @@ _MAX_LOSS = command.flag(
 def main() -> None:
     """Ranks, removes, writes."""
     directory = command.workdir()
-    to = cli.destination(_TO.value)
+    to = command.directory("to")
     chosen = [flag for flag in (_KEEP, _THRESHOLD, _MAX_LOSS) if flag.value is not None]
     if len(chosen) != 1:
         raise UserError("Give one of --keep, --threshold and --max_loss. See --help.")
@@ -62,7 +50,10 @@ def main() -> None:
     carriers = pruning.ranked(network)
     before = pruning.accuracy(network)
     smaller = pruning.pruned(network, _left(network, carriers, before))
-    edges = smaller.parts.model.spec.connections.topology.edges
+    was, graph = (
+        one.parts.model.spec.connections.topology for one in (network, smaller)
+    )
+    edges, gone = graph.edges, sorted(set(was.blocks) - set(graph.blocks))
     after = pruning.accuracy(smaller)
     about = {"pruned_from": str(directory), "step": restored.step}
     transfer.write_start(to, smaller.parts.config, smaller.state, about)
@@ -71,8 +62,8 @@ def main() -> None:
         f"{len(edges)} of {len(carriers)} connections are left; validation accuracy "
         f"{before:.4f} before, {after:.4f} after"
     )
-    if gone := _blocks(network) - _blocks(smaller):
-        print(f"blocks that go with their connections: {sorted(gone)}")
+    if gone:
+        print(f"blocks that go with their connections: {gone}")
     topology = str(smaller.parts.config.model.connections.topology).replace(" ", "")
     print(transfer.how_to_train_on(to, "model.connections.topology", topology))
     command.finish(
@@ -81,7 +72,7 @@ def main() -> None:
             "to": str(to),
             "step": restored.step,
             "edges": sorted(edges),
-            "removed_blocks": sorted(gone),
+            "removed_blocks": gone,
             "removed": sorted(c.edge for c in carriers if c.edge not in edges),
             "validation_accuracy": {"before": before, "after": after},
         }
@@ -118,10 +109,6 @@ def _left(
         lambda edges: pruning.accuracy_with(network, edges),
         before - max_loss,
     )
-
-
-def _blocks(network: "pruning.Network") -> set[int]:
-    return set(network.parts.model.spec.connections.topology.blocks)
 
 
 if __name__ == "__main__":

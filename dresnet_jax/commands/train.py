@@ -17,44 +17,26 @@ import os
 import signal
 import sys
 
-from absl import flags
-
 from dresnet_jax import signals
 from dresnet_jax.commands import cli
 from dresnet_jax.training import run_config
 
-command = cli.Command(
-    __doc__, "config workdir overwrite compilation_cache json", resumes=True
-)
+command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
 
-_COORDINATOR = command.flag(
-    flags.DEFINE_string, "coordinator", None, "Host and port of process 0."
-)
-_NUM_PROCESSES = command.flag(
-    flags.DEFINE_integer, "num_processes", None, "Processes of the run."
-)
-_PROCESS_ID = command.flag(
-    flags.DEFINE_integer, "process_id", None, "This process's, from 0."
-)
+_COORDINATOR = command.flag("coordinator", str, "Host and port of process 0.")
+_NUM_PROCESSES = command.flag("num_processes", int, "Processes of the run.")
+_PROCESS_ID = command.flag("process_id", int, "This process's, from 0.")
 _JOIN_TIMEOUT = command.flag(
-    flags.DEFINE_integer,
-    "join_timeout",
-    300,
-    "Seconds to wait for the other processes.",
-    lower_bound=1,
+    "join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
 )
 _WATCHDOG = command.flag(
-    flags.DEFINE_float,
     "watchdog",
-    0,
+    0.0,
     "Seconds without a step that end the process; 0 for never.",
-    0,
+    lower_bound=0,
 )
 _PROFILE = command.flag(
-    flags.DEFINE_string,
-    "profile",
-    None,
-    "Steps that are traced, such as 100:105, to profiles/.",
+    "profile", str, "Steps that are traced, such as 100:105, to profiles/."
 )
 
 

@@ -1,1 +1,1 @@
-"""Comparisons of models: several seeds of several variants, and what they show."""
+"""Comparisons of models: several seeds of several variants, and their report."""

@@ -1,19 +1,20 @@
-"""What a run costs before it is trained, and configs that cost the same as another."""
+"""Costs of a run before it is trained, and configs that cost as much as another."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
-import optax
 
 from dresnet_jax import defaults
 from dresnet_jax.costs import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.training import experiment, together
+from dresnet_jax.training.inputs import StepInputs
+from dresnet_jax.training.state import num_parameters
 
 # Widths are tried in steps of this: by less, no stage of four changes.
 _WIDTH_STEP = 1 / 8
@@ -57,9 +58,9 @@ class Together:
     @property
     def description(self) -> str:
         """In a sentence."""
-        how = "one after the other"
-        if self.seeds > 1:
-            how = f"{self.seeds} in one program"
+        how = (
+            f"{self.seeds} in one program" if self.seeds > 1 else "one after the other"
+        )
         why = "as the config says"
         if self.ratio is not None:
             why = (
@@ -74,10 +75,7 @@ def measure_together(config: ml_collections.ConfigDict, seeds: int) -> Together:
     if seeds == 1:
         return Together(1)
     parts = experiment.build(config)
-    steps: dict[int, Callable[[], object]] = {
-        1: _Step(parts),
-        seeds: _StepTogether(parts, seeds),
-    }
+    steps = {1: _steps(parts), seeds: _steps_together(parts, seeds)}
     seconds = cost.interleaved_seconds(steps, _ROUNDS)
     medians = {count: float(np.median(found)) for count, found in seconds.items()}
     ratio = medians[seeds] / (seeds * medians[1])
@@ -86,65 +84,65 @@ def measure_together(config: ml_collections.ConfigDict, seeds: int) -> Together:
 
 def measure(configs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, Costs]:
     """Counts and times a training step of every variant, in turn."""
-    steps = {name: _Step(experiment.build(config)) for name, config in configs.items()}
+    parts = {name: experiment.build(config) for name, config in configs.items()}
+    steps = {name: _steps(part) for name, part in parts.items()}
     seconds = cost.interleaved_seconds(steps, _ROUNDS)
+    times = {
+        name: np.quantile(found, (0.5, 0, 1), method="nearest") / _STEPS
+        for name, found in seconds.items()
+    }
     return {
-        name: Costs(
-            step.params,
-            step.flops,
-            *(
-                float(x) / _STEPS
-                for x in np.quantile(seconds[name], (0.5, 0, 1), method="nearest")
-            ),
-        )
-        for name, step in steps.items()
+        name: Costs(_num_parameters(part), part.step_flops, *times[name].tolist())
+        for name, part in parts.items()
     }
 
 
-class _Step:
-    """A compiled training step with its data; runs `_STEPS` times when called."""
+def _steps(parts: experiment.Experiment) -> Callable[[], object]:
+    """Compiles a training step, to run it on its data."""
+    (inputs,) = _inputs(parts, [parts.config.seed])
+    return _repeated(parts.compile_train_step(), parts.create_state(), inputs)
 
-    def __init__(self, parts: experiment.Experiment) -> None:
-        self._program = parts.compile_train_step()
-        self._state = parts.create_state()
-        self.params = optax.tree.size(self._state.params)
-        self.flops = parts.step_flops
-        train = parts.inputs.place(parts.open_splits()["train"])
-        data = parts.inputs.data(train, parts.config.seed, parts.calls(0)[:1])
-        self._inputs, _ = next(data)
-        data.close()
 
-    def __call__(self) -> object:
+def _steps_together(parts: experiment.Experiment, seeds: int) -> Callable[[], object]:
+    """Does as `_steps`, with several seeds in one program."""
+    program = together.compile_train_steps(parts, seeds, 1)
+    return _repeated(
+        lambda states, inputs: zip(*program(states, inputs), strict=True),
+        tuple(parts.with_seed(seed).create_state() for seed in range(seeds)),
+        tuple(_inputs(parts, range(seeds))),
+    )
+
+
+def _repeated(
+    step: Callable[..., Any], state: Any, inputs: Any
+) -> Callable[[], object]:
+    """Returns what runs a step `_STEPS` times, each from the state before."""
+
+    def run() -> object:
+        nonlocal state
         for _ in range(_STEPS):
-            self._state, result = self._program(self._state, self._inputs)
+            state, result = step(state, inputs)
         return result
 
+    return run
 
-class _StepTogether:
-    """As `_Step`, of several seeds in one program."""
 
-    def __init__(self, parts: experiment.Experiment, seeds: int) -> None:
-        self._program = together.compile_train_steps(parts, seeds, 1)
-        train = parts.inputs.place(parts.open_splits()["train"])
-        states, data = [], []
-        for seed in range(seeds):
-            states.append(parts.with_seed(seed).create_state())
-            found = parts.inputs.data(train, seed, parts.calls(0)[:1])
-            data.append(next(found)[0])
-            found.close()
-        self._states, self._data = tuple(states), tuple(data)
+def _inputs(parts: experiment.Experiment, seeds: Iterable[int]) -> Iterator[StepInputs]:
+    """The inputs of the first step with each seed."""
+    train = parts.inputs.place(parts.open_splits()["train"])
+    for seed in seeds:
+        data = parts.inputs.data(train, seed, parts.calls(0)[:1])
+        yield next(data)[0]
+        data.close()
 
-    def __call__(self) -> object:
-        for _ in range(_STEPS):
-            found = self._program(self._states, self._data)
-            self._states = tuple(state for state, _ in found)
-        return [result for _, result in found]
+
+def _num_parameters(parts: experiment.Experiment) -> int:
+    return num_parameters(parts.create_state(abstract=True).params)
 
 
 def count_params(config: ml_collections.ConfigDict) -> float:
     """Returns parameters of a config's network."""
-    state = experiment.build(config).create_state(abstract=True)
-    return float(sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)))
+    return float(_num_parameters(experiment.build(config)))
 
 
 def count_flops(config: ml_collections.ConfigDict) -> float:

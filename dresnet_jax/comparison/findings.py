@@ -1,6 +1,5 @@
 """The questions of a comparison that its numbers answer, each in a sentence or two."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,26 +13,15 @@ SOLID = 0.01
 OPEN, CLOSED = 0.75, 0.25
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A question and its answer.
-
-    Attributes:
-      question: that a reader would ask.
-      answer: what the numbers say.
-      figure: name of the figure that shows it.
-    """
-
-    question: str
-    answer: str
-    figure: str
-
-
-def findings(found: Mapping[str, Any]) -> list[Finding]:
+def findings(found: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns what a report answers besides its main question.
 
     Args:
       found: the report, before numbers that are not finite are replaced.
+
+    Returns:
+      For each the `question` that a reader would ask, the `answer` of the numbers, and
+      the name of the `figure` that shows it.
     """
     return [*_against_reference(found), *_of_gates(found)]
 
@@ -69,31 +57,31 @@ def p_in_words(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _against_reference(found: Mapping[str, Any]) -> Iterator[Finding]:
+def _against_reference(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     main = found["main"]
     for row in found["comparisons"]:
         mean = found["variants"][main].get(row["metric"], {}).get("mean")
         difference = row["difference"]
         way = "above" if difference >= 0 else "below"
         if row["metric"] == "train_loss":
-            yield Finding(
-                f"Does {main} converge to a lower training loss?",
-                f"Its mean training loss at the end, {mean:.4f}, is "
+            yield {
+                "question": f"Does {main} converge to a lower training loss?",
+                "answer": f"Its mean training loss at the end, {mean:.4f}, is "
                 f"{abs(difference):.4f} {way} that of {row['reference']}: "
                 f"{verdict(row, in_points=False)}.",
-                "curves",
-            )
+                "figure": "curves",
+            }
         if row["metric"] == "overfit":
-            yield Finding(
-                f"Does {main} overfit more?",
-                f"Its training accuracy minus its test accuracy is {100 * mean:+.2f} "
-                f"points, {100 * abs(difference):.2f} points {way} that of "
-                f"{row['reference']}: {verdict(row)}.",
-                "splits",
-            )
+            yield {
+                "question": f"Does {main} overfit more?",
+                "answer": "Its training accuracy minus its test accuracy is "
+                f"{100 * mean:+.2f} points, {100 * abs(difference):.2f} points {way} "
+                f"that of {row['reference']}: {verdict(row)}.",
+                "figure": "splits",
+            }
 
 
-def _of_gates(found: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_gates(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     gated = {
         name: variant
         for name, variant in found["variants"].items()
@@ -108,14 +96,14 @@ def _of_gates(found: Mapping[str, Any]) -> Iterator[Finding]:
         f"({variant['late_drift']['mean']:.3f})"
         for name, variant in gated.items()
     )
-    yield Finding(
-        "How far do the gates move, and do they stop changing?",
-        f"Mean change of F(w) over the run, and in its last quarter: {moved}. "
-        f"Below {SOLID} in the last quarter, and so solid: "
+    yield {
+        "question": "How far do the gates move, and do they stop changing?",
+        "answer": "Mean change of F(w) over the run, and in its last quarter: "
+        f"{moved}. Below {SOLID} in the last quarter, and so solid: "
         f"{'; '.join(solid) or 'none'}. Below {SOLID} over the whole run, and so never "
         f"moved: {'; '.join(still) or 'none'}.",
-        "drift",
-    )
+        "figure": "drift",
+    }
     learnt = [
         f"{name} from {variant['sharpness_at_start']:g} to "
         f"{variant['gate_sharpness']['mean']:.3f}"
@@ -123,18 +111,17 @@ def _of_gates(found: Mapping[str, Any]) -> Iterator[Finding]:
         if "gate_sharpness" in variant
     ]
     if learnt:
-        yield Finding(
-            "Does the sharpness k of gauss gates learn?",
-            f"Mean of k at the start and at the end: {'; '.join(learnt)}.",
-            "gate_functions",
-        )
-    for name, variant in gated.items():
-        if name == found["main"]:
-            yield Finding(
-                f"Which connections does {name} keep?",
-                _kept(variant["gates"]),
-                "drift",
-            )
+        yield {
+            "question": "Does the sharpness k of gauss gates learn?",
+            "answer": f"Mean of k at the start and at the end: {'; '.join(learnt)}.",
+            "figure": "gate_functions",
+        }
+    if (main := found["main"]) in gated:
+        yield {
+            "question": f"Which connections does {main} keep?",
+            "answer": _kept(gated[main]["gates"]),
+            "figure": "drift",
+        }
 
 
 def _kept(gates: Mapping[str, Mapping[str, float]]) -> str:

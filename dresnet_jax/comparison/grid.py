@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -66,22 +67,15 @@ class Run:
         """Whether it has ended, well or not."""
         return any((self.directory / name).exists() for name in (DONE, FAILED))
 
+    @functools.cached_property
+    def report(self) -> dict[str, Any]:
+        """Its report.json, once it has ended well."""
+        return json.loads((self.directory / DONE).read_text())
 
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A run that has ended well.
-
-    Attributes:
-      variant: its name.
-      seed: of the run.
-      report: its report.json.
-      lines: its metrics.jsonl.
-    """
-
-    variant: str
-    seed: int
-    report: dict[str, Any]
-    lines: list[dict[str, Any]]
+    @functools.cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """Its metrics.jsonl."""
+        return metrics.read(self.directory)
 
 
 # In a run directory, once it has ended well, or not; and in the comparison's.
@@ -126,11 +120,6 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
     return _new_plan(config, variants)
 
 
-def _matched(reference: str, budget: str) -> str:
-    """The name of the reference that has the main variant's budget."""
-    return f"{reference}, equal {budget}"
-
-
 def _new_plan(
     config: ml_collections.ConfigDict, variants: dict[str, ml_collections.ConfigDict]
 ) -> Plan:
@@ -138,7 +127,7 @@ def _new_plan(
     references = {"steps": config.reference}
     for budget in config.budgets:
         pick("budget", budget, dict.fromkeys(BUDGETS))
-        references[budget] = _matched(config.reference, budget)
+        references[budget] = f"{config.reference}, equal {budget}"
     counts = {"parameters": budgets.count_params, "flops": budgets.count_flops}
     matched = {
         references[budget]: budgets.widened(reference, count(main), count)
@@ -152,17 +141,12 @@ def _new_plan(
         num_steps = round(experiment.build(reference).num_steps * ratio)
         matched[name] = defaults.replace(reference, {"train.num_steps": num_steps})
         costs[name] = costs[config.reference]
-    together = _together(config, main)
+    if config.together is None:
+        seeds = min(config.seeds, config.other_seeds or config.seeds, _MOST_TOGETHER)
+        together = budgets.measure_together(main, seeds)
+    else:
+        together = Together(config.together)
     return Plan(variants | matched, references, costs, cost.machine(), together)
-
-
-def _together(
-    config: ml_collections.ConfigDict, main: ml_collections.ConfigDict
-) -> Together:
-    if config.together is not None:
-        return Together(config.together)
-    fewest = min(config.seeds, config.other_seeds or config.seeds)
-    return budgets.measure_together(main, min(fewest, _MOST_TOGETHER))
 
 
 def write_plan(plan: Plan, directory: epath.Path) -> None:
@@ -173,14 +157,14 @@ def write_plan(plan: Plan, directory: epath.Path) -> None:
             "references": dict(plan.references),
             "matched": {
                 name: {
-                    "width": config.model.width,
-                    "num_steps": config.train.num_steps,
+                    "width": variant.model.width,
+                    "num_steps": variant.train.num_steps,
                 }
-                for name, config in plan.variants.items()
+                for name, variant in plan.variants.items()
                 if name in plan.references.values()
             },
             "costs": {
-                name: dataclasses.asdict(cost) for name, cost in plan.costs.items()
+                name: dataclasses.asdict(one) for name, one in plan.costs.items()
             },
             "machine": plan.machine,
             "together": dataclasses.asdict(plan.together),
@@ -210,7 +194,7 @@ def runs(
       UserError: the directory of one holds a run of another config.
     """
     compared = {config.main, *plan.references.values()}
-    others = config.seeds if config.other_seeds is None else config.other_seeds
+    others = config.other_seeds or config.seeds
     seeds = {
         name: config.seeds if name in compared else others for name in plan.variants
     }
@@ -233,17 +217,15 @@ def runs(
     return found
 
 
-def read(found: list[Run]) -> tuple[list[Finished], dict[str, str]]:
-    """Reads the runs that ended well, and why the others did not, by directory."""
+def read(found: list[Run]) -> tuple[list[Run], dict[str, str]]:
+    """Returns the runs that ended well, and why the others did not, by directory."""
     finished, failed = [], {}
     for run in found:
         failure = run.directory / FAILED
         if failure.exists():
             failed[str(run.directory)] = json.loads(failure.read_text())["error"]
-            continue
-        report = json.loads((run.directory / DONE).read_text())
-        lines = metrics.read(run.directory)
-        finished.append(Finished(run.variant, run.seed, report, lines))
+        else:
+            finished.append(run)
     return finished, failed
 
 
@@ -270,16 +252,13 @@ def _changed(
     """
     config = copy.deepcopy(base).unlock()
     for path, value in defaults.fields(changes):
-        *groups, field = path.split(".")
-        node = config
-        for group in groups:
-            if group not in node:
-                raise unknown(f"field in {where}", group, list(node))
-            node = node[group]
-        if field not in node:
-            raise unknown(f"field in {where}", field, list(node))
+        node: Any = config
+        for name in path.split("."):
+            if name not in node:
+                raise unknown(f"field in {where}", name, list(node))
+            group, node = node, node[name]
         try:
-            node[field] = value
+            group[name] = value
         except TypeError as error:
             raise UserError(f"{where}.{path} = {value!r}: {error}") from error
     return config.lock()

@@ -84,25 +84,18 @@ def _of_seed(
 
     start = defaults.replace(base, {"seed": seed})
     grown = _trained(start, place(GROWN))
-    spent, first = grown["training_multiply_adds"], _each_step(start)
-    structure = _structure(start, place(GROWN))
-    last = _each_step(structure)
+    spent, structure = grown["training_multiply_adds"], _structure(start, place(GROWN))
     # Its choices cost nothing: for them it is trained on.
     chosen = sum(
         entry["passes"] * entry["multiply_adds"][0] * start.data.batch_size
         for entry in grown["history"]
         if "multiply_adds" in entry
     )
-    longer = grown["steps"] + round(chosen / last)
-    plain = {
-        LAST: (structure, round(spent / last)),
-        FIRST: (start, round(spent / first)),
-    }
+    longer = grown["steps"] + round(chosen / _each_step(structure))
     found = {GROWN: grown}
-    for name, (config, steps) in plain.items():
-        config = defaults.replace(
-            config, {"growth.events": (), "train.num_steps": steps}
-        )
+    for name, own in ((LAST, structure), (FIRST, start)):
+        steps = round(spent / _each_step(own))
+        config = defaults.replace(own, {"growth.events": (), "train.num_steps": steps})
         report = _trained(config, place(name))
         found[name] = report | {"training_multiply_adds": steps * _each_step(config)}
     return found | {RANDOM: _by_chance(start, longer, spent, place)}
@@ -161,23 +154,21 @@ def _trained(
 ) -> dict[str, Any]:
     """The report of a run, which is trained to its end if it is not done."""
     path = directory / "report.json"
-    is_done = path.exists()
-    if is_done:
+    if path.exists():
         run_config.require_config(directory, config)
-    else:
-        watch = functools.partial(watching.Watch, directory)
-        with (
-            workdir.claim(directory, config, overwrite=False),
-            (directory / "log.txt").open("a") as log,
-            contextlib.redirect_stdout(log),
-        ):
-            if config.growth.events:
-                training.run(config, directory, watch)
-            else:
-                loop.run(experiment.build(config), directory)
+        return json.loads(path.read_text())
+    with (
+        workdir.claim(directory, config, overwrite=False),
+        (directory / "log.txt").open("a") as log,
+        contextlib.redirect_stdout(log),
+    ):
+        if config.growth.events:
+            watch = functools.partial(watching.Watch, directory)
+            training.run(config, directory, watch)
+        else:
+            loop.run(experiment.build(config), directory)
     found = json.loads(path.read_text())
-    if not is_done:
-        print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
+    print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
     return found
 
 
@@ -187,25 +178,21 @@ def _report(
     command: str,
 ) -> dict[str, Any]:
     """The figures of all variants, and how far the grown one is above the others."""
-
-    def each(name: str, value: Callable[[dict[str, Any]], float]) -> list[float]:
-        return [value(report) for report in found[name]]
-
-    spent = {name: each(name, lambda r: r["training_multiply_adds"]) for name in found}
-    variants: dict[str, dict[str, Any]] = {}
-    for name in found:
-        accuracies = each(name, lambda r: r["test_accuracy"])
-        variants[name] = {
-            "test_accuracy": {
-                **dataclasses.asdict(statistics.estimate(accuracies, statistics.SHARE)),
-                "values": accuracies,
-            },
-            "params": each(name, lambda r: r["params"]),
-            "steps": each(name, lambda r: r["steps"]),
-            "training_multiply_adds": spent[name],
+    fields = ("test_accuracy", "params", "steps", "training_multiply_adds")
+    figures = {
+        name: {field: [report[field] for report in reports] for field in fields}
+        for name, reports in found.items()
+    }
+    values = {name: one["test_accuracy"] for name, one in figures.items()}
+    spent = {name: one["training_multiply_adds"] for name, one in figures.items()}
+    variants = {
+        name: {
+            **one,
+            "test_accuracy": statistics.summary(values[name], statistics.SHARE),
             "cost": [a / b for a, b in zip(spent[name], spent[GROWN], strict=True)],
         }
-    values = {name: one["test_accuracy"]["values"] for name, one in variants.items()}
+        for name, one in figures.items()
+    }
     others = [name for name in VARIANTS if name != GROWN]
     differences = [statistics.paired(values[GROWN], values[name]) for name in others]
     corrected = statistics.holm([one.p for one in differences])

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from dresnet_jax.comparison.grid import Finished
+from dresnet_jax.comparison.grid import Run
 from dresnet_jax.figures import run
 
 
@@ -33,7 +33,7 @@ class Captioned:
     figure: Figure
 
 
-def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Captioned]:
+def figures(found: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned]:
     """Returns all figures, in the order of the report."""
     names = list(found["variants"])
     runs = {name: [run for run in finished if run.variant == name] for name in names}
@@ -62,23 +62,21 @@ def figures(found: Mapping[str, Any], finished: Sequence[Finished]) -> list[Capt
     ]
     gated = {name: runs[name] for name in names if "gates" in found["variants"][name]}
     if gated:
-        result.append(
+        result += [
             Captioned(
                 "drift",
                 "How far the gates moved",
                 "Mean change of F(w) since the start of the run: flat at its end where "
                 "gates stop changing.",
                 _drift(gated),
-            )
-        )
-        result.append(
+            ),
             Captioned(
                 "gate_functions",
                 "The gate functions",
                 "F(w) over the weight w of every gate function that has one weight.",
                 run.gate_functions(),
-            )
-        )
+            ),
+        ]
     return result
 
 
@@ -87,7 +85,7 @@ def encoded(path: epath.Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def mean_gates(runs: Sequence[Finished]) -> tuple[list[int], list[dict[str, Any]]]:
+def mean_gates(runs: Sequence[Run]) -> tuple[list[int], list[dict[str, Any]]]:
     """Returns the steps, and F(w) of every edge there, {reader: {source: F(w)}}."""
     lines = [[line for line in run.lines if "gates" in line] for run in runs]
     steps = [line["step"] for line in lines[0]]
@@ -122,49 +120,41 @@ def accuracy(variants: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _series(runs: Sequence[Finished], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the values of each run there: [runs, steps]."""
-    values = [
+def _band(axis: Axes, runs: Sequence[Run], name: str, **style: Any) -> None:
+    of_runs = [
         {line["step"]: line[name] for line in run.lines if name in line} for run in runs
     ]
-    steps = list(values[0])
-    return np.asarray(steps), np.asarray([[v[step] for step in steps] for v in values])
-
-
-def _band(axis: Axes, runs: Sequence[Finished], name: str, **style: Any) -> None:
-    steps, values = _series(runs, name)
+    steps = list(of_runs[0])
+    values = np.asarray([[of_run[step] for step in steps] for of_run in of_runs])
     (line,) = axis.plot(steps, values.mean(axis=0), linewidth=1.5, **style)
     low, high = values.min(axis=0), values.max(axis=0)
     axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _style(number: int) -> dict[str, str]:
-    """Ten colours, then the same with other lines."""
-    line = ("-", "--", ":", "-.")[number // 10 % 4]
-    return {"color": f"C{number % 10}", "linestyle": line}
+def _bands(axis: Axes, runs: Mapping[str, Sequence[Run]], name: str) -> None:
+    """Draws a variant each in ten colours, then in the same with other lines."""
+    for number, (variant, of_variant) in enumerate(runs.items()):
+        line = ("-", "--", ":", "-.")[number // 10 % 4]
+        style = {"color": f"C{number % 10}", "linestyle": line}
+        _band(axis, of_variant, name, label=variant, **style)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
 
 
-def _curves(runs: Mapping[str, Sequence[Finished]]) -> Figure:
+def _curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    for number, (name, of_variant) in enumerate(runs.items()):
-        style = _style(number)
-        _band(axes[0], of_variant, "train_loss", label=name, **style)
-        _band(axes[1], of_variant, "val_accuracy", label=name, **style)
+    _bands(axes[0], runs, "train_loss")
+    _bands(axes[1], runs, "val_accuracy")
     axes[0].set_yscale("log")
     axes[0].set_ylabel("training loss (nats)")
     axes[1].set_ylabel("validation accuracy")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    for axis in axes:
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
-def _splits(
-    runs: Mapping[str, Sequence[Finished]], variants: Mapping[str, Any]
-) -> Figure:
+def _splits(runs: Mapping[str, Sequence[Run]], variants: Mapping[str, Any]) -> Figure:
     columns = min(3, len(runs))
     rows = -(-len(runs) // columns)
     figure, axes = plt.subplots(
@@ -191,13 +181,10 @@ def _splits(
     return figure
 
 
-def _drift(runs: Mapping[str, Sequence[Finished]]) -> Figure:
+def _drift(runs: Mapping[str, Sequence[Run]]) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    for number, (name, of_variant) in enumerate(runs.items()):
-        _band(axis, of_variant, "gate_drift", label=name, **_style(number))
-    axis.set_xlabel("step")
+    _bands(axis, runs, "gate_drift")
     axis.set_ylabel("mean |F(w) - F(w) at the start|")
     axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure

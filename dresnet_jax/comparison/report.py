@@ -1,4 +1,4 @@
-"""What a comparison found: figures for programs, tables and sentences for people."""
+"""Reports a comparison: figures for programs, tables and sentences for people."""
 
 import csv
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from dresnet_jax.comparison import findings, plots, statistics
-from dresnet_jax.comparison.grid import Finished, Plan
+from dresnet_jax.comparison.grid import Plan, Run
 from dresnet_jax.connections import gate_values
 from dresnet_jax.errors import RunFailedError
 from dresnet_jax.figures import pictures
@@ -26,7 +26,7 @@ _MORE_METRICS = ("train_loss", "overfit")
 def report(
     config: ml_collections.ConfigDict,
     plan: Plan,
-    finished: Sequence[Finished],
+    finished: Sequence[Run],
     failed: Mapping[str, str],
     command: str,
 ) -> dict[str, Any]:
@@ -73,14 +73,11 @@ def report(
         "versions": finished[0].report["versions"],
         "config": run_config.plain(config),
     }
-    result["findings"] = [
-        dataclasses.asdict(finding) for finding in findings.findings(result)
-    ]
-    return json_files.finite(result)
+    return json_files.finite(result | {"findings": findings.findings(result)})
 
 
 def _variant(
-    plan: Plan, name: str, runs: Sequence[Finished], target: float
+    plan: Plan, name: str, runs: Sequence[Run], target: float
 ) -> dict[str, Any]:
     cost = plan.costs[name]
     reached = [
@@ -88,65 +85,56 @@ def _variant(
         for step in (_step_of(run, target) for run in runs)
         if step is not None
     ]
+    estimate = statistics.summary
+    reported = {
+        name: [run.report[name] for run in runs]
+        for name in ("test_accuracy", "val_accuracy", "test_loss", "reported_step")
+    }
+    losses = [_last(run, "train_loss") for run in runs]
     trained = [_last(run, "train_accuracy") for run in runs]
-    tested = [run.report["test_accuracy"] for run in runs]
+    overfit = list(np.subtract(trained, reported["test_accuracy"]))
     found: dict[str, Any] = {
         **dataclasses.asdict(cost),
         "steps": runs[0].report["steps"],
         "seeds": [run.seed for run in runs],
-        "test_accuracy": _estimate(tested, statistics.SHARE),
-        "val_accuracy": _estimate(
-            [run.report["val_accuracy"] for run in runs], statistics.SHARE
-        ),
-        "test_loss": _estimate(
-            [run.report["test_loss"] for run in runs], statistics.NOT_NEGATIVE
-        ),
-        "train_loss": _estimate(
-            [_last(run, "train_loss") for run in runs], statistics.NOT_NEGATIVE
-        ),
-        "train_accuracy": _estimate(trained, statistics.SHARE),
-        "overfit": _estimate(list(np.subtract(trained, tested))),
-        "reported_step": [run.report["reported_step"] for run in runs],
+        "test_accuracy": estimate(reported["test_accuracy"], statistics.SHARE),
+        "val_accuracy": estimate(reported["val_accuracy"], statistics.SHARE),
+        "test_loss": estimate(reported["test_loss"], statistics.NOT_NEGATIVE),
+        "train_loss": estimate(losses, statistics.NOT_NEGATIVE),
+        "train_accuracy": estimate(trained, statistics.SHARE),
+        "overfit": estimate(overfit),
+        "reported_step": reported["reported_step"],
         "reached_target": len(reached),
-        "seconds_to_target": _estimate(reached) if reached else None,
+        "seconds_to_target": estimate(reached) if reached else None,
     }
     if any("gates" in line for line in runs[0].lines):
         model = plan.variants[name].model
         late = [_late_drift(run) for run in runs]
         found |= {
             "gate": model.connections.gate,
-            "gate_drift": _estimate([run.report["gate_drift"] for run in runs]),
-            "late_drift": _estimate(late),
+            "gate_drift": estimate([run.report["gate_drift"] for run in runs]),
+            "late_drift": estimate(late),
             "solid": bool(np.mean(late) < findings.SOLID),
             "gates": plots.mean_gates(runs)[1][-1],
         }
         sharpness = [run.report["gate_sharpness"] for run in runs]
         if None not in sharpness:
             found["sharpness_at_start"] = model.connections.sharpness
-            found["gate_sharpness"] = _estimate(sharpness)
+            found["gate_sharpness"] = estimate(sharpness)
     return found
 
 
-def _estimate(
-    values: Sequence[float], within: tuple[float, float] = statistics.ANY
-) -> dict[str, Any]:
-    found = statistics.estimate(values, within)
-    return dataclasses.asdict(found) | {"values": list(values)}
-
-
-def _step_of(run: Finished, target: float) -> int | None:
+def _step_of(run: Run, target: float) -> int | None:
     """The first evaluated step with such a validation accuracy."""
-    for line in run.lines:
-        if line.get("val_accuracy", -1.0) >= target:
-            return line["step"]
-    return None
+    lines = (line for line in run.lines if line.get("val_accuracy", -1.0) >= target)
+    return next((line["step"] for line in lines), None)
 
 
-def _last(run: Finished, name: str) -> float:
+def _last(run: Run, name: str) -> float:
     return [line[name] for line in run.lines if name in line][-1]
 
 
-def _late_drift(run: Finished) -> float:
+def _late_drift(run: Run) -> float:
     """Mean change of F(w) in the last quarter of a run."""
     gates = [(line["step"], line["gates"]) for line in run.lines if "gates" in line]
     last_step, last = gates[-1]
@@ -158,33 +146,27 @@ def _comparisons(
     config: ml_collections.ConfigDict, plan: Plan, variants: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Compares the main variant with each reference, others with that of equal size."""
-    others = [
-        name
-        for name in variants
-        if name not in (config.main, *plan.references.values())
-    ]
-    usual = _usual_budget(plan)
-    accuracy = "test_accuracy"
+    usual, accuracy = _usual_budget(plan), "test_accuracy"
     asked = [(config.main, budget, accuracy) for budget in plan.references]
-    asked += [
-        (name, usual if _is_connected(plan, name) else "steps", accuracy)
-        for name in others
-    ]
+    for name in variants:
+        if name not in (config.main, *plan.references.values()):
+            is_connected = zoo.MODELS[plan.variants[name].model.name].connected
+            asked.append((name, usual if is_connected else "steps", accuracy))
     asked += [(config.main, usual, metric) for metric in _MORE_METRICS]
     rows = []
     for name, budget, metric in asked:
         reference = plan.references[budget]
-        values, theirs = (
+        ours, theirs = (
             dict(zip(variants[n]["seeds"], variants[n][metric]["values"], strict=True))
             if n in variants
             else {}
             for n in (name, reference)
         )
-        seeds = sorted(values.keys() & theirs.keys())
+        seeds = sorted(ours.keys() & theirs.keys())
         if not seeds:
             continue
         found = statistics.paired(
-            [values[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+            *([of[seed] for seed in seeds] for of in (ours, theirs))
         )
         ratio = plan.costs[name].step_seconds / plan.costs[reference].step_seconds
         rows.append(
@@ -211,10 +193,6 @@ def _usual_budget(plan: Plan) -> str:
     return "parameters" if "parameters" in plan.references else "steps"
 
 
-def _is_connected(plan: Plan, name: str) -> bool:
-    return zoo.MODELS[plan.variants[name].model.name].connected
-
-
 def _answer(
     config: ml_collections.ConfigDict,
     plan: Plan,
@@ -222,8 +200,6 @@ def _answer(
     compared: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """Two sentences: at equal size, and at equal time."""
-    usual = _usual_budget(plan)
-    asked = [usual, "time"] if "time" in plan.references else [usual]
     rows = {
         row["budget"]: row
         for row in compared
@@ -231,7 +207,7 @@ def _answer(
     }
     accuracy = variants[config.main]["test_accuracy"]["mean"]
     sentences = []
-    for budget in asked:
+    for budget in (_usual_budget(plan), "time"):
         if budget not in rows:
             continue
         row = rows[budget]
@@ -292,7 +268,7 @@ def accuracies(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def write(
-    found: Mapping[str, Any], finished: Sequence[Finished], directory: epath.Path
+    found: Mapping[str, Any], finished: Sequence[Run], directory: epath.Path
 ) -> None:
     """Writes report.json, runs.csv, the figures, report.html and report.md."""
     json_files.write_json(directory / "report.json", found)
@@ -333,20 +309,17 @@ def write(
     (directory / "report.md").write_text(text)
 
 
-def _csv(finished: Sequence[Finished]) -> str:
-    names = (
-        "val_accuracy",
-        "test_accuracy",
-        "val_loss",
-        "test_loss",
-        "params",
-        "steps",
+def _csv(finished: Sequence[Run]) -> str:
+    of_run = ("variant", "seed")
+    of_report = (
+        *("reported_step", "val_accuracy", "test_accuracy"),
+        *("val_loss", "test_loss", "params", "steps"),
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", "seed", "reported_step", *names])
+    writer.writerow([*of_run, *of_report])
     for run in finished:
-        report = run.report
-        values = [report["reported_step"], *(report[name] for name in names)]
-        writer.writerow([run.variant, run.seed, *values])
+        writer.writerow(
+            [run.variant, run.seed, *(run.report[name] for name in of_report)]
+        )
     return text.getvalue()

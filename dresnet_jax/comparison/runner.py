@@ -3,14 +3,13 @@
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
-import functools
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -30,13 +29,8 @@ from dresnet_jax.training import (
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.together import Group, Member
 
-# Processes that `trainers` starts by itself; each takes about a gigabyte.
+# Processes that `ended` starts by itself; each takes about a gigabyte.
 _MOST_AT_ONCE = 8
-
-# Trains groups of runs: calls a function as each starts, and yields each as it ends,
-# with the seconds that it took.
-Started = Callable[[list[Run]], None]
-Trainer = Callable[[Iterable[list[Run]], Started], Iterator[tuple[list[Run], float]]]
 
 
 def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
@@ -47,7 +41,7 @@ def grouped(runs: Iterable[Run], together: int) -> list[list[Run]]:
     return list(groups.values())
 
 
-def train(group: Sequence[Run], together: int) -> None:
+def train(group: Sequence[Run], together: int) -> float:
     """Trains runs to their end, or resumes them; what they print goes to log.txt.
 
     A run whose loss is not finite has failed, and is not tried again.
@@ -55,7 +49,11 @@ def train(group: Sequence[Run], together: int) -> None:
     Args:
       group: one of `grouped`.
       together: seeds that the program has room for; with 1 it is that of `train`.
+
+    Returns:
+      The seconds that it took.
     """
+    start = time.monotonic()
     with contextlib.ExitStack() as stack:
         members = {}
         for run in group:
@@ -67,45 +65,53 @@ def train(group: Sequence[Run], together: int) -> None:
         for slot, error in _trained(members, together).items():
             directory = members[slot].directory
             json_files.write_json(directory / FAILED, {"error": str(error)})
+    return time.monotonic() - start
 
 
 def _trained(members: dict[int, Member], together: int) -> Mapping[int, Exception]:
     """Trains; returns by slot why a run failed."""
     first = next(iter(members.values()))
-    if together > 1:
-        with contextlib.redirect_stderr(first.output):
+    with contextlib.redirect_stderr(first.output):
+        if together > 1:
             return Group(members, together).train()
-    with (
-        contextlib.redirect_stdout(first.output),
-        contextlib.redirect_stderr(first.output),
-    ):
         try:
-            loop.run(first.experiment, first.directory)
+            with contextlib.redirect_stdout(first.output):
+                loop.run(first.experiment, first.directory)
         except late_report.NonFiniteLossError as error:
             return {0: error}
-    return {}
+        return {}
 
 
-@contextlib.contextmanager
-def trainers(
-    at_once: int | None, together: int, cache: str | None
-) -> Iterator[Trainer]:
-    """Yields a function that trains groups of runs, several at once.
+def ended(
+    groups: Iterable[list[Run]],
+    started: Callable[[list[Run]], None],
+    at_once: int | None,
+    together: int,
+    cache: str | None,
+) -> Generator[tuple[list[Run], float]]:
+    """Trains groups of runs, several at once; close it to stop before the last.
 
     On a CPU small steps leave cores idle, so that runs side by side end sooner than one
     after the other.
 
     Args:
+      groups: each as `train` takes it.
+      started: called with each group that starts.
       at_once: how many groups, each in a process of its own; 1 for this process; None
         for one a core on a CPU, at most `_MOST_AT_ONCE`, and else 1.
       together: seeds of a group's program.
       cache: of compiled programs, as `compilation_cache.use` takes it.
+
+    Yields:
+      Each group that ended, and the seconds that it took.
     """
     if at_once is None:
         cores = len(os.sched_getaffinity(0))
         at_once = min(cores, _MOST_AT_ONCE) if jax.default_backend() == "cpu" else 1
     if at_once == 1:
-        yield functools.partial(_train_here, together)
+        for group in groups:
+            started(group)
+            yield group, train(group, together)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         at_once,
@@ -116,7 +122,7 @@ def trainers(
     )
     with pool, processes.stop_signals() as stop:
         try:
-            yield functools.partial(_train_in, pool, stop, at_once, together)
+            yield from _ended_in(pool, stop, at_once, together, groups, started)
         except BaseException:
             # Those that train save and end, however often they are told.
             for worker in multiprocessing.active_children():
@@ -124,21 +130,13 @@ def trainers(
             raise
 
 
-def _train_here(
-    together: int, groups: Iterable[list[Run]], started: Started
-) -> Iterator[tuple[list[Run], float]]:
-    for group in groups:
-        started(group)
-        yield group, _timed(group, together)
-
-
-def _train_in(
+def _ended_in(
     pool: concurrent.futures.Executor,
     stop: processes.Stop,
     at_once: int,
     together: int,
     groups: Iterable[list[Run]],
-    started: Started,
+    started: Callable[[list[Run]], None],
 ) -> Iterator[tuple[list[Run], float]]:
     waiting = iter(groups)
     under_way: dict[concurrent.futures.Future[float], list[Run]] = {}
@@ -152,12 +150,12 @@ def _train_in(
             started(group)
         if not under_way:
             return
-        ended, _ = concurrent.futures.wait(
+        done, _ = concurrent.futures.wait(
             under_way, timeout=1, return_when=concurrent.futures.FIRST_COMPLETED
         )
         if stop.now():
             raise stop.error("while runs were trained: the same command resumes")
-        for task in ended:
+        for task in done:
             group = under_way.pop(task)
             try:
                 yield group, task.result()
@@ -197,14 +195,8 @@ def _train_there(
         Run(variant, seed, epath.Path(directory), parts.with_seed(seed))
         for seed, directory in places.items()
     ]
-    return _timed(group, together)
+    return train(group, together)
 
 
 # Of a worker, by variant.
 _EXPERIMENTS: dict[str, Experiment] = {}
-
-
-def _timed(group: Sequence[Run], together: int) -> float:
-    start = time.monotonic()
-    train(group, together)
-    return time.monotonic() - start

@@ -1,4 +1,4 @@
-"""What repeated runs tell: means, paired differences, and how sure one may be."""
+"""Statistics of repeated runs: means, paired differences, and how sure one may be."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -71,6 +71,13 @@ def estimate(
         reach = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
         low, high = np.clip((mean - reach, mean + reach), *within).tolist()
     return Estimate(mean, low, high, len(found))
+
+
+def summary(
+    values: Sequence[float], within: tuple[float, float] = ANY
+) -> dict[str, Any]:
+    """Returns the fields of `estimate`, and the values."""
+    return dataclasses.asdict(estimate(values, within)) | {"values": list(values)}
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:

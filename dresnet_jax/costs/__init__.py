@@ -1,1 +1,1 @@
-"""What programs cost: counted, timed, or compiled for chips that are not here."""
+"""Costs of programs: counted, timed, or compiled ahead of time for other chips."""

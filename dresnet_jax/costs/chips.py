@@ -1,4 +1,4 @@
-"""TPU chips that programs are compiled for without having one, and their speed."""
+"""TPU chips for which programs are compiled without the hardware, and their speed."""
 
 import dataclasses
 import importlib.util
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from dresnet_jax.costs.cost import Cost
 from dresnet_jax.errors import UserError, pick
 
 
@@ -44,23 +43,12 @@ class Chip:
     ring: int
     cores: str = "default"
 
-    def roofline_seconds(self, cost: Cost) -> float:
-        """Returns the larger of the least times for FLOPs and for bytes."""
-        return max(
-            cost.flops / self.flops_per_second,
-            cost.bytes_accessed / self.bytes_per_second,
-        )
-
-
-def _gib(number: float) -> int:
-    return int(number * 2**30)
-
 
 CHIPS = {
     "v4": Chip(
         flops_per_second=275e12,
         bytes_per_second=1228e9,
-        hbm_bytes=_gib(30.75),
+        hbm_bytes=int(30.75 * 2**30),
         link_bytes_per_second=50e9,
         network_bytes_per_second=6.25e9,
         ring=4,
@@ -69,7 +57,7 @@ CHIPS = {
     "v5e": Chip(
         flops_per_second=197e12,
         bytes_per_second=819e9,
-        hbm_bytes=_gib(15.75),
+        hbm_bytes=int(15.75 * 2**30),
         link_bytes_per_second=50e9,
         network_bytes_per_second=3.125e9,
         ring=16,
@@ -77,7 +65,7 @@ CHIPS = {
     "v5p": Chip(
         flops_per_second=459e12,
         bytes_per_second=2765e9,
-        hbm_bytes=_gib(95.74),
+        hbm_bytes=int(95.74 * 2**30),
         link_bytes_per_second=100e9,
         network_bytes_per_second=6.25e9,
         ring=4,
@@ -86,7 +74,7 @@ CHIPS = {
     "v6e": Chip(
         flops_per_second=918e12,
         bytes_per_second=1640e9,
-        hbm_bytes=_gib(31.25),
+        hbm_bytes=int(31.25 * 2**30),
         link_bytes_per_second=100e9,
         network_bytes_per_second=12.5e9,
         ring=16,

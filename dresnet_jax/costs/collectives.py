@@ -1,4 +1,4 @@
-"""What a compiled program sends between chips."""
+"""Collective operations of a compiled program: the bytes sent between chips."""
 
 import dataclasses
 import math
@@ -53,19 +53,13 @@ def of(program: str, chips: int, slices: int = 1) -> list[Collective]:
     instructions = hlo.instructions(program.splitlines())
     found = []
     for instruction in instructions.values():
-        operands = sum(
-            hlo.size(instructions[name].shape)
-            for name in instruction.operands
-            if name in instructions
-        )
-        kind = instruction.operation.removesuffix("-start")
+        operands = hlo.operand_bytes(instruction, instructions)
+        across = _across_slices(instruction)
+        kind = across or instruction.operation.removesuffix("-start")
         if kind in KINDS:
-            k = _chips(instruction) or chips // slices
+            k = slices if across else _chips(instruction) or chips // slices
             whole = operands * k if kind == "all-gather" else operands
-            found.append(Collective(kind, whole, k))
-        elif across := _across_slices(instruction):
-            whole = operands * slices if across == "all-gather" else operands
-            found.append(Collective(across, whole, slices, across_slices=True))
+            found.append(Collective(kind, whole, k, across_slices=bool(across)))
     return found
 
 

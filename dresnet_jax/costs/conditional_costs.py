@@ -1,6 +1,7 @@
 """Measures what conditional paths save: FLOPs, and time."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ from dresnet_jax.data.streaming import EvalBatches
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import conditional, counting
 from dresnet_jax.models.backbone import Backbone, uncompacted
-from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.training import experiment
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
@@ -135,7 +135,7 @@ def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
     ]
     state = parts.create_state()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = jax.jit(_logits(uncompacted(parts.model)))
+    logits = jax.jit(functools.partial(_logits, uncompacted(parts.model)))
     return Network(
         parts.model,
         {rate: _set(parts.model, logits, variables, setting, rate) for rate in rates},
@@ -158,17 +158,11 @@ def _gated(config: ml_collections.ConfigDict) -> Experiment:
     return parts
 
 
-def _logits(model: Backbone) -> Callable[[Any, jax.Array], dict[int, jax.Array]]:
-    """What gives the logits of every gate: {block: [batch]}."""
-
-    def logits(variables: Any, images: jax.Array) -> dict[int, jax.Array]:
-        _, found = model.apply(
-            variables, images, train=False, mutable=["intermediates"]
-        )
-        gates = found["intermediates"]
-        return {i: gates[f"gate_{i}"]["logits"][0] for i in model.spec.gated}
-
-    return logits
+def _logits(model: Backbone, variables: Any, images: jax.Array) -> dict[int, jax.Array]:
+    """The logits of every gate: {block: [batch]}."""
+    _, found = model.apply(variables, images, train=False, mutable=["intermediates"])
+    gates = found["intermediates"]
+    return {i: gates[f"gate_{i}"]["logits"][0] for i in model.spec.gated}
 
 
 def _set(
@@ -202,27 +196,28 @@ def measure(network: Network, runs: int) -> list[Row]:
     plain = model.clone(spec=dataclasses.replace(model.spec, conditional=None))
     some = next(iter(network.variables.values()))
     forms = {"plain": plain, "masked": uncompacted(model), "compacted": model}
-    programs = {name: _compiled(form, some, batches[0]) for name, form in forms.items()}
+    programs = {
+        name: jax.jit(_forward(form)).lower(some, batches[0]).compile()
+        for name, form in forms.items()
+    }
 
-    def runner(name: str, variables: Any) -> Callable[[], object]:
+    def run(name: str, variables: Any) -> None:
         # One batch is waited for before the next, as where each is evaluated by itself.
-        return lambda: [
+        for images in batches:
             jax.block_until_ready(programs[name](variables, images))
-            for images in batches
-        ]
 
-    timed: dict[tuple[str, float | None], Callable[[], object]]
-    timed = {("plain", None): runner("plain", some)}
-    for rate, variables in network.variables.items():
-        for name in ("masked", "compacted"):
-            timed[name, rate] = runner(name, variables)
+    timed = {("plain", None): functools.partial(run, "plain", some)} | {
+        (name, rate): functools.partial(run, name, variables)
+        for rate, variables in network.variables.items()
+        for name in ("masked", "compacted")
+    }
     seconds = cost.interleaved_seconds(timed, runs)
     flops = {
         name: counting.flops(_forward(forms[name]), some, batches[0])
         for name in ("plain", "masked")
     }
     of_blocks = block_flops(model, some, batches[0])
-    logits = jax.jit(_logits(uncompacted(model)))
+    logits = jax.jit(functools.partial(_logits, forms["masked"]))
     rows = []
     for rate, variables in network.variables.items():
         found = [logits(variables, images) for images in batches]
@@ -230,17 +225,19 @@ def measure(network: Network, runs: int) -> list[Row]:
             i: np.array([int((of_gates[i] > 0).sum()) for of_gates in found])
             for i in model.spec.gated
         }
-        savings = 1 - seconds["compacted", rate] / seconds["plain", None]
+        savings, masked = (
+            1 - seconds[name, rate] / seconds["plain", None]
+            for name in ("compacted", "masked")
+        )
         lower, upper = np.quantile(savings, (0.25, 0.75))
-        masked = 1 - seconds["masked", rate] / seconds["plain", None]
         shares = {i: n / len(batches[0]) for i, n in counts.items()}
-        run = {i: _run_share(n, len(batches[0])) for i, n in counts.items()}
+        are_run = {i: _run_share(n, len(batches[0])) for i, n in counts.items()}
         rows.append(
             Row(
                 rate=rate,
                 open_share=float(np.mean(list(shares.values()))),
                 flops_saving=_saving(flops, of_blocks, shares),
-                batch_flops_saving=_saving(flops, of_blocks, run),
+                batch_flops_saving=_saving(flops, of_blocks, are_run),
                 time_saving=float(np.median(savings)),
                 time_saving_quartiles=(float(lower), float(upper)),
                 masked_time_saving=float(np.median(masked)),
@@ -251,42 +248,15 @@ def measure(network: Network, runs: int) -> list[Row]:
     return rows
 
 
-def _compiled(
-    model: Backbone, variables: Any, images: jax.Array
-) -> jax.stages.Compiled:
-    return jax.jit(_forward(model)).lower(variables, images).compile()
-
-
 def _forward(model: Backbone) -> Callable[[Any, jax.Array], Any]:
     return lambda variables, images: model.apply(variables, images, train=False)
 
 
 def block_flops(model: Backbone, variables: Any, images: jax.Array) -> dict[int, float]:
-    """Returns FLOPs of each gated block, run alone on a whole batch."""
-    spec, found = model.spec, {}
-    plain = model.clone(spec=dataclasses.replace(spec, conditional=None))
-    names = {f"block_{i}": i for i in spec.gated}
-    kind = BLOCKS[spec.block]
-
-    def outputs(variables: Any, images: jax.Array) -> Any:
-        return plain.apply(
-            variables,
-            images,
-            train=False,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, _: module.name in names,
-        )[1]["intermediates"]
-
-    shapes = jax.eval_shape(outputs, variables, images)
-    for name, i in names.items():
-        block = kind.make(spec.blocks[i - 1], spec.layers)
-        own = {kind: tree[name] for kind, tree in variables.items() if name in tree}
-        # A gated block keeps the shape, so that its output's is its input's.
-        given = shapes[name]["__call__"][0]
-        found[i] = counting.flops(
-            lambda own, x, one=block: one.apply(own, x, train=False), own, given
-        )
-    return found
+    """Returns FLOPs of each gated block where it is run on a whole batch."""
+    plain = model.clone(spec=dataclasses.replace(model.spec, conditional=None))
+    jaxpr = jax.make_jaxpr(_forward(plain))(variables, images).jaxpr
+    return {i: 2.0 * counting.in_jaxpr(jaxpr, f"block_{i}") for i in model.spec.gated}
 
 
 def _run_share(needed: np.ndarray, batch: int) -> np.ndarray:

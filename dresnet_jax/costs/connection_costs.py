@@ -1,16 +1,16 @@
-"""What learned connections cost, compared with the same network without them."""
+"""Measures learned connections against the same network without them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
 import ml_collections
 import numpy as np
 from flax import linen as nn
 
 from dresnet_jax import defaults
 from dresnet_jax.connections.spec import FORMS
-from dresnet_jax.costs import chips, cost
+from dresnet_jax.costs import chips, cost, pod
 from dresnet_jax.costs.programs import Program, build
 from dresnet_jax.errors import UserError, pick
 from dresnet_jax.models import zoo
@@ -116,23 +116,17 @@ class Subject:
             raise UserError(f"No form is named: give some of {', '.join(FORMS)}.")
         for form in forms:
             pick("connection form", form, dict.fromkeys(FORMS))
-        connected = {
-            form: folded if form == "folded" else self._experiment(form=form)
-            for form in forms
-        }
-        parts = {PLAIN: self._plain("folded")}
+        connected = {form: self._experiment(form=form) for form in forms}
+        plain = {"topology": PLAIN, "base": "fixed"}
+        parts = {PLAIN: self._experiment(form="folded", **plain)}
         if "stacked" in forms:
-            scanned = self._plain("stacked")
-            parts[PLAIN_SCANNED] = scanned
+            parts[PLAIN_SCANNED] = self._experiment(form="stacked", **plain)
         for name, scheme in self.schemes.items():
             spec = folded.model.spec
             scheme(spec.connections, spec.channels)  # Checks that it can express them.
             model = folded.model.copy(scheme=scheme)
             connected[name] = dataclasses.replace(folded, model=model)
         return parts | connected
-
-    def _plain(self, form: str) -> experiment.Experiment:
-        return self._experiment(form=form, topology=PLAIN, base="fixed")
 
     def _experiment(self, **connections: str) -> experiment.Experiment:
         fields = {f"model.connections.{name}": x for name, x in connections.items()}
@@ -201,20 +195,19 @@ def measure(
       UserError: a value of the config is wrong, or there is nothing to measure.
     """
     rows = []
-    for subject, parts in [(subject, subject.experiments()) for subject in subjects]:
-        programs = {
-            name: build(part, is_stage=subject.is_stage) for name, part in parts.items()
-        }
+    for subject, programs in _compiled(subjects):
         timed = {(subject.name, name): p.run for name, p in programs.items()}
         for model, forms in (others or {}).items():
             timed |= {(model, form): step for form, step in forms.items()}
         seconds = cost.interleaved_seconds(timed, runs)
-        known = {(row.model, row.form): row for row in _rows(subject, programs)}
         for (model, form), times in seconds.items():
             ratios = times / seconds[model, PLAIN]
+            is_ours = model == subject.name
             rows.append(
                 dataclasses.replace(
-                    known.get((model, form), Row(model, form, subject.depth)),
+                    _row(subject, form, programs)
+                    if is_ours
+                    else Row(model, form, subject.depth),
                     step_ratio=float(np.median(ratios)),
                     step_ratio_range=(float(ratios.min()), float(ratios.max())),
                     step_seconds=float(np.median(times)),
@@ -235,54 +228,56 @@ def estimate(subjects: Sequence[Subject], target: str) -> list[Row]:
         target is missing.
     """
     asked = chips.parse(target)
-    chip, devices = asked.chip, chips.devices(asked)
+    devices = chips.devices(asked)
     rows = []
+    for subject, programs in _compiled(subjects, devices):
+        seconds = {
+            form: pod.estimate(asked, program.cost, []).alone
+            for form, program in programs.items()
+            if program.cost is not None
+        }
+        for form in programs:
+            row = _row(subject, form, programs)
+            if time := seconds.get(form):
+                ratio = time / seconds[PLAIN]
+                row = dataclasses.replace(row, step_ratio=ratio, step_seconds=time)
+            rows.append(row)
+    return rows
+
+
+def _compiled(
+    subjects: Sequence[Subject], devices: Sequence[jax.Device] | None = None
+) -> Iterator[tuple[Subject, dict[str, Program]]]:
+    """Checks all subjects, and then compiles the programs of one after the other."""
     for subject, parts in [(subject, subject.experiments()) for subject in subjects]:
         programs = {
             name: build(part, is_stage=subject.is_stage, devices=devices)
             for name, part in parts.items()
         }
-        seconds = {
-            name: chip.roofline_seconds(program.cost)
-            for name, program in programs.items()
-            if program.cost is not None
-        }
-        for row in _rows(subject, programs):
-            if row.form in seconds:
-                row = dataclasses.replace(
-                    row,
-                    step_ratio=seconds[row.form] / seconds[PLAIN],
-                    step_seconds=seconds[row.form],
-                )
-            rows.append(row)
-    return rows
+        yield subject, programs
 
 
-def _rows(subject: Subject, programs: Mapping[str, Program]) -> list[Row]:
-    """What the compiler and the tracer tell of each program."""
-    plain = programs[PLAIN]
-
-    def row(form: str, program: Program) -> Row:
-        counts: dict[str, Any] = {"flops_ratio": program.flops / plain.flops}
-        if program.cost is not None and plain.cost is not None:
-            counts |= {
-                "bytes_ratio": program.cost.bytes_accessed / plain.cost.bytes_accessed,
-                "intensity": program.cost.flops / program.cost.bytes_accessed,
-            }
-        if plain.temp_bytes:
-            counts["temp_ratio"] = program.temp_bytes / plain.temp_bytes
-        return Row(
-            subject.name,
-            form,
-            subject.depth,
-            temp_bytes=program.temp_bytes,
-            saved_bytes=program.saved_bytes,
-            saved_ratio=program.saved_bytes / plain.saved_bytes,
-            trace_ratio=program.trace_seconds / plain.trace_seconds,
-            compile_ratio=program.compile_seconds / plain.compile_seconds,
-            compile_seconds=program.compile_seconds,
-            traffic=program.traffic,
-            **counts,
-        )
-
-    return [row(form, program) for form, program in programs.items()]
+def _row(subject: Subject, form: str, programs: Mapping[str, Program]) -> Row:
+    """What the compiler and the tracer tell of a program."""
+    program, plain = programs[form], programs[PLAIN]
+    row = Row(
+        subject.name,
+        form,
+        subject.depth,
+        flops_ratio=program.flops / plain.flops,
+        temp_ratio=program.temp_bytes / plain.temp_bytes if plain.temp_bytes else None,
+        temp_bytes=program.temp_bytes,
+        saved_bytes=program.saved_bytes,
+        saved_ratio=program.saved_bytes / plain.saved_bytes,
+        trace_ratio=program.trace_seconds / plain.trace_seconds,
+        compile_ratio=program.compile_seconds / plain.compile_seconds,
+        compile_seconds=program.compile_seconds,
+        traffic=program.traffic,
+    )
+    if program.cost is None or plain.cost is None:
+        return row
+    return dataclasses.replace(
+        row,
+        bytes_ratio=program.cost.bytes_accessed / plain.cost.bytes_accessed,
+        intensity=program.cost.flops / program.cost.bytes_accessed,
+    )

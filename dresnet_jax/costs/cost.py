@@ -1,4 +1,4 @@
-"""What a program costs: its FLOPs, the compiler's counts, and interleaved times."""
+"""Costs of a program: its FLOPs, the compiler's counts, and interleaved times."""
 
 import dataclasses
 import os

@@ -1,11 +1,20 @@
-"""The text of a compiled program: its instructions, and the sizes of their arrays."""
+"""The text of a compiled program: its instructions, and what memory they move."""
 
+import collections
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 _SHAPE = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?(%?[\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+# They move nothing, or what they move is counted where it starts.
+_FREE = {
+    *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"),
+    *("copy-done", "slice-done", "all-reduce-done"),
+}
+# What the compiler loads ahead into the chip's own memory.
+_PREFETCH = {"copy-start", "slice-start"}
 
 
 class Instruction(NamedTuple):
@@ -35,10 +44,62 @@ def instructions(lines: Iterable[str]) -> dict[str, Instruction]:
 
 def size(shape: str) -> int:
     """Returns bytes of all arrays in the text of a shape."""
-    total = 0
-    for name, bits, dimensions in _SHAPE.findall(shape):
-        elements = 1
-        for dimension in filter(None, dimensions.split(",")):
-            elements *= int(dimension)
-        total += elements * (1 if name == "pred" else max(1, int(bits) // 8))
-    return total
+    return sum(
+        math.prod(map(int, filter(None, dimensions.split(","))))
+        * (1 if name == "pred" else max(1, int(bits) // 8))
+        for name, bits, dimensions in _SHAPE.findall(shape)
+    )
+
+
+def operand_bytes(
+    instruction: Instruction, instructions: Mapping[str, Instruction]
+) -> int:
+    """Returns bytes of the operands that are results of other instructions."""
+    names = filter(instructions.__contains__, instruction.operands)
+    return sum(size(instructions[name].shape) for name in names)
+
+
+def traffic(program: str) -> dict[str, float]:
+    """Sums the bytes that a program's instructions move, by part of the network.
+
+    Sizes of results and operands of each instruction outside of fusions and loops,
+    which differs a little from the compiler's own sum.
+
+    Args:
+      program: text of the compiled program.
+
+    Returns:
+      {part: bytes}, the largest first: "forward, connections: dot_general" and so on.
+    """
+    lines = program[program.index("ENTRY") :].splitlines()[1:]
+    found = instructions(lines)
+    parts: collections.Counter[str] = collections.Counter()
+    for instruction in found.values():
+        shape, operation, rest = instruction
+        if operation in _FREE:
+            continue
+        operands = operand_bytes(instruction, found)
+        if operation == "copy-start":
+            # Its result names both ends of the copy.
+            moved = size(shape)
+        elif operation == "slice-start":
+            moved = 2 * (size(shape) - operands)
+        else:
+            moved = size(shape) + operands
+        parts[_part(operation, rest)] += moved
+    return dict(parts.most_common())
+
+
+def _part(operation: str, rest: str) -> str:
+    if operation in _PREFETCH or "ConcatBitcast" in rest:
+        return "loads ahead by the compiler"
+    match = re.search(r'op_name="([^"]*)"', rest)
+    name = match[1] if match else ""
+    direction = "backward" if "transpose(" in name else "forward"
+    if connection := re.search(r"/connections/(?:\w+/)*(\w+)", name):
+        return f"{direction}, connections: {connection[1]}"
+    if part := re.search(r"/(block|stem|head)", name):
+        return f"{direction}, {part[1]}"
+    if re.search(r"select_and|reduce_window_max", name):
+        return f"{direction}, stem"
+    return "optimiser and all else"

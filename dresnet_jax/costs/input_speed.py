@@ -75,14 +75,13 @@ def measure(
         parts = experiment.build(defaults.replace(config, {"data.mode": mode}))
         for what, measurement in _measurements(parts, steps).items():
             measurements[mode, what] = measurement
-    found: dict[tuple[str, str], list[tuple[float, float]]]
-    found = {key: [] for key in measurements}
-    for _ in range(runs):
-        for key, measurement in measurements.items():
-            found[key].append(measurement())
+    # [rounds, measurements, 2]
+    found = np.asarray(
+        [[time() for time in measurements.values()] for _ in range(runs)]
+    )
     rows = []
-    for (mode, what), times in found.items():
-        seconds, waited = np.asarray(times).T
+    for n, (mode, what) in enumerate(measurements):
+        seconds, waited = found[:, n].T
         per_call = config.train.steps_per_call
         speeds = _calls(config, steps) * per_call * config.data.batch_size / seconds
         rows.append(
@@ -122,8 +121,8 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
         return make_batches(inputs, state.key, state.step)
 
     def read() -> Iterator[StepInputs]:
-        for inputs, _ in parts.inputs.data(split, parts.config.seed, calls):
-            yield inputs
+        data = parts.inputs.data(split, parts.config.seed, calls)
+        return (inputs for inputs, _ in data)
 
     same = next(read())
 

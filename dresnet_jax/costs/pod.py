@@ -1,8 +1,8 @@
-"""What a training step takes of a pod that is not here: memory, traffic and time."""
+"""Plans a training step for a pod without the hardware: memory, traffic and time."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import jax
 import ml_collections
@@ -50,6 +50,7 @@ class Memory:
         return self.used - named - self.temporary
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Seconds:
     """An estimate of a step, by the published figures of a chip.
@@ -143,23 +144,17 @@ class Plan:
     @property
     def images_per_second(self) -> float | None:
         """Of all chips, estimated."""
-        if self.seconds is None:
-            return None
-        return self.part.recipe.batch_size / self.seconds.step
+        return self.seconds and self.part.recipe.batch_size / self.seconds.step
 
     @property
     def peak_share(self) -> float | None:
         """FLOPs of a step / what the chip could do in its time, estimated."""
-        if self.seconds is None:
-            return None
-        return self.seconds.arithmetic / self.seconds.step
+        return self.seconds and self.seconds.arithmetic / self.seconds.step
 
     @property
     def run_hours(self) -> float | None:
         """Of all training steps, estimated; without input, evaluation, checkpoints."""
-        if self.seconds is None:
-            return None
-        return self.part.num_steps * self.seconds.step / 3600
+        return self.seconds and self.part.num_steps * self.seconds.step / 3600
 
     def report(self) -> dict[str, Any]:
         """Returns the figures, of JSON's types, of a step of one chip."""
@@ -183,40 +178,6 @@ class Plan:
             "images_per_second_estimate": self.images_per_second,
             "peak_share_estimate": self.peak_share,
             "chip_hours_estimate": hours and hours * self.chips,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """Plans of one run with several batches.
-
-    Attributes:
-      plans: {images per chip: plan}, None where it does not fit.
-    """
-
-    plans: dict[int, Plan | None]
-
-    @property
-    def largest(self) -> Plan:
-        """The plan of the largest batch that fits.
-
-        Raises:
-          DoesNotFitError: none does.
-        """
-        fitting = [plan for plan in self.plans.values() if plan]
-        if not fitting:
-            raise DoesNotFitError(f"No batch fits, {_WHAT_HELPS}.")
-        return max(fitting, key=lambda plan: plan.batch_per_chip)
-
-    def report(self) -> dict[str, Any]:
-        """Returns the figures for a program."""
-        return {
-            "largest_batch_per_chip": self.largest.batch_per_chip,
-            "sweep": [
-                {"batch_per_chip": batch, "fits": plan is not None}
-                | (plan.report() if plan else {})
-                for batch, plan in self.plans.items()
-            ],
         }
 
 
@@ -261,11 +222,15 @@ def make(
 
 def sweep(
     config: ml_collections.ConfigDict, target: Target, batches: Sequence[int]
-) -> Sweep:
+) -> dict[int, Plan | None]:
     """Makes plans as `make` does, for several batches per chip.
+
+    Returns:
+      {images per chip: plan}, None where it does not fit.
 
     Raises:
       UserError: a value is wrong, or the compiler of the target is missing.
+      DoesNotFitError: no batch fits.
     """
     plans: dict[int, Plan | None] = {}
     for batch in batches:
@@ -273,7 +238,21 @@ def sweep(
             plans[batch] = make(config, target, batch)
         except DoesNotFitError:
             plans[batch] = None
-    return Sweep(plans)
+    if not any(plans.values()):
+        raise DoesNotFitError(f"No batch fits, {_WHAT_HELPS}.")
+    return plans
+
+
+def sweep_report(plans: Mapping[int, Plan | None]) -> dict[str, Any]:
+    """Returns the figures, of JSON's types, of what `sweep` returns."""
+    return {
+        "largest_batch_per_chip": max(batch for batch, plan in plans.items() if plan),
+        "sweep": [
+            {"batch_per_chip": batch, "fits": plan is not None}
+            | (plan.report() if plan else {})
+            for batch, plan in plans.items()
+        ],
+    }
 
 
 def of(

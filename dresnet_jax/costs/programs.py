@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dresnet_jax.costs import cost, traffic
+from dresnet_jax.costs import cost, hlo
 from dresnet_jax.data import pipeline
 from dresnet_jax.models import counting
 from dresnet_jax.training import (
@@ -99,7 +99,7 @@ def build(
         cost=_of_all_turns(part, is_stage, given, once),
         temp_bytes=once.temp_bytes,
         saved_bytes=saved_bytes,
-        traffic=None if is_stage else traffic.by_part(compiled.as_text() or ""),
+        traffic=None if is_stage else hlo.traffic(compiled.as_text() or ""),
         trace_seconds=ready - start,
         compile_seconds=done - ready,
     )
@@ -165,18 +165,15 @@ def _packing(
         return (lambda tree: tree), (lambda tree: tree)
     blocks = [f"block_{i}" for i in part.model.spec.alike[0]]
 
+    def stack(*leaves: Any) -> Any:
+        x = leaves[0]
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x.update(shape=(len(leaves), *x.shape))
+        return jnp.stack(leaves)
+
     def pack(tree: Any) -> Any:
         rest = {name: leaf for name, leaf in tree.items() if name not in blocks}
-        of_blocks = [tree[name] for name in blocks]
-        if isinstance(jax.tree.leaves(of_blocks)[0], jax.ShapeDtypeStruct):
-            stacked = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    (len(blocks), *x.shape), x.dtype, sharding=x.sharding
-                ),
-                of_blocks[0],
-            )
-        else:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
+        stacked = jax.tree.map(stack, *(tree[name] for name in blocks))
         return rest | {"stacked": stacked}
 
     def unpack(tree: Any) -> Any:

@@ -1,12 +1,11 @@
 """Tables of costs for people, and the figures in them for programs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
-from clu import parameter_overview
 
 from dresnet_jax.costs import conditional_costs, input_speed, pod
 from dresnet_jax.costs.collectives import Group
@@ -14,11 +13,6 @@ from dresnet_jax.costs.connection_costs import Row
 from dresnet_jax.costs.cost import Cost
 from dresnet_jax.data import lookup
 from dresnet_jax.models import zoo
-
-
-def parameter_table(params: Any) -> str:
-    """Lists the name, shape and size of every parameter, and their total."""
-    return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def cost_table(cost: Cost) -> str:
@@ -120,12 +114,12 @@ def _estimate_lines(plan: pod.Plan, seconds: pod.Seconds) -> list[str]:
     ]
 
 
-def sweep_table(sweep: pod.Sweep) -> str:
+def sweep_table(sweep: Mapping[int, pod.Plan | None]) -> str:
     """Returns a row per batch."""
     lines = [
         f"{'images a chip':>14s}{'memory used':>16s}{'step':>12s}{'images/s':>12s}"
     ]
-    for batch, plan in sweep.plans.items():
+    for batch, plan in sweep.items():
         if plan is None:
             lines.append(f"{batch:14d}{'does not fit':>16s}")
             continue
@@ -229,18 +223,12 @@ def saved_memory_line(rows: Sequence[Row]) -> Line | None:
 def _traffic_table(rows: Sequence[Row]) -> str:
     """Bytes of each part of a model's step, in MB, a column per form."""
     known = {row.form: row.traffic for row in rows if row.traffic is not None}
-    parts = {
-        part: max(t.get(part, 0) for t in known.values())
-        for t in known.values()
-        for part in t
-    }
     lines = [f"{'MB read and written by':42s}" + "".join(f"{f:>16s}" for f in known)]
-    lines += [
-        f"{part:42s}"
-        + "".join(f"{traffic.get(part, 0) / 1e6:16.1f}" for traffic in known.values())
-        for part, size in sorted(parts.items())
-        if size > 1e6
-    ]
+    for part in sorted(set().union(*known.values())):
+        sizes = [traffic.get(part, 0) for traffic in known.values()]
+        if max(sizes) > 1e6:
+            cells = "".join(f"{size / 1e6:16.1f}" for size in sizes)
+            lines.append(f"{part:42s}{cells}")
     return "\n".join(lines)
 
 
@@ -250,11 +238,10 @@ def _ratio(value: float | None, digits: str = ".3f") -> str:
 
 def conditional_cost_table(rows: Sequence[conditional_costs.Row]) -> str:
     """Lists what gates save compared with no gates, by their rate, and the time."""
-    names = ("open", "FLOPs", "of batches", "time", "(quartiles)", "masked")
     lines = [
-        f"{'saved':12s}"
-        + "".join(f"{name:>{16 if name == '(quartiles)' else 11}s}" for name in names)
-        + f"{'realised':>11s}{'ms':>10s}{'plain ms':>10s}"
+        f"{'saved':12s}{'open':>11s}{'FLOPs':>11s}{'of batches':>11s}{'time':>11s}"
+        f"{'(quartiles)':>16s}{'masked':>11s}{'realised':>11s}{'ms':>10s}"
+        f"{'plain ms':>10s}"
     ]
     for row in rows:
         low, high = row.time_saving_quartiles

@@ -4,6 +4,7 @@ import html
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def finished(variant, seed, accuracy, gates=None):
         if gates:
             opening = 0.5 + gates * step
             lines.append({"step": step, "gates": {"3": {"1": opening}}})
-    return grid.Finished(variant, seed, values, lines)
+    return SimpleNamespace(variant=variant, seed=seed, report=values, lines=lines)
 
 
 def planted(plan, gain, seeds=10):

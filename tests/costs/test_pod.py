@@ -100,11 +100,12 @@ def test_a_sweep_tells_of_the_largest_that_fits(plan, monkeypatch):
 
     monkeypatch.setattr(pod, "make", make)
     sweep = pod.sweep(plan.part.config, plan.target, [16, 32])
-    assert sweep.largest is plan
-    assert [row["fits"] for row in sweep.report()["sweep"]] == [True, False]
+    report = pod.sweep_report(sweep)
+    assert sweep[report["largest_batch_per_chip"]] is plan
+    assert [row["fits"] for row in report["sweep"]] == [True, False]
     assert "does not fit" in tables.sweep_table(sweep).splitlines()[-1]
     with pytest.raises(pod.DoesNotFitError, match="No batch fits"):
-        _ = pod.sweep(plan.part.config, plan.target, [32]).largest
+        pod.sweep(plan.part.config, plan.target, [32])
 
 
 def test_collectives_of_shards_are_found():

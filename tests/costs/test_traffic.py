@@ -1,6 +1,6 @@
 """Bytes are those of the shapes, and each belongs to a part of the network."""
 
-from dresnet_jax.costs import traffic
+from dresnet_jax.costs import hlo
 from dresnet_jax.training import experiment
 
 PROGRAM = """
@@ -18,7 +18,7 @@ ENTRY %main (p0: f32[4,2], p1: bf16[2,3]) -> f32[4,3] {
 
 
 def test_bytes_of_each_part_are_those_of_results_and_operands():
-    assert traffic.by_part(PROGRAM) == {
+    assert hlo.traffic(PROGRAM) == {
         "forward, connections: dot": 4 * 12 + 4 * 8 + 2 * 6,
         "backward, block": 1 * 12 + 4 * 12,
         "loads ahead by the compiler": 2 * 6 + 2 * 6 + 4,
@@ -28,7 +28,7 @@ def test_bytes_of_each_part_are_those_of_results_and_operands():
 def test_the_parts_of_a_step_add_up_to_what_the_compiler_counts(tiny_images_config):
     part = experiment.build(tiny_images_config)
     compiled = part.compile_train_step()
-    parts = traffic.by_part(compiled.as_text())
+    parts = hlo.traffic(compiled.as_text())
     counted = compiled.cost_analysis()["bytes accessed"]
     assert 0.5 < sum(parts.values()) / counted < 2
     assert any(name.startswith("backward, connections") for name in parts)
