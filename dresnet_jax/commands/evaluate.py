@@ -102,7 +102,7 @@ def main() -> None:
         command.finish(about | found.report)
         return
     examples = parts.open_splits()[_SPLIT.value]
-    evaluated = evaluation.Evaluator(parts)(restored.state, examples)
+    evaluated = evaluation.evaluate(parts, restored.state, examples)
     report = {
         **about,
         "examples": len(evaluated.labels),

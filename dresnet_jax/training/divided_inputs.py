@@ -37,11 +37,9 @@ class Divided:
 
     @property
     def description(self) -> str:
-        """One line on the pipeline and why it was chosen."""
         return f"{self.first.description}; {self.count} examples for the network alone"
 
     def abstract(self, steps: int) -> StepInputs:
-        """Returns shapes, dtypes and shardings of the inputs of both."""
         return _joined(self.first.abstract(steps), self.rest.abstract(steps))
 
     def batch(
@@ -64,7 +62,6 @@ class Divided:
         return self.first.open(splits)
 
     def place(self, examples: sources.Examples) -> TrainSplit:
-        """Puts both parts of a training split on the devices, if they stay there."""
         parts = sources.divided(examples, self.count)
         first, rest = self.first.place(parts[0]), self.rest.place(parts[1])
         return TrainSplit(examples, (first.fixed, rest.fixed))
@@ -72,7 +69,6 @@ class Divided:
     def data(
         self, split: TrainSplit, seed: int, calls: Sequence[Call]
     ) -> Generator[tuple[StepInputs, int]]:
-        """Yields the inputs of both parts, and how many records they skip."""
         parts = sources.divided(split.examples, self.count)
         first, rest = map(TrainSplit, parts, split.fixed)
         with (
@@ -83,12 +79,11 @@ class Divided:
                 yield _joined(one, other), skipped + more
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
-        """Reads the batches of an evaluation."""
         return self.first.read(batches)
 
 
-def _joined(first: StepInputs, rest: StepInputs) -> StepInputs:
-    return StepInputs((first.fixed, rest.fixed), (first.own, rest.own))
+def _joined(*parts: StepInputs) -> StepInputs:
+    return StepInputs(*zip(*parts, strict=True))
 
 
 def divide(
@@ -108,8 +103,5 @@ def divide(
         )
     if not isinstance(whole, Resident):
         return Divided(whole, whole, count)
-    return Divided(
-        dataclasses.replace(whole, num_examples=count),
-        dataclasses.replace(whole, num_examples=rest),
-        count,
-    )
+    first, last = (dataclasses.replace(whole, num_examples=n) for n in (count, rest))
+    return Divided(first, last, count)

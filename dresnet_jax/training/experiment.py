@@ -34,8 +34,29 @@ from dresnet_jax.training import (
 from dresnet_jax.training import state as train_state
 from dresnet_jax.training.divided_inputs import Divided
 from dresnet_jax.training.inputs import InputPipeline, Splits, StepInputs
-from dresnet_jax.training.programs import Programs
+from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Programs:
+    """What was compiled or counted for experiments that share it, None until then.
+
+    Attributes:
+      create_state: makes a fresh state from a key, and the state's shapes.
+      evaluate: evaluates a batch.
+      train: training steps, by the number of seeds and of steps.
+      flops: of a training step on each device.
+      connection_flops: those of them that connections take.
+    """
+
+    create_state: tuple[Callable[[jax.Array], TrainState], TrainState] | None = None
+    evaluate: Callable[..., Any] | None = None
+    train: dict[tuple[int, int], jax.stages.Compiled] = dataclasses.field(
+        default_factory=dict
+    )
+    flops: float | None = None
+    connection_flops: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +99,6 @@ class Experiment:
         object.__setattr__(other, "programs", self.programs)  # It is frozen.
         return other
 
-    @property
-    def eval_every_steps(self) -> int:
-        """Steps between two evaluations on the validation split."""
-        return self.config.train.eval_every_epochs * self.steps_per_epoch
-
     def open_splits(self) -> Splits:
         """Opens every split, as the input pipeline reads them.
 
@@ -107,12 +123,6 @@ class Experiment:
         create, shapes = self.programs.create_state
         return shapes if abstract else create(jax.random.key(self.config.seed))
 
-    def is_finite(self, state: TrainState) -> bool:
-        """Checks whether a state is worth keeping: all its numbers are finite."""
-        if self.programs.is_finite is None:
-            self.programs.is_finite = train_state.check(self.mesh)
-        return self.programs.is_finite(state)
-
     def batch(
         self,
         inputs: StepInputs,
@@ -134,10 +144,17 @@ class Experiment:
     def _over_devices(self, batch: pipeline.Batch) -> pipeline.Batch:
         return jax.lax.with_sharding_constraint(batch, sharding.split_batch(self.mesh))
 
-    def read(self, params: Any) -> Any:
-        """Returns parameters as the loss reads them: whole, frozen ones constant."""
+    def loss(
+        self, model: Backbone, params: Any, *given: Any
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        """Computes `steps.training_loss` with this run's settings."""
+        train = self.config.train
         whole = sharding.gathered(self.mesh, params)
-        return optimizer.without_gradients(self.config.optimizer, whole)
+        return steps.training_loss(
+            *(model, optimizer.without_gradients(self.config.optimizer, whole), *given),
+            label_smoothing=train.label_smoothing,
+            gate_penalty=train.gate_penalty,
+        )
 
     @property
     def step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
@@ -145,33 +162,26 @@ class Experiment:
         train = self.config.train
         return functools.partial(
             steps.train_step,
+            loss=self.loss,
             accumulate_steps=train.accumulate_steps,
             skip_non_finite=train.on_non_finite == "skip",
-            read=self.read,
-            label_smoothing=train.label_smoothing,
-            gate_penalty=train.gate_penalty,
             ema_decay=train.ema_decay,
             log_every_steps=train.log_every_steps,
         )
 
-    def _search_step(
-        self, state: TrainState, batch: pipeline.Batch, other: pipeline.Batch
-    ) -> tuple[TrainState, steps.StepResult]:
-        """`alternating.step` with this run's settings."""
-        search, train = self.config.search, self.config.train
+    @property
+    def _search_step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
+        """`alternating.step` with this run's settings: (state, batch, other)."""
+        config = self.config
         assert self.optimizers is not None, "the training split is divided"
-        rate = None
-        if search.order == "second":
-            rate = optimizer.schedule(self.config.optimizer, self.num_steps)
-        return alternating.step(
-            *(state, batch, other),
+        rate = optimizer.schedule(config.optimizer, self.num_steps)
+        return functools.partial(
+            alternating.step,
             optimizers=self.optimizers,
             network_step=self.step,
-            rate=rate,
-            label_smoothing=train.label_smoothing,
-            gate_penalty=train.gate_penalty,
-            skip_non_finite=train.on_non_finite == "skip",
-            read=self.read,
+            loss=self.loss,
+            rate=rate if config.search.order == "second" else None,
+            skip_non_finite=config.train.on_non_finite == "skip",
         )
 
     def compile_train_step(self, num_steps: int = 1) -> jax.stages.Compiled:
@@ -278,7 +288,12 @@ def build(
     if "connections" in config.growth.events:
         config = with_own_projections(config)
     parts = _build(config, devices, device_bytes, dataset)
-    key = parts.dataset, parts.inputs, parts.num_steps, _compiled_fields(config)
+    key = (
+        parts.dataset,
+        parts.inputs,
+        parts.num_steps,
+        run_config.compiled_fields(config),
+    )
     for known, other in _recent:
         if known == key:
             return other.with_config(config)
@@ -300,24 +315,6 @@ def with_own_projections(
 
 # What the programs of the newest experiments depend on, and those experiments.
 _recent: collections.deque[tuple[Any, Experiment]] = collections.deque(maxlen=8)
-# Fields of `config.train` that only the host reads, besides the length of the run.
-_HOST_FIELDS = (
-    *("num_steps", "num_epochs", "steps_per_call", "eval_every_epochs", "report_on"),
-    *("checkpoint_every_steps", "keep_checkpoints", "keep_every_steps", "keep_best"),
-)
-
-
-def _compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields of a config that programs may depend on, besides the run's length."""
-    # As JSON has it: a config that was read from a checkpoint has lists for tuples.
-    found = run_config.plain(config)
-    for name in ("seed", "init", "evolution"):
-        del found[name]
-    if not config.growth.warmup_steps:
-        del found["growth"]
-    for name in _HOST_FIELDS:
-        del found["train"][name]
-    return found
 
 
 def _mesh(
@@ -377,9 +374,8 @@ def _build(
     )
     both = None
     if share:
-        frozen = functools.partial(optimizer.frozen, config.optimizer)
-        is_frozen = frozen if config.optimizer.freeze else None
-        both = alternating.optimizers(learner, config.search.learning_rate, is_frozen)
+        freezing = optimizer.freezing(config.optimizer)
+        both = alternating.optimizers(learner, config.search.learning_rate, freezing)
     return Experiment(
         config=config,
         dataset=dataset,

@@ -102,29 +102,22 @@ class Resident:
 
     @property
     def description(self) -> str:
-        """One line on the pipeline and why it was chosen."""
         parts = f"in {self.mesh.size} parts" if self.sharded else "whole on each device"
         return f"resident, {parts}: {self.reason}"
 
     def abstract(self, steps: int) -> StepInputs:
         """Returns images and labels, fixed, and the epoch's order."""
         del steps
-        view = self.recipe.view
-        images = (self._filled_up, view.size, view.size, view.channels)
-        place, everywhere = self._place, sharding.replicated(self.mesh)
-        fixed = (
-            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
-            jax.ShapeDtypeStruct(images[:1], jnp.int32, sharding=place),
-        )
+        everywhere = sharding.replicated(self.mesh)
         order = jax.ShapeDtypeStruct(
             (self.num_examples,), jnp.int32, sharding=everywhere
         )
-        return StepInputs(fixed, order)
+        rows = (self._filled_up,)
+        return StepInputs(_abstract_examples(self.recipe, rows, self._place), order)
 
     def batch(
         self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
     ) -> pipeline.Batch:
-        """Makes the batch of a step, whichever of a call it is."""
         del i
         images, labels = inputs.fixed
         pixels, labels = pipeline.take(self.recipe, images, labels, inputs.own, step)
@@ -153,20 +146,17 @@ class Resident:
         """Yields the same images and labels for each call, and its epoch's order."""
         examples = split.examples
         assert isinstance(examples, sources.Arrays), "of another pipeline's `place`"
-        skipped = len(examples.corrupt)
+        skipped, everywhere = len(examples.corrupt), sharding.replicated(self.mesh)
         steps_per_epoch = self.recipe.steps_per_epoch(len(examples))
         by_epoch = itertools.groupby(calls, lambda call: call.start // steps_per_epoch)
         for epoch, group in by_epoch:
             order = pipeline.epoch_order(seed, epoch, len(examples))
-            inputs = StepInputs(
-                split.fixed, sharding.put(order, sharding.replicated(self.mesh))
-            )
+            inputs = StepInputs(split.fixed, sharding.put(order, everywhere))
             for _ in group:
                 yield inputs, skipped
                 skipped = 0
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
-        """Reads the batches, which are in memory already."""
         return (batches[i] for i in range(len(batches)))
 
     @property
@@ -207,35 +197,25 @@ class Streaming:
 
     @property
     def description(self) -> str:
-        """One line on the pipeline and why it was chosen."""
         readers = f"{self.workers} processes of " if self.workers else ""
         return f"streaming, {readers}{self.threads} threads: {self.reason}"
 
     def abstract(self, steps: int) -> StepInputs:
         """Returns images and labels, [steps, batch, ...]."""
-        view = self.recipe.view
         rows = (steps, self.recipe.batch_size)
-        images = (*rows, view.size, view.size, view.channels)
         place = sharding.split_batch(self.mesh, axis=1)
-        own = (
-            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
-            jax.ShapeDtypeStruct(rows, jnp.int32, sharding=place),
-        )
-        return StepInputs((), own)
+        return StepInputs((), _abstract_examples(self.recipe, rows, place))
 
     def batch(
         self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
     ) -> pipeline.Batch:
-        """Makes the batch of the i-th step of a call."""
         pixels, labels = (array[i] for array in inputs.own)
         return pipeline.train_batch(self.recipe, pixels, labels, key, step)
 
     def open(self, splits: Splits) -> Splits:
-        """Returns the splits as they are."""
         return splits
 
     def place(self, examples: sources.Examples) -> TrainSplit:
-        """Puts nothing on the devices."""
         return TrainSplit(examples, ())
 
     def data(
@@ -259,8 +239,19 @@ class Streaming:
             yield from ahead
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
-        """Reads the batches ahead of their use."""
         return streaming.read_ahead(batches, self.threads, self.workers)
+
+
+def _abstract_examples(
+    recipe: pipeline.Recipe, rows: tuple[int, ...], place: jax.sharding.NamedSharding
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Images, [*rows, height, width, channels], and labels, [*rows]."""
+    view = recipe.view
+    images = (*rows, view.size, view.size, view.channels)
+    return (
+        jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
+        jax.ShapeDtypeStruct(rows, jnp.int32, sharding=place),
+    )
 
 
 def choose(
@@ -299,17 +290,8 @@ def choose(
     if config.mode == "resident" and obstacle:
         raise UserError(f"data.mode = resident is not possible: {obstacle}.")
     if config.mode == "streaming" or obstacle:
-        return Streaming(
-            recipe,
-            mesh,
-            config.num_threads,
-            config.num_workers,
-            reason=obstacle or "as the config says",
-        )
-    return Resident(
-        recipe,
-        mesh,
-        dataset.splits["train"],
-        sharded=needed > room,
-        reason=f"{size}, of at most {room / _MIB:,.0f} MiB a device",
-    )
+        reason = obstacle or "as the config says"
+        readers = config.num_threads, config.num_workers
+        return Streaming(recipe, mesh, *readers, reason)
+    reason = f"{size}, of at most {room / _MIB:,.0f} MiB a device"
+    return Resident(recipe, mesh, dataset.splits["train"], needed > room, reason)

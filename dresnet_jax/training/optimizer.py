@@ -39,25 +39,14 @@ def build(
             f"optimizer.gate_freeze_first = {first} and gate_freeze_last = {last} "
             "freeze the gates in the whole run: their sum must be below 1."
         )
-    clip = (
-        optax.clip_by_global_norm(config.clip_norm)
-        if config.clip_norm
-        else optax.identity()
-    )
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    warm_up = optax.scale_by_schedule(_warm_up(events, warmup_steps))
     return optax.chain(
-        clip,
+        clip if config.clip_norm else optax.identity(),
         make(config, schedule(config, num_steps)),
         optax.masked(_gate_scale(config, num_steps), is_gate),
-        *(
-            [optax.scale_by_schedule(_warm_up(events, warmup_steps))]
-            if events and warmup_steps
-            else []
-        ),
-        *(
-            [optax.masked(optax.set_to_zero(), functools.partial(frozen, config))]
-            if config.freeze
-            else []
-        ),
+        *([warm_up] if events and warmup_steps else []),
+        *freezing(config),
     )
 
 
@@ -85,7 +74,7 @@ def _warm_up(events: Sequence[int], steps: int) -> optax.Schedule:
 def _gate_scale(
     config: ml_collections.ConfigDict, num_steps: int
 ) -> optax.GradientTransformation:
-    """The gates' multiple of the common learning rate; 0 while they are frozen."""
+    """The gates' multiple of the base learning rate; 0 while they are frozen."""
     first = int(config.gate_freeze_first * num_steps)
     end = num_steps - int(config.gate_freeze_last * num_steps)
     if (first, end) == (0, num_steps):
@@ -105,11 +94,17 @@ def is_gate(params: Any) -> Any:
     return _named(params, GATE_PARAMETERS)
 
 
-def frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
+def _frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
     """Marks the leaves whose path has the pattern of what is not trained."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(re.search(config.freeze, leaves.name(path))), params
+    return leaves.map_by_name(
+        lambda name, _: bool(re.search(config.freeze, name)), params
     )
+
+
+def freezing(config: ml_collections.ConfigDict) -> list[optax.GradientTransformation]:
+    """Returns what keeps the leaves that are not trained as they are, if there are."""
+    is_frozen = functools.partial(_frozen, config)
+    return [optax.masked(optax.set_to_zero(), is_frozen)] if config.freeze else []
 
 
 def without_gradients(config: ml_collections.ConfigDict, params: Any) -> Any:
@@ -119,14 +114,12 @@ def without_gradients(config: ml_collections.ConfigDict, params: Any) -> Any:
     return jax.tree.map(
         lambda leaf, is_frozen: jax.lax.stop_gradient(leaf) if is_frozen else leaf,
         params,
-        frozen(config, params),
+        _frozen(config, params),
     )
 
 
 def _named(params: Any, names: tuple[str, ...]) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in names, params
-    )
+    return leaves.map_by_name(lambda name, _: name.split("/")[-1] in names, params)
 
 
 def _sgd(

@@ -13,12 +13,12 @@ from dresnet_jax.connections import gate_values
 from dresnet_jax.training import (
     checkpointing,
     connection_report,
+    evaluation,
     json_files,
     metrics,
     processes,
     workdir,
 )
-from dresnet_jax.training.evaluation import Evaluator
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import Splits
 from dresnet_jax.training.state import TrainState
@@ -41,7 +41,7 @@ def report(
       growth: what is reported of a network that has grown, instead of how far its
         gates moved: its blocks may have other numbers than at the start.
     """
-    step, evaluate = experiment.num_steps, Evaluator(experiment)
+    step = experiment.num_steps
     if experiment.config.train.report_on == "best":
         best = processes.first_alone(lambda: _best_step(directory))
         step = processes.agreed(best or 0)
@@ -49,8 +49,29 @@ def report(
         restored = checkpointing.restore(directory, abstract, step)
         assert restored is not None, "one was named"
         state = restored.state
-    found: dict[str, Any] = {"workdir": str(directory)}
-    found |= _report(experiment, state, evaluate, splits) | {"reported_step": step}
+    validation, test = (
+        evaluation.evaluate(experiment, state, splits[name])
+        for name in ("validation", "test")
+    )
+    found: dict[str, Any] = {
+        "workdir": str(directory),
+        "model": experiment.config.model.name,
+        "dataset": experiment.dataset.name,
+        "seed": experiment.config.seed,
+        "steps": experiment.num_steps,
+        "data": experiment.inputs.description,
+        "connections": connection_report.description(experiment),
+        "params": optax.tree.size(state.params),
+        "val_loss": validation.loss,
+        "val_accuracy": validation.accuracy,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "skipped_records": {"validation": validation.skipped, "test": test.skipped},
+        "gates": experiment.gate_values(state),
+        "gate_sharpness": gate_values.sharpness(state.eval_params),
+        "versions": versions(),
+        "reported_step": step,
+    }
     if processes.is_first():
         workdir.require_held(directory)
         drift = gate_values.drift(metrics.first_gates(directory), found["gates"])
@@ -68,30 +89,6 @@ def _best_step(directory: epath.Path) -> int:
         if "val_accuracy" in line and line["step"] in kept
     }
     return min(accuracies, key=lambda step: (-accuracies[step], step))
-
-
-def _report(
-    experiment: Experiment, state: TrainState, evaluate: Evaluator, splits: Splits
-) -> dict[str, Any]:
-    validation = evaluate(state, splits["validation"])
-    test = evaluate(state, splits["test"])
-    return {
-        "model": experiment.config.model.name,
-        "dataset": experiment.dataset.name,
-        "seed": experiment.config.seed,
-        "steps": experiment.num_steps,
-        "data": experiment.inputs.description,
-        "connections": connection_report.description(experiment),
-        "params": optax.tree.size(state.params),
-        "val_loss": validation.loss,
-        "val_accuracy": validation.accuracy,
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "skipped_records": {"validation": validation.skipped, "test": test.skipped},
-        "gates": experiment.gate_values(state),
-        "gate_sharpness": gate_values.sharpness(state.eval_params),
-        "versions": versions(),
-    }
 
 
 def versions() -> dict[str, str]:

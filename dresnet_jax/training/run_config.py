@@ -9,6 +9,7 @@ from etils import epath
 
 from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
+from dresnet_jax.training import json_files
 
 CONFIG = "config.json"
 # Axes of the devices, instead of those that the run had.
@@ -19,6 +20,11 @@ _FREE_OF_A_RUN = {
     *("data.mode", "data.data_dir", "data.num_threads", "data.num_workers"),
     *(f"sharding.{axis}" for axis in _ANY_DEVICES),
 }
+# Fields of `train` that only the host reads, besides the length of the run.
+_HOST_FIELDS = (
+    *("num_steps", "num_epochs", "steps_per_call", "eval_every_epochs", "report_on"),
+    *("checkpoint_every_steps", "keep_checkpoints", "keep_every_steps", "keep_best"),
+)
 # A comparison may have more seeds, and more hands.
 _FREE = (
     _FREE_OF_A_RUN
@@ -33,7 +39,12 @@ def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
     Raises:
       UserError: there is none, its config is damaged, or another one.
     """
-    differences = _differences(raw(workdir), plain(config))
+    there, here = _flat(raw(workdir)), _flat(plain(config))
+    differences = [
+        f"{field} is {there.get(field)!r} there and {here.get(field)!r} here"
+        for field in sorted((there.keys() | here.keys()) - _FREE)
+        if there.get(field) != here.get(field)
+    ]
     if differences:
         raise UserError(
             f"workdir {workdir} holds a run of another config: "
@@ -57,7 +68,7 @@ def require_own(
     """
     if "config" not in about or about.get("history"):
         return  # It was made from elsewhere as step 0, or its network has grown.
-    there, here = _flatten(completed(dict(about["config"]))), _flatten(plain(config))
+    there, here = _flat(completed(dict(about["config"]))), _flat(plain(config))
     # Versions may differ in what fields there are.
     shared = sorted((there.keys() & here.keys()) - _FREE_OF_A_RUN)
     if different := [field for field in shared if there[field] != here[field]]:
@@ -180,10 +191,8 @@ def raw(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / CONFIG
     if not path.exists():
         raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it.")
-    try:
+    with json_files.reading(path):
         config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: it holds no config.")
     return completed(config)
@@ -194,20 +203,18 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    flat_there, flat_here = _flatten(there), _flatten(here)
-    return [
-        f"{field} is {flat_there.get(field)!r} there and {flat_here.get(field)!r} here"
-        for field in sorted((flat_there.keys() | flat_here.keys()) - _FREE)
-        if flat_there.get(field) != flat_here.get(field)
-    ]
+def compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns what programs may depend on, besides the run's length."""
+    # As JSON has it: a config that was read from a checkpoint has lists for tuples.
+    found = plain(config)
+    for name in ("seed", "init", "evolution"):
+        del found[name]
+    if not config.growth.warmup_steps:
+        del found["growth"]
+    for name in _HOST_FIELDS:
+        del found["train"][name]
+    return found
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(defaults.fields(config))

@@ -82,15 +82,14 @@ def num_slices(devices: Sequence[jax.Device]) -> int:
 def place_state(mesh: Mesh, shapes: Tree) -> Tree:
     """Returns shapes, dtypes and shardings of a state, by `RULES`."""
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = "/" + leaves.name(path)
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    def place(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = next(spec for rule, spec in RULES if re.search(rule, f"/{name}"))
         parts = [1 if axis is None else mesh.shape[axis] for axis in spec]
         if any(size % n for size, n in zip(leaf.shape, parts, strict=False)):
             spec = PartitionSpec()
         return abstract(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return leaves.map_by_name(place, shapes)
 
 
 def gathered(mesh: Mesh, params: Tree) -> Tree:

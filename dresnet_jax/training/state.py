@@ -58,34 +58,37 @@ class TrainState(flax.struct.PyTreeNode):
         """The parameters that are evaluated: the averaged ones where there are."""
         return self.params if self.ema_params is None else self.ema_params
 
+    @property
+    def learned(self) -> tuple[Any, Any, optax.OptState, Any]:
+        """What a step computes, its metrics aside."""
+        return self.params, self.batch_stats, self.opt_state, self.ema_params
+
 
 def num_parameters(params: Any) -> int:
     """Counts the numbers in a tree of arrays, or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def is_finite(*trees: Any, xp: Any = jnp) -> jax.Array:
-    """Checks whether no number of some trees is infinite or NaN, bool scalar.
+def is_finite(tree: Any, xp: Any = jnp) -> jax.Array:
+    """Checks whether no number of a tree is infinite or NaN, bool scalar.
 
     Args:
-      *trees: of arrays.
+      tree: of arrays.
       xp: numpy, for arrays that are the host's own, or its like of JAX.
     """
-    leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return xp.stack([xp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def check(mesh: Mesh) -> Callable[[TrainState], bool]:
-    """Returns what finds whether a state `is_finite`, except its metrics."""
-
-    def kept(state: TrainState) -> tuple[Any, ...]:
-        return state.params, state.batch_stats, state.opt_state, state.ema_params
-
+def all_finite(state: TrainState, mesh: Mesh) -> bool:
+    """Checks whether a state is worth keeping: all its numbers are finite."""
     if sharding.platform(mesh) == "cpu" and jax.process_count() == 1:
         # Nothing is copied, and nothing has to be compiled.
-        return lambda state: bool(is_finite(kept(state), xp=np))
-    program = jax.jit(is_finite)
-    return lambda state: bool(program(kept(state)))
+        return bool(is_finite(state.learned, np))
+    return bool(_is_finite(state.learned))
+
+
+_is_finite = jax.jit(is_finite)
 
 
 def creation(

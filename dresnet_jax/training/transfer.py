@@ -161,7 +161,7 @@ def write_start(
     with workdir.claim(directory, config, overwrite=False):
         if checkpointing.steps(directory):
             raise UserError(f"{directory} holds a run: choose another directory.")
-        keep = checkpointing.Keep(1)
+        keep = checkpointing.keep(1)
         with checkpointing.Checkpoints(directory, keep, about) as checkpoints:
             checkpoints.save_last(0, state)
 

@@ -42,7 +42,6 @@ class Watch:
         self._limit = watchdog
         self._profile = profile
         self._peak_flops = peak_flops
-        self._ideal_seconds: float | None = None
         self._last = time.monotonic()
         self._ended = threading.Event()
         self._tracing = False
@@ -65,11 +64,6 @@ class Watch:
         if self._tracing:
             jax.profiler.stop_trace()
 
-    def count(self, flops: float) -> None:
-        """Sets the FLOPs of a step on each device, which utilisation is measured by."""
-        if self._peak_flops is not None:
-            self._ideal_seconds = flops / self._peak_flops
-
     def before(self, call: Call) -> None:
         """Starts a trace where the call's first step is the first to be traced."""
         steps = range(call.start + 1, call.start + call.steps + 1)
@@ -90,11 +84,11 @@ class Watch:
             path = self._profiles / f"memory_{done}_{jax.process_index()}.prof"
             jax.profiler.save_device_memory_profile(os.fspath(path))
 
-    def utilisation(self, step_seconds: float) -> dict[str, Any]:
+    def utilisation(self, step_flops: float | None, seconds: float) -> dict[str, Any]:
         """Returns the share of the device's peak that steps of this time make (MFU)."""
-        if self._ideal_seconds is None:
+        if step_flops is None or self._peak_flops is None:
             return {}
-        return {"mfu": self._ideal_seconds / step_seconds}
+        return {"mfu": step_flops / self._peak_flops / seconds}
 
     def _guard(self) -> None:
         pause, woken = min(1.0, self._limit / 10), time.monotonic()

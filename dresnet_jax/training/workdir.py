@@ -69,7 +69,7 @@ def claim(
 def _check(
     workdir: epath.Path, config: ml_collections.ConfigDict, overwrite: bool
 ) -> None:
-    if not (workdir / run_config.CONFIG).exists() or not _is_run(workdir):
+    if not _is_run(workdir):
         if any(not own_files.is_stray(path) for path in workdir.iterdir()):
             raise UserError(
                 f"workdir {workdir} is not empty and holds no run: choose another one."
@@ -89,6 +89,8 @@ def _check(
 
 def _is_run(workdir: epath.Path) -> bool:
     """Whether a config is one of ours, or was before it was damaged."""
+    if not (workdir / run_config.CONFIG).exists():
+        return False
     try:
         config = run_config.raw(workdir)
     except UserError:
@@ -159,13 +161,11 @@ def read_dataset(workdir: epath.Path) -> Dataset | None:
     path = workdir / _DATASET
     if not path.exists():
         return None
-    try:
+    with json_files.reading(path):
         found = json.loads(path.read_text())
         for name in ("class_names", "mean", "std"):
             found[name] = tuple(found[name])
         return Dataset(**found)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def _require_dataset(workdir: epath.Path, dataset: Dataset) -> None:

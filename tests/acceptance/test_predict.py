@@ -49,7 +49,7 @@ def test_raw_images_are_classified_as_evaluation_does(run):
     parts = experiment.build(run_config.read_config(epath.Path(run / "run")))
     abstract = parts.create_state(abstract=True)
     state = checkpointing.restore(epath.Path(run / "run"), abstract).state
-    evaluated = evaluation.Evaluator(parts)(state, parts.open_splits()["test"])
+    evaluated = evaluation.evaluate(parts, state, parts.open_splits()["test"])
     print(f"\n{COUNT} raw images, {len(set(found))} classes: the same predictions")
     assert len(set(found)) > 1
     assert found == evaluated.predictions[:COUNT].tolist()

@@ -197,7 +197,6 @@ class _Shape:
         )
         spec = self.parts.model.spec
         self._connections, self._channels = spec.connections, spec.channels
-        self._evaluate = evaluation.Evaluator(self.parts)
         self._together = config.evolution.together
         self._program = jax.jit(self._steps, donate_argnums=0)
 
@@ -250,7 +249,8 @@ class _Shape:
 
     def accuracy(self, state: TrainState, data: loop.Data) -> float:
         """Measures the accuracy on the validation split."""
-        return self._evaluate(state, data.splits["validation"]).accuracy
+        examples = data.splits["validation"]
+        return evaluation.evaluate(self.parts, state, examples).accuracy
 
     def alone(
         self, state: TrainState, structure: Structure, parts: Experiment
@@ -303,9 +303,11 @@ class _Shape:
 
         def one(state: TrainState, mask: Any) -> tuple[TrainState, jax.Array]:
             batch = parts.batch(inputs, state.key, state.step)
-            state, result = parts.step(
-                state, batch, read=lambda params: _masked(mask, parts.read(params))
-            )
+
+            def loss(model: Any, params: Any, *given: Any) -> Any:
+                return parts.loss(model, _masked(mask, params), *given)
+
+            state, result = parts.step(state, batch, loss=loss)
             return state, result.loss
 
         if len(states) == 1:

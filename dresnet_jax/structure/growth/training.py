@@ -297,8 +297,8 @@ class _Growth:
         return passes * self._start.recipe.batch_size
 
     def _validated(self, network: Network) -> dict[str, float]:
-        evaluate = evaluation.Evaluator(network.parts)
-        found = evaluate(network.state, self._data.splits["validation"])
+        examples = self._data.splits["validation"]
+        found = evaluation.evaluate(network.parts, network.state, examples)
         return {"accuracy": found.accuracy, "loss": found.loss}
 
 
