@@ -98,12 +98,12 @@ def _on_target() -> dict[str, Any]:
 def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
     from dresnet_jax.costs import tables
-    from dresnet_jax.training import connection_report
+    from dresnet_jax.training import reporting
     from dresnet_jax.training.state import num_parameters
 
     params = parts.create_state(abstract=True).params
     print(tables.parameter_table(params))
-    print(f"connections: {connection_report.description(parts)}")
+    print(f"connections: {reporting.connections(parts)}")
     name, size = parts.config.model.name, num_parameters(params)
     print(f"{name}: {size:,} parameters")
     return {
@@ -116,10 +116,10 @@ def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
 
 def _added(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what connections add to the plain network."""
-    from dresnet_jax.training import connection_report
+    from dresnet_jax.training import reporting
 
-    connection_report.print_cost(parts)
-    more_params, more_flops = connection_report.cost(parts)
+    reporting.print_connection_cost(parts)
+    more_params, more_flops = reporting.connection_cost(parts)
     return {"connections_add": {"params": more_params, "flops": more_flops}}
 
 

@@ -316,20 +316,17 @@ def load_weights(
     """
     checkpoint = _directory(workdir) / str(step)
     tree = ocp.metadata(checkpoint).metadata
-    sources = {"params": _weights(tree), "batch_stats": "batch_stats"}
+    # The averaged parameters have another name in the checkpoint.
+    names = {re.sub("^params/", f"{_weights(tree)}/", name): name for name in places}
 
     def wanted(name: str, leaf: Any) -> Any:
-        if name not in places:
+        if name not in names:
             return ocp.PLACEHOLDER
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
+        place = places[names[name]]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    of_weights = {kind: tree[source] for kind, source in sources.items()}
-    of_weights = leaves.map_by_name(wanted, of_weights)
-    asked = jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
-    asked |= {source: of_weights[kind] for kind, source in sources.items()}
-    loaded = ocp.load(checkpoint, asked)
-    found = leaves.by_name({kind: loaded[s] for kind, s in sources.items()})
-    return {name: leaf for name, leaf in found.items() if name in places}
+    found = leaves.by_name(ocp.load(checkpoint, leaves.map_by_name(wanted, tree)))
+    return {names[name]: leaf for name, leaf in found.items() if name in names}
 
 
 def _weights(tree: Mapping[str, Any]) -> str:

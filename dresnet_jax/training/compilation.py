@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from importlib import metadata
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -16,6 +17,18 @@ R = TypeVar("R")
 
 # An event that JAX records for each program that it reads from its cache.
 _HIT = "/jax/compilation_cache/cache_hits"
+
+
+# A program of many random arrays that runs once: to optimise it takes much longer than
+# to run it.
+_QUICK: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+if metadata.version("jaxlib") < "0.11":
+    # The older way to emit fusions, which newer releases lack, is twice as fast.
+    _QUICK["xla_cpu_use_fusion_emitters"] = False
+    _QUICK["xla_cpu_parallel_codegen_split_count"] = 1
 
 
 class _Totals(threading.local):
@@ -74,6 +87,11 @@ def announce(what: str, function: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return announcing
+
+
+def quick_options(platform: str) -> dict[str, Any] | None:
+    """Returns the compiler's options for a program that runs once, on a platform."""
+    return _QUICK if platform == "cpu" else None
 
 
 def clock() -> float:

@@ -130,13 +130,11 @@ def evaluate(
     if experiment.programs.evaluate is None:
         program = jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
         experiment.programs.evaluate = compilation.announce("the evaluation", program)
-    rows, place = (
-        sharding.local_rows(mesh, recipe.batch_size),
-        sharding.split_batch(mesh),
-    )
+    rows = sharding.local_rows(mesh, recipe.batch_size)
+    place = sharding.split_batch(mesh)
     total, found = Metrics.empty(), []
     for batch in experiment.inputs.read(EvalBatches(examples, recipe, rows)):
-        arrays = (sharding.put_rows(array, place, batch_axis=0) for array in batch)
+        arrays = jax.make_array_from_process_local_data(place, batch)
         metrics, (labels, predictions, mask) = jax.device_get(
             experiment.programs.evaluate(state, *arrays)
         )

@@ -31,32 +31,10 @@ from dresnet_jax.training import (
     steps,
     transfer,
 )
-from dresnet_jax.training import state as train_state
 from dresnet_jax.training.divided_inputs import Divided
 from dresnet_jax.training.inputs import InputPipeline, Splits, StepInputs
 from dresnet_jax.training.metrics import Metrics
-from dresnet_jax.training.state import TrainState
-
-
-@dataclasses.dataclass
-class Programs:
-    """What was compiled or counted for experiments that share it, None until then.
-
-    Attributes:
-      create_state: makes a fresh state from a key, and the state's shapes.
-      evaluate: evaluates a batch.
-      train: training steps, by the number of seeds and of steps.
-      flops: of a training step on each device.
-      connection_flops: those of them that connections take.
-    """
-
-    create_state: tuple[Callable[[jax.Array], TrainState], TrainState] | None = None
-    evaluate: Callable[..., Any] | None = None
-    train: dict[tuple[int, int], jax.stages.Compiled] = dataclasses.field(
-        default_factory=dict
-    )
-    flops: float | None = None
-    connection_flops: float | None = None
+from dresnet_jax.training.state import Programs, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +90,40 @@ class Experiment:
     def create_state(self, *, abstract: bool = False) -> TrainState:
         """Makes a fresh state, or its shapes, dtypes and shardings."""
         if self.programs.create_state is None:
-            size = self.dataset.image_size
-            self.programs.create_state = train_state.creation(
-                self.model,
-                self.optimizer,
-                image_shape=(size, size, self.dataset.channels),
-                averaged=self.config.train.ema_decay > 0,
-                mesh=self.mesh,
-            )
+            self.programs.create_state = self._creation()
         create, shapes = self.programs.create_state
         return shapes if abstract else create(jax.random.key(self.config.seed))
+
+    def _creation(self) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+        """From the key of a run to its state, by `sharding.RULES`; and its shapes."""
+        size, channels = self.dataset.image_size, self.dataset.channels
+
+        def init(key: jax.Array) -> TrainState:
+            images = jnp.zeros((1, size, size, channels), jnp.float32)
+            own_key = pipeline.derive_key(key, "init")
+            variables = self.model.init(own_key, images, train=False)
+            params = variables["params"]
+            return TrainState(
+                step=jnp.zeros((), jnp.int32),
+                key=key,
+                params=params,
+                batch_stats=variables.get("batch_stats", {}),
+                opt_state=self.optimizer.init(params),
+                ema_params=params if self.config.train.ema_decay > 0 else None,
+                running=Metrics.empty(),
+                model=self.model,
+                optimizer=self.optimizer,
+            )
+
+        # Only its shapes need the key's; JAX keeps the trace for the program below.
+        shapes = jax.jit(init).eval_shape(jax.random.key(0))
+        shapes = sharding.place_state(self.mesh, shapes)
+        program = jax.jit(
+            init,
+            out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
+            compiler_options=compilation.quick_options(sharding.platform(self.mesh)),
+        )
+        return compilation.announce("the initialisation", program), shapes
 
     def batch(
         self,

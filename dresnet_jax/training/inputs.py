@@ -226,10 +226,8 @@ class Streaming:
         place = sharding.split_batch(self.mesh, axis=1)
 
         def to_devices(batch: streaming.HostBatch) -> tuple[StepInputs, int]:
-            own = tuple(
-                sharding.put_rows(array, place, batch_axis=1)
-                for array in (batch.images, batch.labels)
-            )
+            arrays = batch.images, batch.labels
+            own = jax.make_array_from_process_local_data(place, arrays)
             return StepInputs((), own), int((~batch.mask).sum())
 
         batches = streaming.TrainBatches(split.examples, self.recipe, seed, rows, calls)

@@ -14,7 +14,6 @@ from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import (
     checkpointing,
-    connection_report,
     evaluation,
     metrics,
     processes,
@@ -119,7 +118,7 @@ def train(
             for number, (call, inputs) in enumerate(trainer.inputs()):
                 step = experiment.compile_train_step(call.steps)
                 if number == 0:
-                    connection_report.print_cost(experiment)
+                    reporting.print_connection_cost(experiment)
                 watch.before(call)
                 state, result = step(trainer.state, inputs)
                 trainer.after(call, state, result, stop)
@@ -147,7 +146,7 @@ def begin(experiment: Experiment, directory: epath.Path) -> Segment:
             "train; leave () here."
         )
     processes.say(f"data: {experiment.inputs.description}")
-    processes.say(f"connections: {connection_report.description(experiment)}")
+    processes.say(f"connections: {reporting.connections(experiment)}")
     state, start = restore_or_create(experiment, directory)
     return Segment(state, start, experiment.num_steps)
 

@@ -122,31 +122,20 @@ def _named(params: Any, names: tuple[str, ...]) -> Any:
     return leaves.map_by_name(lambda name, _: name.split("/")[-1] in names, params)
 
 
-def _sgd(
-    config: ml_collections.ConfigDict, learning_rate: optax.Schedule
-) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
-        optax.sgd(learning_rate, momentum=config.momentum, nesterov=True),
-    )
-
-
-def _adamw(
-    config: ml_collections.ConfigDict, learning_rate: optax.Schedule
-) -> optax.GradientTransformation:
-    return optax.adamw(
-        learning_rate,
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=is_kernel,
-    )
-
-
 OPTIMIZERS: dict[
     str,
     Callable[[ml_collections.ConfigDict, optax.Schedule], optax.GradientTransformation],
-] = {"sgd": _sgd, "adamw": _adamw}
+] = {
+    "sgd": lambda config, rate: optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+        optax.sgd(rate, momentum=config.momentum, nesterov=True),
+    ),
+    "adamw": lambda config, rate: optax.adamw(
+        *(rate, config.b1, config.b2),
+        weight_decay=config.weight_decay,
+        mask=is_kernel,
+    ),
+}
 
 
 def event_steps(growth: ml_collections.ConfigDict, steps_per_epoch: int) -> list[int]:

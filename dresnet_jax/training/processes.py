@@ -251,9 +251,11 @@ class Stop:
             return KeyboardInterrupt(words)
         return PreemptedError(f"told to stop {words}")
 
-    def on_signal(self, number: int) -> None:
-        """Remembers the signal."""
+    def on_signal(self, number: int, _: object) -> None:
+        """Remembers a signal; a second Ctrl-C acts at once."""
         self.by_ctrl_c = number == signal.SIGINT
+        if self.by_ctrl_c:
+            signal.signal(number, signals.interrupt)
         self._asked.set()
         if jax.process_count() > 1:
             # JAX tells the other processes of a SIGTERM.
@@ -267,14 +269,7 @@ def stop_signals() -> Iterator[Stop]:
     A second SIGTERM does not: it would cut the save that the first one asked for.
     """
     stop = Stop()
-    numbers: list[int] = [signal.SIGINT]
-    if jax.process_count() == 1:
-        numbers.append(signal.SIGTERM)
-
-    def handle(number: int, _: object) -> None:
-        if number == signal.SIGINT:
-            signal.signal(number, signals.interrupt)
-        stop.on_signal(number)
-
-    with signals.handled(numbers, handle):
+    alone = jax.process_count() == 1
+    numbers = [signal.SIGINT, signal.SIGTERM] if alone else [signal.SIGINT]
+    with signals.handled(numbers, stop.on_signal):
         yield stop

@@ -1,4 +1,4 @@
-"""What a run says of itself at its end."""
+"""What a run reports: of its connections at the start, of itself at the end."""
 
 import platform
 from collections.abc import Mapping
@@ -6,22 +6,87 @@ from importlib import metadata
 from typing import Any
 
 import optax
+from absl import logging
 from etils import epath
 
 import dresnet_jax
 from dresnet_jax.connections import gate_values
+from dresnet_jax.connections.spec import MAX_GROWTH
+from dresnet_jax.models import zoo
 from dresnet_jax.training import (
     checkpointing,
-    connection_report,
     evaluation,
     json_files,
     metrics,
     processes,
+    sharding,
     workdir,
 )
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import Splits
-from dresnet_jax.training.state import TrainState
+from dresnet_jax.training.state import TrainState, num_parameters
+
+# Share of a plain network's parameters or FLOPs above which connections are warned of.
+_MUCH_ADDED = 0.1
+
+
+def connections(experiment: Experiment) -> str:
+    """Returns how many connections there are, and how their sum is computed."""
+    spec = experiment.model.spec.connections
+    if not spec.topology.edges:
+        return "none"
+    why = ""
+    if experiment.config.model.connections.form == zoo.AUTOMATIC:
+        where = sharding.platform(experiment.mesh)
+        _, reason = zoo.chosen_form(experiment.model.spec, where)
+        why = f", chosen since {reason}"
+    narrow = spec.projection == "between_stages"
+    rank = f" of rank {spec.projection_rank}" if narrow else ""
+    return (
+        f"{len(spec.topology.edges)}, projection '{spec.projection}'{rank}, "
+        f"form '{spec.form}'{why}"
+    )
+
+
+def print_connection_cost(experiment: Experiment) -> None:
+    """Prints what connections add, and warns where it is more than a tenth."""
+    if not experiment.model.spec.connections.topology.edges:
+        return
+    params, flops = connection_cost(experiment)
+    text = f"connections add {100 * params:.1f} % to the parameters"
+    if flops is not None:
+        text += f" and {100 * flops:.1f} % to the FLOPs of a step"
+    processes.say(text)
+    growth = experiment.model.spec.connections.start_growth
+    if growth > 2 * MAX_GROWTH:
+        logging.warning(
+            "At the start images may grow by a factor of up to %.3g in a stage: "
+            "model.connections.opening=bounded keeps that at %g.",
+            growth,
+            MAX_GROWTH,
+        )
+    if max(params, flops or 0.0) > _MUCH_ADDED:
+        logging.warning(
+            "More than %.0f %%: model.connections.projection=between_stages, a "
+            "smaller projection_rank and topology=stage_ends cost less.",
+            100 * _MUCH_ADDED,
+        )
+
+
+def connection_cost(experiment: Experiment) -> tuple[float, float | None]:
+    """Returns what connections add to the parameters and FLOPs of the plain network.
+
+    As shares of what that has. The second is None in the form `stacked`, which also
+    computes the blocks twice.
+    """
+    params = experiment.create_state(abstract=True).params
+    own = num_parameters(params.get("connections", {}))
+    more_params = own / (num_parameters(params) - own)
+    if experiment.model.spec.connections.form == "stacked":
+        return more_params, None
+    in_all = experiment.step_flops
+    own_flops = experiment.programs.connection_flops or 0.0
+    return more_params, own_flops / (in_all - own_flops)
 
 
 def report(
@@ -60,7 +125,7 @@ def report(
         "seed": experiment.config.seed,
         "steps": experiment.num_steps,
         "data": experiment.inputs.description,
-        "connections": connection_report.description(experiment),
+        "connections": connections(experiment),
         "params": optax.tree.size(state.params),
         "val_loss": validation.loss,
         "val_accuracy": validation.accuracy,

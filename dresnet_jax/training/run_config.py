@@ -147,12 +147,10 @@ def _check_types(
                 )
             _check_types(path, value, default[name], f"{field}.")
             continue
-        kind = default.get_type(name)
         if value is None and default[name] is None:
             continue
-        wanted = _JSON_TYPES[kind]
-        is_truth = isinstance(value, bool) and kind is not bool
-        if is_truth or not isinstance(value, wanted):
+        wanted = _JSON_TYPES[default.get_type(name)]
+        if type(value) not in wanted:
             names = " or ".join(one.__name__ for one in wanted)
             raise UserError(f"{path}: {field} = {value!r} must be of type {names}.")
 

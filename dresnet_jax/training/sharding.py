@@ -124,19 +124,6 @@ def put(array: np.ndarray, place: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, place, lambda part: array[part])
 
 
-def put_rows(rows: np.ndarray, place: NamedSharding, batch_axis: int) -> jax.Array:
-    """Puts the `local_rows` of each process together to one array.
-
-    Args:
-      rows: what this process holds.
-      place: `split_batch` along `batch_axis`.
-      batch_axis: the axis of the rows.
-    """
-    shape = list(rows.shape)
-    shape[batch_axis] *= place.num_devices // len(place.addressable_devices)
-    return jax.make_array_from_process_local_data(place, rows, tuple(shape))
-
-
 def platform(mesh: Mesh) -> str:
     """Returns what its devices are: "cpu", "gpu" or "tpu"."""
     return mesh.devices.flat[0].platform

@@ -253,11 +253,7 @@ def supervision(
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
     """Returns metrics of one batch, without padding, and its float32 logits."""
-    logits: Any = state.model.apply(
-        {"params": state.eval_params, "batch_stats": state.batch_stats},
-        batch.images,
-        train=False,
-    )
+    logits: Any = state.model.apply(state.eval_variables, batch.images, train=False)
     losses = cross_entropy(logits, batch.targets, label_smoothing=0.0)
     metrics = Metrics.single_from_model_output(
         loss=losses, logits=logits, labels=batch.labels, mask=batch.mask

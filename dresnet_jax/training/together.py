@@ -20,7 +20,7 @@ from dresnet_jax.training import (
     watching,
 )
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.inputs import Splits, StepInputs
+from dresnet_jax.training.inputs import StepInputs
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
 
@@ -91,7 +91,11 @@ class Group:
                     if fetched := next(inputs[slot], None):
                         pending[slot] = fetched
                     else:
-                        self._report(slot, data.splits, trainers[slot].state)
+                        member, state = self._members[slot], trainers[slot].state
+                        with self._of_member(slot):
+                            reporting.report(
+                                member.experiment, member.directory, data.splits, state
+                            )
                 if not pending:
                     break
                 # First those that have done the fewest steps: they may have been
@@ -123,11 +127,6 @@ class Group:
             except (KeyboardInterrupt, processes.PreemptedError) as error:
                 # The others have yet to save.
                 self._stopped.append(error)
-
-    def _report(self, slot: int, splits: Splits, state: TrainState) -> None:
-        member = self._members[slot]
-        with self._of_member(slot):
-            reporting.report(member.experiment, member.directory, splits, state)
 
     def _step(
         self,

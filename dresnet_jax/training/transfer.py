@@ -90,7 +90,7 @@ def start_from(
     Raises:
       UserError: a leaf has another shape there, or no leaf is the same.
     """
-    wanted = leaves.by_name({"params": state.params, "batch_stats": state.batch_stats})
+    wanted = leaves.by_name(state.variables)
     shapes, step = checkpointing.weight_shapes(_other(config))
     there = leaves.by_name(shapes)
     skipped = {path for path in wanted if config.skip and re.search(config.skip, path)}
@@ -122,23 +122,14 @@ def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
       weights: by path, such as params/stem/conv/kernel; put where the leaves lie.
     """
 
-    def of(root: str, tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jax.device_put(
-                weights.get(f"{root}/{leaves.name(path)}", leaf), leaf.sharding
-            ),
-            tree,
-        )
+    def placed(name: str, leaf: jax.Array) -> jax.Array:
+        return jax.device_put(weights.get(name, leaf), leaf.sharding)
 
-    params = of("params", state.params)
-    return state.replace(
-        params=params,
-        batch_stats=of("batch_stats", state.batch_stats),
+    found = leaves.map_by_name(placed, state.variables)
+    if state.ema_params is not None:
         # Copies, since a step consumes each array of the state once.
-        ema_params=None
-        if state.ema_params is None
-        else jax.tree.map(lambda x: x.copy(), params),
-    )
+        found["ema_params"] = jax.tree.map(lambda x: x.copy(), found["params"])
+    return state.replace(**found)
 
 
 def write_start(

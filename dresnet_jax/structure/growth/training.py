@@ -25,7 +25,6 @@ from dresnet_jax.structure.growth import events
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     checkpointing,
-    connection_report,
     evaluation,
     experiment,
     loop,
@@ -146,7 +145,7 @@ class _Growth:
         """Behind the last step of a segment, which is saved."""
         if stand.step == until:
             return stand
-        connections = connection_report.description(stand.parts)
+        connections = reporting.connections(stand.parts)
         processes.say(f"steps {stand.step + 1} to {until}: connections {connections}")
         back = (stand.history[-1]["step"],) if stand.is_on_trial else ()
         segment = loop.Segment(stand.state, stand.step, until, stand.history, back)
