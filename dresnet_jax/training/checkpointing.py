@@ -58,10 +58,7 @@ class Checkpoints:
     ) -> None:
         """Opens `workdir/checkpoints`, and makes it if need be.
 
-        Args:
-          workdir: the run directory.
-          policy: which checkpoints are kept, as `keep` gives it.
-          about: what is written into each with its state, of JSON's types.
+        `about` is written into each with its state, and is of JSON's types.
         """
         self._directory = _directory(workdir)
         self._about = dict(about)
@@ -87,13 +84,9 @@ class Checkpoints:
     ) -> None:
         """Copies a state and writes it while the run continues.
 
-        A checkpoint appears whole or not at all. Where one cannot be written, the run
-        is reported and the run continues; those before it stay.
-
-        Args:
-          step: of the checkpoint.
-          state: arrays on the devices.
-          metrics: by which the best are kept.
+        A checkpoint appears whole or not at all. Where one cannot be written, this is
+        reported and the run continues; those before it stay. By the metrics the best
+        are kept.
         """
         self.wait()
         if obstacle := self._obstacle(state):
@@ -222,10 +215,6 @@ def _newest_whole(
     """The newest checkpoint that is as it was written, and newer ones that are not.
 
     Process 0 alone reads every byte to check it, and alone knows the damaged ones.
-
-    Args:
-      workdir: the run directory.
-      only: the step of the one that is wanted, and no other.
     """
     found = processes.first_alone(lambda: _verified(workdir, only))
     step, damaged = found or (None, ())

@@ -84,12 +84,7 @@ def open_run(
 def config_of(
     config: ml_collections.ConfigDict, about: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    """Returns the config with a checkpoint's structure, if the network has grown.
-
-    Args:
-      config: of the run, with the structure that it began with.
-      about: what is written with the checkpoint's state.
-    """
+    """Returns the config of a run with a checkpoint's structure, if it has grown."""
     if not about.get("history"):
         return config
     there = run_config.completed(about["config"])

@@ -23,7 +23,6 @@ from dresnet_jax.training import (
     alternating,
     checks,
     compilation,
-    divided_inputs,
     inputs,
     optimizer,
     run_config,
@@ -31,8 +30,7 @@ from dresnet_jax.training import (
     steps,
     transfer,
 )
-from dresnet_jax.training.divided_inputs import Divided
-from dresnet_jax.training.inputs import InputPipeline, Splits, StepInputs
+from dresnet_jax.training.inputs import Divided, InputPipeline, Splits, StepInputs
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import Programs, TrainState
 
@@ -364,7 +362,7 @@ def _build(
     )
     num_examples = dataset.splits["train"]
     if share := config.search.share:
-        chosen = divided_inputs.divide(chosen, share, num_examples, recipe.batch_size)
+        chosen = inputs.divide(chosen, share, num_examples, recipe.batch_size)
         num_examples = chosen.count
     steps_per_epoch = recipe.steps_per_epoch(num_examples)
     num_steps = checks.num_steps(config.train, steps_per_epoch)

@@ -19,6 +19,11 @@ from dresnet_jax.training.steps import StepResult
 
 # Batches in a row whose loss is not finite, after which a run that skips them stops.
 _MOST_SKIPPED = 10
+# How the text of a `NonFiniteLossError` ends.
+ADVICE = (
+    "Training stopped; earlier checkpoints are kept. A lower optimizer.learning_rate "
+    "or optimizer.clip_norm may help."
+)
 
 
 class NonFiniteLossError(RunFailedError):
@@ -85,10 +90,7 @@ class LateReport:
             logging.warning("%s: the batch is skipped.", found)
             return
         often = f", in {self._in_a_row} batches in a row" if skips else ""
-        raise NonFiniteLossError(
-            f"{found}{often}. Training stopped; earlier checkpoints are "
-            "kept. A lower optimizer.learning_rate or optimizer.clip_norm may help."
-        )
+        raise NonFiniteLossError(f"{found}{often}. {ADVICE}")
 
     def _write(self, step: int, running: Metrics, done: int) -> None:
         """Writes the line of a step, of a call after which `done` steps are done."""

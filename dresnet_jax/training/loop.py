@@ -26,7 +26,7 @@ from dresnet_jax.training import (
 from dresnet_jax.training import state as train_state
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import Splits, StepInputs, TrainSplit
-from dresnet_jax.training.late_report import LateReport, NonFiniteLossError
+from dresnet_jax.training.late_report import ADVICE, LateReport, NonFiniteLossError
 from dresnet_jax.training.run_log import Log
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
@@ -99,14 +99,7 @@ def train(
     segment: Segment,
     watch: watching.Watch | None = None,
 ) -> TrainState:
-    """Trains for a segment, and saves the state at its end.
-
-    Args:
-      experiment: what is trained, of the segment's structure.
-      directory: the run directory, claimed.
-      data: of the experiment.
-      segment: the steps.
-      watch: what looks at the steps from outside.
+    """Trains for a segment, of the experiment's structure; saves the state at its end.
 
     Raises:
       late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `run`.
@@ -167,10 +160,7 @@ class Trainer:
         watch: watching.Watch,
         stack: contextlib.ExitStack,
     ) -> None:
-        """Opens the checkpoints, the log and the input pipeline, which `stack` closes.
-
-        The other arguments are those of `train`.
-        """
+        """Opens the checkpoints, the log and the inputs, which `stack` closes."""
         self.state = segment.state
         self._experiment, self._directory = experiment, directory
         self._segment, self._splits = segment, data.splits
@@ -220,12 +210,6 @@ class Trainer:
     ) -> None:
         """Takes what came of a call; evaluates, logs and saves where it is due.
 
-        Args:
-          call: the steps.
-          state: after them.
-          result: of them.
-          stop: reports whether the run was told to stop.
-
         Raises:
           late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `run`.
         """
@@ -245,8 +229,7 @@ class Trainer:
             if not train_state.all_finite(state, experiment.mesh):
                 raise NonFiniteLossError(
                     f"After step {step} parameters, averages or the optimiser's memory "
-                    "are not finite. Training stopped; earlier checkpoints are kept. A "
-                    "lower optimizer.learning_rate or optimizer.clip_norm may help."
+                    f"are not finite. {ADVICE}"
                 )
         if validates:
             accuracy = self._validate(step)

@@ -196,17 +196,13 @@ def first_alone(function: Callable[[], T]) -> T | None:
             result = function()
         except (UserError, RunFailedError, OSError) as error:
             failure = error
-    text = np.zeros(_TEXT_SIZE, np.uint8)
-    if failure is not None:
-        encoded = f"{type(failure).__name__}: {failure}".encode()[:_TEXT_SIZE]
-        text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+    text = "" if failure is None else f"{type(failure).__name__}: {failure}"
+    padded = text.encode()[:_TEXT_SIZE].ljust(_TEXT_SIZE, b"\0")
+    sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
     if failure is not None:
         raise failure
-    if text.any():
-        kind, _, message = (
-            bytes(text[text > 0]).decode(errors="replace").partition(": ")
-        )
+    if text := bytes(np.asarray(sent)).rstrip(b"\0").decode(errors="replace"):
+        kind, _, message = text.partition(": ")
         of_user = kind == UserError.__name__
         raise (UserError if of_user else RunFailedError)(f"Process 0: {message}")
     return result

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import optax
 from absl import logging
 from etils import epath
 
@@ -98,13 +97,8 @@ def report(
 ) -> dict[str, Any]:
     """Evaluates the step that the config asks for, and writes `report.json`.
 
-    Args:
-      experiment: what was trained.
-      directory: the run directory.
-      splits: its data.
-      state: of the last step.
-      growth: what is reported of a network that has grown, instead of how far its
-        gates moved: its blocks may have other numbers than at the start.
+    `growth` is what is reported of a network that has grown, instead of how far its
+    gates moved: its blocks may have other numbers than at the start.
     """
     step = experiment.num_steps
     if experiment.config.train.report_on == "best":
@@ -126,7 +120,7 @@ def report(
         "steps": experiment.num_steps,
         "data": experiment.inputs.description,
         "connections": connections(experiment),
-        "params": optax.tree.size(state.params),
+        "params": num_parameters(state.params),
         "val_loss": validation.loss,
         "val_accuracy": validation.accuracy,
         "test_loss": test.loss,

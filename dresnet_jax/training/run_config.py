@@ -39,7 +39,7 @@ def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
     Raises:
       UserError: there is none, its config is damaged, or another one.
     """
-    there, here = _flat(raw(workdir)), _flat(plain(config))
+    there, here = (dict(defaults.fields(x)) for x in (raw(workdir), plain(config)))
     differences = [
         f"{field} is {there.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted((there.keys() | here.keys()) - _FREE)
@@ -56,19 +56,15 @@ def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
 def require_own(
     workdir: epath.Path, config: ml_collections.ConfigDict, about: Mapping[str, Any]
 ) -> None:
-    """Checks that a checkpoint in a run directory was written by that run.
-
-    Args:
-      workdir: the directory.
-      config: of the run.
-      about: what is written with the checkpoint's state.
+    """Checks, by what is written with it, that a checkpoint is of the run it lies in.
 
     Raises:
       UserError: a field of the config there differs.
     """
     if "config" not in about or about.get("history"):
         return  # It was made from elsewhere as step 0, or its network has grown.
-    there, here = _flat(completed(dict(about["config"]))), _flat(plain(config))
+    own = completed(dict(about["config"]))
+    there, here = (dict(defaults.fields(x)) for x in (own, plain(config)))
     # Versions may differ in what fields there are.
     shared = sorted((there.keys() & here.keys()) - _FREE_OF_A_RUN)
     if different := [field for field in shared if there[field] != here[field]]:
@@ -86,7 +82,7 @@ def as_begun(
 ) -> ml_collections.ConfigDict:
     """Returns the config with the pixel rule of an earlier version's run there.
 
-    The same command resumes with a run that an earlier version began.
+    The same command resumes a run that an earlier version began.
 
     Raises:
       UserError: the config there is damaged.
@@ -160,18 +156,15 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
     Each has the value that changes nothing. What is no group of fields stays.
     """
-    data = _group(config, "data")
-    if data:
-        data.setdefault("pixel_rule", 1)
-        data.setdefault("background", 255)
-        data.setdefault("mean", None)
-        data.setdefault("std", None)
+    data, optimizer = _group(config, "data"), _group(config, "optimizer")
     connections = _group(_group(config, "model"), "connections")
-    if connections:
-        connections.setdefault("projection_rank", 8)
-    optimizer = _group(config, "optimizer")
-    if optimizer:
-        optimizer.setdefault("freeze_statistics", not optimizer.get("freeze"))
+    for group, fields in (
+        (data, {"pixel_rule": 1, "background": 255, "mean": None, "std": None}),
+        (connections, {"projection_rank": 8}),
+        (optimizer, {"freeze_statistics": not optimizer.get("freeze")}),
+    ):
+        if group:
+            group.update(fields | group)
     return config
 
 
@@ -191,8 +184,8 @@ def raw(workdir: epath.Path) -> dict[str, Any]:
         raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it.")
     with json_files.reading(path):
         config = json.loads(path.read_text())
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: it holds no config.")
+        if not isinstance(config, dict):
+            raise ValueError("it holds no config")
     return completed(config)
 
 
@@ -212,7 +205,3 @@ def compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for name in _HOST_FIELDS:
         del found["train"][name]
     return found
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return dict(defaults.fields(config))

@@ -35,13 +35,7 @@ class Log:
     """
 
     def __init__(self, directory: epath.Path, start_step: int, num_steps: int) -> None:
-        """Opens the files.
-
-        Args:
-          directory: of the run.
-          start_step: steps already done, whose lines are kept; 0 keeps none.
-          num_steps: of the whole run.
-        """
+        """Opens the files, and drops the lines after the steps already done."""
         # A new run also writes the line of step 0, that of the gates, again.
         first = start_step + 1 if start_step else 0
         makers = WRITERS.items() if processes.is_first() else ()

@@ -73,26 +73,22 @@ def train_step(
     )
     updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = _averaged(state, params, ema_decay)
-    grad_norm = optax.tree.norm(grads)
-    is_finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    after = params, batch_stats, opt_state, ema_params
-    if skip_non_finite:
-        is_finite &= train_state.is_finite(after)
-        before = state.learned, Metrics.empty()
-        after, metrics = where(is_finite, (after, metrics), before)
-    params, batch_stats, opt_state, ema_params = after
-    is_first = state.step % log_every_steps == 0
-    running = where(is_first, metrics, state.running.merge(metrics))
-    new_state = state.replace(
-        step=state.step + 1,
+    after = state.replace(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema_params=ema_params,
-        running=running,
+        ema_params=_averaged(state, params, ema_decay),
     )
-    return new_state, StepResult(value, grad_norm, is_finite, running)
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+    if skip_non_finite:
+        is_finite &= train_state.is_finite(after.learned)
+        before = state, Metrics.empty()
+        after, metrics = where(is_finite, (after, metrics), before)
+    is_first = state.step % log_every_steps == 0
+    running = where(is_first, metrics, state.running.merge(metrics))
+    after = after.replace(step=state.step + 1, running=running)
+    return after, StepResult(value, grad_norm, is_finite, running)
 
 
 def where(condition: jax.Array, tree: Any, other: Any) -> Any:

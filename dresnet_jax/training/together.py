@@ -65,8 +65,7 @@ class Group:
           By slot, why a run did not end well; the others were trained to their ends.
 
         Raises:
-          KeyboardInterrupt: Ctrl-C, after a step that each has saved.
-          PreemptedError: SIGTERM, after a step that each has saved.
+          KeyboardInterrupt, PreemptedError: as `loop.run`, after each has saved.
         """
         data = loop.open_data(self._first.experiment)
         trainers: dict[int, loop.Trainer] = {}

@@ -118,10 +118,7 @@ def place(
 ) -> Placed:
     """Finds the leaf of every weight, by the names of the library that fits best.
 
-    Args:
-      spec: of the network.
-      state: of the network, or its shapes.
-      weights: by their names in the file.
+    The state may be its shapes; weights are by their names in the file.
 
     Raises:
       UserError: a leaf other than the connections' has no weight, or one of another

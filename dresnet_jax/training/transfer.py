@@ -81,11 +81,7 @@ def start_from(
     """Starts a fresh state from another run's weights, where leaves agree.
 
     Averaged parameters of the other run are taken where it has them. The optimiser
-    starts from scratch.
-
-    Args:
-      config: `init` of a config.
-      state: the fresh state.
+    starts from scratch. `config` is the part `init` of a config.
 
     Raises:
       UserError: a leaf has another shape there, or no leaf is the same.
@@ -117,9 +113,7 @@ def start_from(
 def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """Returns a fresh state with some weights, and averages that start from them.
 
-    Args:
-      state: the fresh state.
-      weights: by path, such as params/stem/conv/kernel; put where the leaves lie.
+    Weights are by path, such as params/stem/conv/kernel; put where the leaves lie.
     """
 
     def placed(name: str, leaf: jax.Array) -> jax.Array:
@@ -140,11 +134,7 @@ def write_start(
 ) -> None:
     """Makes a run directory that begins with a state, as step 0.
 
-    Args:
-      directory: of the run; it holds none yet.
-      config: of the run.
-      state: of step 0.
-      about: where it comes from, of JSON's types.
+    `about` says where it comes from, in JSON's types.
 
     Raises:
       UserError: the directory cannot be written, or holds a run.
