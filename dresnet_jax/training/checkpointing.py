@@ -89,8 +89,12 @@ class Checkpoints:
         are kept.
         """
         self.wait()
-        if obstacle := self._obstacle(state):
-            logging.error("Checkpoint %d is not written: %s", step, obstacle)
+        if lacks := self._lacking_bytes(state):
+            logging.error(
+                "Checkpoint %d is not written: no space left in %s, %.1f MB more are "
+                "needed. Earlier checkpoints are kept, and the run continues.",
+                *(step, self._directory, lacks / 1e6),
+            )
             return
         response = self._checkpointer.save_async(
             step,
@@ -133,22 +137,13 @@ class Checkpoints:
         if processes.is_first():
             digests.write(self._directory / str(step), step)
 
-    def _obstacle(self, state: object) -> str:
-        """Why nothing can be written; looks before orbax, which reports in many voices.
-
-        All processes find the same.
-        """
+    def _lacking_bytes(self, state: object) -> int:
+        """Bytes that the disk lacks, for all processes; orbax would say it many times."""
         lacks = 0
         if processes.is_first() and "://" not in os.fspath(self._directory):
             needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
             lacks = max(0, needed - shutil.disk_usage(self._directory).free)
-        lacks = processes.agreed(lacks)
-        if not lacks:
-            return ""
-        return (
-            f"no space left in {self._directory}, {lacks / 1e6:.1f} MB more are "
-            "needed. Earlier checkpoints are kept, and the run continues."
-        )
+        return processes.agreed(lacks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,13 +291,7 @@ def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
 def load_weights(
     workdir: epath.Path, step: int, places: Mapping[str, jax.sharding.Sharding]
 ) -> dict[str, jax.Array]:
-    """Reads some leaves of `weight_shapes` to where they shall lie.
-
-    Args:
-      workdir: of the run.
-      step: of the checkpoint.
-      places: by path, such as params/stem/conv/kernel.
-    """
+    """Reads some leaves of `weight_shapes` to where they shall lie, by their paths."""
     checkpoint = _directory(workdir) / str(step)
     tree = ocp.metadata(checkpoint).metadata
     # The averaged parameters have another name in the checkpoint.

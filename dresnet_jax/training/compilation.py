@@ -52,11 +52,7 @@ jax.monitoring.register_event_listener(_count)
 
 @contextlib.contextmanager
 def announced(what: str) -> Iterator[None]:
-    """Announces the compilation of one program inside, before and after it.
-
-    Args:
-      what: the program's name, as "the training step".
-    """
+    """Announces the compilation of one program, as "the training step", inside."""
     _say(f"compiling {what} ...")
     start, hits = time.monotonic(), _totals.hits
     _totals.depth += 1

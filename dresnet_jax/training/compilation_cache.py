@@ -97,12 +97,13 @@ class _Directory:
 
     Attributes:
       is_writable: whether no write has failed.
+      has_named_damage: whether a damaged entry was warned of: one warning is enough.
     """
 
     def __init__(self, uri: str) -> None:
         self._path = epath.Path(uri.removeprefix(_SCHEME))
         self.is_writable = True
-        self._has_named_damage = False
+        self.has_named_damage = False
 
     def mkdir(self, parents: bool, exist_ok: bool) -> None:
         """Makes the directory, where that is possible."""
@@ -134,12 +135,6 @@ class _Directory:
                 )
             self.is_writable = False
 
-    def name_damage(self, path: epath.Path) -> None:
-        """Warns, once, of an entry that is damaged."""
-        if not self._has_named_damage:
-            logging.warning("%s is damaged, and is compiled again.", path)
-        self._has_named_damage = True
-
 
 class _Entry:
     """The file of one program: the digest of its content, and the content."""
@@ -158,7 +153,9 @@ class _Entry:
             digest, self._content = data[:_DIGEST_SIZE], data[_DIGEST_SIZE:]
             if hashlib.sha256(self._content).digest() == digest:
                 return True
-            self._directory.name_damage(self._path)
+            if not self._directory.has_named_damage:
+                logging.warning("%s is damaged, and is compiled again.", self._path)
+            self._directory.has_named_damage = True
             self._path.unlink(missing_ok=True)
         return False
 

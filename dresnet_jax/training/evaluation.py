@@ -53,9 +53,7 @@ def open_run(
 ) -> tuple[Experiment, checkpointing.Restored[TrainState]]:
     """Returns the experiment of a run, and its newest checkpoint.
 
-    Args:
-      directory: of the run.
-      data_dir: where its data are now; None for where they were.
+    `data_dir` is where its data are now; None for where they were.
 
     Raises:
       UserError: there is no run, it holds no whole checkpoint, or its config is that of
@@ -101,8 +99,7 @@ def first_batch(experiment: Experiment) -> pipeline.Batch:
     """
     rows = np.arange(experiment.recipe.batch_size)
     read = EvalBatches(experiment.open_splits()["train"], experiment.recipe, rows)[0]
-    arrays = map(jnp.asarray, (read.images, read.labels, read.mask))
-    return pipeline.make_batch(experiment.recipe, *arrays)
+    return pipeline.make_batch(experiment.recipe, *map(jnp.asarray, read))
 
 
 def evaluate(
@@ -165,11 +162,9 @@ class Predictor:
         )
 
     def __call__(self, state: TrainState, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """The probability of each class: [images, classes], float32.
+        """The probability of each class, [images, classes], float32.
 
-        Args:
-          state: of the experiment.
-          pixels: at most `batch_size` images, each [height, width, channels], uint8.
+        Images are at most `batch_size`, each [height, width, channels], uint8.
         """
         batch = np.zeros((self.batch_size, *pixels[0].shape), np.uint8)
         batch[: len(pixels)] = pixels

@@ -130,13 +130,9 @@ class Experiment:
         step: jax.Array,
         i: jax.Array | int = 0,
     ) -> pipeline.Batch:
-        """Makes the augmented batch of a step, inside a compiled program.
+        """Makes the augmented batch of the i-th step of a call, in a compiled program.
 
-        Args:
-          inputs: of the call.
-          key: of the run.
-          step: steps done before.
-          i: the place of the step in its call.
+        `key` is that of the run, and `step` counts the steps done before.
         """
         batch = self.inputs.batch(inputs, key, step, jnp.asarray(i, jnp.int32))
         return self._over_devices(batch)

@@ -136,11 +136,14 @@ class Resident:
     def place(self, examples: sources.Examples) -> TrainSplit:
         """Puts images and labels on the devices."""
         assert isinstance(examples, sources.Arrays), "of another pipeline's `open`"
-        arrays = tuple(
-            sharding.put(self._fill_up(array), self._place)
-            for array in (examples.images, examples.labels)
-        )
-        return TrainSplit(examples, arrays)
+        more = self._filled_up - len(examples)
+
+        def placed(array: np.ndarray) -> jax.Array:
+            if more:
+                array = np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)))
+            return sharding.put(array, self._place)
+
+        return TrainSplit(examples, (placed(examples.images), placed(examples.labels)))
 
     def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
         """Yields the same images and labels for each call, and its epoch's order."""
@@ -163,12 +166,6 @@ class Resident:
     def _filled_up(self) -> int:
         parts = self.mesh.size if self.sharded else 1
         return -(-self.num_examples // parts) * parts
-
-    def _fill_up(self, array: np.ndarray) -> np.ndarray:
-        more = self._filled_up - len(array)
-        if not more:
-            return array
-        return np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)))
 
     @property
     def _place(self) -> jax.sharding.NamedSharding:

@@ -73,10 +73,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint, or from the start, to the end.
 
-    Args:
-      experiment: what is trained.
-      directory: the run directory, claimed for this experiment's config.
-      watch: what looks at the steps from outside.
+    The directory is claimed for the experiment's config.
 
     Returns:
       The report, which is also written to `report.json`.
@@ -177,12 +174,10 @@ class Trainer:
             "edges": experiment.model.spec.connections.topology.edges,
             "versions": reporting.versions(),
         }
-        self._checkpoints = stack.enter_context(
-            checkpointing.Checkpoints(directory, keep, about)
-        )
-        self._log = stack.enter_context(
-            Log(directory, segment.start, experiment.num_steps)
-        )
+        checkpoints = checkpointing.Checkpoints(directory, keep, about)
+        self._checkpoints = stack.enter_context(checkpoints)
+        log = Log(directory, segment.start, experiment.num_steps)
+        self._log = stack.enter_context(log)
         if segment.start == 0 or segment.history:
             openings = experiment.gate_values(self.state)
             self._log.write_gates(segment.start, openings)
@@ -298,7 +293,9 @@ class Trainer:
 def restore_or_create(
     experiment: Experiment, directory: epath.Path
 ) -> tuple[TrainState, int]:
-    """Restores the newest whole checkpoint, or makes a fresh state.
+    """Restores the newest whole and finite checkpoint, or makes a fresh state.
+
+    Newer checkpoints are set aside.
 
     Raises:
       UserError: no checkpoint is whole, or it holds another network's state.
@@ -307,24 +304,6 @@ def restore_or_create(
     abstract = experiment.create_state(abstract=True)
     transfer.check_frozen(config.optimizer.freeze, abstract.params)
     processes.first_alone(lambda: checkpointing.set_aside_unfinished_start(directory))
-    restored = _restored(experiment, directory)
-    if restored is None:
-        state = experiment.create_state()
-        if config.init.workdir:
-            state, taken = transfer.start_from(config.init, state)
-            processes.say(taken.description)
-        return state, 0
-    about = checkpointing.about(directory, restored.step)
-    run_config.require_own(directory, config, about)
-    processes.say(f"Resuming from the checkpoint of step {restored.step}.")
-    return restored.state, restored.step
-
-
-def _restored(
-    experiment: Experiment, directory: epath.Path
-) -> checkpointing.Restored[TrainState] | None:
-    """The newest checkpoint that is whole and finite; newer ones are set aside."""
-    abstract = experiment.create_state(abstract=True)
     while found := checkpointing.restore(directory, abstract):
         unwanted = list(found.damaged)
         is_finite = train_state.all_finite(found.state, experiment.mesh)
@@ -335,5 +314,12 @@ def _restored(
             functools.partial(checkpointing.set_aside, directory, unwanted)
         )
         if is_finite:
-            return found
-    return None
+            about = checkpointing.about(directory, found.step)
+            run_config.require_own(directory, config, about)
+            processes.say(f"Resuming from the checkpoint of step {found.step}.")
+            return found.state, found.step
+    state = experiment.create_state()
+    if config.init.workdir:
+        state, taken = transfer.start_from(config.init, state)
+        processes.say(taken.description)
+    return state, 0

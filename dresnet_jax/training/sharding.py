@@ -37,12 +37,7 @@ def make_mesh(
     batch_size: int,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Returns the devices along `AXES`, over all of which a batch is split.
-
-    Args:
-      config: the `sharding` part of a config.
-      batch_size: over all devices.
-      devices: all that there are, if None.
+    """Returns the devices, all if None, along `AXES`; a batch is split over all axes.
 
     Raises:
       UserError: the axes do not fit the devices, or the batch cannot be split evenly.

@@ -44,11 +44,7 @@ class Group:
     """Runs that are trained in step, each in a slot of one program.
 
     A run ends with the same bits whatever the other slots hold, if it is always in the
-    same slot of as many.
-
-    Args:
-      members: by slot, some of which may be empty.
-      slots: of the program.
+    same slot of as many. Members are by slot; some slots may be empty.
     """
 
     def __init__(self, members: Mapping[int, Member], slots: int) -> None:

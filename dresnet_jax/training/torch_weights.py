@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"--from={path} does not exist.")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _load(path)
+    found = _load(path)
     for name in _INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
@@ -86,14 +86,14 @@ def _array(value: Any) -> np.ndarray:
     return array if is_number else array.astype(np.float32)
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"--from={path} is no safetensors file: {error}.") from error
-
-
 def _load(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--from={path} is no safetensors file: {error}."
+            ) from error
     try:
         import torch
     except ModuleNotFoundError as error:

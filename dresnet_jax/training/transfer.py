@@ -150,10 +150,8 @@ def write_start(
 def how_to_train_on(directory: epath.Path, field: str, value: str) -> str:
     """Returns the commands that start from what `write_start` wrote.
 
-    Args:
-      directory: of the run.
-      field: of its config, that differs from that of the run it was made from.
-      value: of that field, as the command line takes it.
+    The field of its config differs from that of the run it was made from; the value is
+    as the command line takes it.
     """
     return (
         "to train on: the run's own command in another --workdir, with\n"

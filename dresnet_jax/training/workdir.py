@@ -30,12 +30,8 @@ def claim(
 ) -> Iterator[None]:
     """Makes a directory ready for a run of a config, and keeps other processes out.
 
-    What no run writes is never deleted.
-
-    Args:
-      workdir: the directory; made if it does not exist.
-      config: of the run, new or to be continued.
-      overwrite: whether the run that it holds may be deleted.
+    It is made if it does not exist. With `overwrite` the run that it holds is deleted,
+    but never what no run writes.
 
     Raises:
       UserError: it is no directory or cannot be written, another process trains in it,
