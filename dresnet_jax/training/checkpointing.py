@@ -138,7 +138,7 @@ class Checkpoints:
             digests.write(self._directory / str(step), step)
 
     def _lacking_bytes(self, state: object) -> int:
-        """Bytes that the disk lacks, for all processes; orbax would say it many times."""
+        """Bytes that the disk lacks, agreed; orbax reports the lack in many voices."""
         lacks = 0
         if processes.is_first() and "://" not in os.fspath(self._directory):
             needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
