@@ -284,12 +284,8 @@ def build(
     if "connections" in config.growth.events:
         config = with_own_projections(config)
     parts = _build(config, devices, device_bytes, dataset)
-    key = (
-        parts.dataset,
-        parts.inputs,
-        parts.num_steps,
-        run_config.compiled_fields(config),
-    )
+    fields = run_config.compiled_fields(config)
+    key = parts.dataset, parts.inputs, parts.num_steps, fields
     for known, other in _recent:
         if known == key:
             return other.with_config(config)

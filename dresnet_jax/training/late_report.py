@@ -44,8 +44,7 @@ class LateReport:
         self._logged = (start, compilation.clock())
         self._rates: dict[str, float] = {}
         self._waited: dict[str, float] = collections.defaultdict(float)
-        self._skipped = 0
-        self._skipped_batches = 0
+        self._counts: collections.Counter[str] = collections.Counter()
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -58,7 +57,7 @@ class LateReport:
         """Takes the result of a call just dispatched; reports the one before it."""
         self.flush()
         self._pending = (call, result)
-        self._skipped += skipped
+        self._counts["skipped_records"] += skipped
 
     def flush(self) -> None:
         """Waits for the call last taken and reports its steps."""
@@ -81,7 +80,7 @@ class LateReport:
 
     def _non_finite(self, step: int, loss: float, grad_norm: float) -> None:
         self._in_a_row += 1
-        self._skipped_batches += 1
+        self._counts["skipped_batches"] += 1
         found = f"At step {step} the loss is {loss} and its gradient's norm {grad_norm}"
         if math.isfinite(loss) and math.isfinite(grad_norm):
             found += ", but what they lead to is not finite"
@@ -110,15 +109,11 @@ class LateReport:
             }
             self._logged = (done, now)
             self._waited.clear()
-        skipped = {
-            "skipped_records": self._skipped,
-            "skipped_batches": self._skipped_batches,
-        }
         scalars = {
             "train_loss": float(means["loss"]),
             "train_accuracy": float(means["accuracy"]),
             "learning_rate": float(self._schedule(step - 1)),
             **self._rates,
-            **{name: number for name, number in skipped.items() if number},
+            **{name: number for name, number in self._counts.items() if number},
         }
         self._log.write(step, scalars)

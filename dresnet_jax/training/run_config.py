@@ -92,10 +92,8 @@ def as_begun(
     there = _group(raw(workdir), "data")
     if there.get("pixel_rule") != 1 or config.data.pixel_rule == 1:
         return config
-    background = there.get("background", 255)
-    return defaults.replace(
-        config, {"data.pixel_rule": 1, "data.background": background}
-    )
+    fields = {"data.pixel_rule": 1, "data.background": there["background"]}
+    return defaults.replace(config, fields)
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:

@@ -111,12 +111,8 @@ def _gradients(
 ) -> tuple[jax.Array, Any, Metrics, Any]:
     """Computes loss, averages of the norms, metrics and gradients of a batch.
 
-    Args:
-      gradient: of (parameters, averages, examples, key); its value is the loss, and
-        (averages, metrics).
-      state: before the step.
-      batch: all examples.
-      parts: of the batch, whose gradients are made one after the other and averaged.
+    `gradient` is of (parameters, averages, examples, key), and its value is the loss
+    and (averages, metrics). The gradients of the batch's parts are averaged.
     """
     key = jax.random.fold_in(derive_key(state.key, "dropout"), state.step)
     if parts == 1:
@@ -160,14 +156,8 @@ def training_loss(
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Returns the training loss: a scalar; the norms' averages, and metrics.
 
-    Args:
-      model: the network.
-      params: its parameters.
-      batch_stats: running averages of its norms.
-      batch: examples.
-      key: of dropout and of blocks that are left out.
-      label_smoothing: share of the label spread over all classes.
-      gate_penalty: this times the sum of |F(w)| is added.
+    `label_smoothing` is the share of the label spread over all classes; `gate_penalty`
+    times the sum of |F(w)| is added. The key is as in `forward`.
     """
     logits, updates = forward(model, params, batch_stats, batch.images, key)
     losses = cross_entropy(logits, batch.targets, label_smoothing)
@@ -227,13 +217,8 @@ def supervision(
     """Returns what the classifiers before the last one add to the loss.
 
     How much of it counts for the blocks is said where they read
-    (`exits.with_scaled_gradient`).
-
-    Args:
-      spec: of the exits.
-      updates: as `forward` gave them.
-      targets: class probabilities, [batch, classes].
-      label_smoothing: share of the label spread over all classes.
+    (`exits.with_scaled_gradient`). `updates` is as `forward` gave it, and `targets`
+    holds class probabilities, [batch, classes].
     """
     total = jnp.zeros(())
     if not spec.after:
