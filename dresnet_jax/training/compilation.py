@@ -19,16 +19,16 @@ R = TypeVar("R")
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
-# A program of many random arrays that runs once: to optimise it takes much longer than
-# to run it.
-_QUICK: dict[str, Any] = {
+# Options for a program of many random arrays that runs once, on a CPU: to optimise it
+# takes much longer than to run it.
+QUICK_ON_CPU: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
 if metadata.version("jaxlib") < "0.11":
     # The older way to emit fusions, which newer releases lack, is twice as fast.
-    _QUICK["xla_cpu_use_fusion_emitters"] = False
-    _QUICK["xla_cpu_parallel_codegen_split_count"] = 1
+    QUICK_ON_CPU["xla_cpu_use_fusion_emitters"] = False
+    QUICK_ON_CPU["xla_cpu_parallel_codegen_split_count"] = 1
 
 
 class _Totals(threading.local):
@@ -83,11 +83,6 @@ def announce(what: str, function: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return announcing
-
-
-def quick_options(platform: str) -> dict[str, Any] | None:
-    """Returns the compiler's options for a program that runs once, on a platform."""
-    return _QUICK if platform == "cpu" else None
 
 
 def clock() -> float:

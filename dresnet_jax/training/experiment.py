@@ -116,10 +116,11 @@ class Experiment:
         # Only its shapes need the key's; JAX keeps the trace for the program below.
         shapes = jax.jit(init).eval_shape(jax.random.key(0))
         shapes = sharding.place_state(self.mesh, shapes)
+        on_cpu = sharding.platform(self.mesh) == "cpu"
         program = jax.jit(
             init,
             out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
-            compiler_options=compilation.quick_options(sharding.platform(self.mesh)),
+            compiler_options=compilation.QUICK_ON_CPU if on_cpu else None,
         )
         return compilation.announce("the initialisation", program), shapes
 

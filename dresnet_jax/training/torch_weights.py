@@ -65,8 +65,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     }
     if not weights:
         raise UserError(f"--from={path} holds no weights by name.")
-    bad = [name for name, x in weights.items() if not np.isfinite(x).all()]
-    if bad:
+    if bad := [name for name, x in weights.items() if not np.isfinite(x).all()]:
         raise UserError(
             f"--from={path}: {len(bad)} of {len(weights)} weights hold NaN or "
             f"infinity, such as {', '.join(map(repr, bad[:_SHOWN]))}."

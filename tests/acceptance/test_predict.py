@@ -14,8 +14,8 @@ from dresnet_jax.training import (
     checkpointing,
     evaluation,
     experiment,
-    own_files,
     run_config,
+    workdir,
 )
 from tests.acceptance.small_run import last_json, progress_and_rest
 from tests.conftest import ROOT, run_command
@@ -37,7 +37,7 @@ def run(small_run, tmp_path_factory):
 
 
 def test_a_run_writes_nothing_that_overwrite_would_refuse(small_run):
-    assert not list(own_files.strangers(epath.Path(small_run)))
+    assert not list(workdir.strangers(epath.Path(small_run)))
 
 
 def test_raw_images_are_classified_as_evaluation_does(run):
