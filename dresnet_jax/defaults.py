@@ -364,7 +364,7 @@ def fields(tree: Any, group: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the path, after `group`, and the value of each field that is no group."""
     for name in tree:
         value = tree[name]
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, ml_collections.ConfigDict | dict):
             yield from fields(value, f"{group}{name}.")
         else:
             yield group + name, value

@@ -11,7 +11,7 @@ from etils import epath
 from dresnet_jax.connections import gates
 from dresnet_jax.data import catalog
 from dresnet_jax.models import blocks
-from dresnet_jax.training import experiment, loop, own_files, run_log
+from dresnet_jax.training import experiment, loop, run_log, workdir
 from tests.conftest import ROOT
 
 EXAMPLES = dict(
@@ -54,7 +54,7 @@ def test_a_block_and_a_metric_writer(monkeypatch, small_config, tmp_path):
     head, line = (directory / "losses.csv").read_text().splitlines()
     assert head == "step,train_loss"
     assert line.startswith("5,")
-    assert not list(own_files.strangers(directory))
+    assert not list(workdir.strangers(directory))
 
 
 def test_a_dataset(monkeypatch, small_config):

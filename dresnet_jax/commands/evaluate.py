@@ -86,7 +86,7 @@ def main() -> None:
         command.finish(report)
         return
     examples = parts.open_splits()[_SPLIT.value]
-    evaluated = evaluation.Evaluator(parts)(restored.state, examples)
+    evaluated = evaluation.evaluate(parts, restored.state, examples)
     report = {
         **about,
         "examples": len(evaluated.labels),

@@ -88,12 +88,12 @@ def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
     from clu import parameter_overview
 
-    from dresnet_jax.training import connection_report
+    from dresnet_jax.training import reporting
     from dresnet_jax.training.state import num_parameters
 
     params = parts.create_state(abstract=True).params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
-    print(f"connections: {connection_report.description(parts)}")
+    print(f"connections: {reporting.connections(parts)}")
     name, size = parts.config.model.name, num_parameters(params)
     print(f"{name}: {size:,} parameters")
     return {
@@ -106,10 +106,10 @@ def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
 
 def _added(parts: "experiment.Experiment") -> dict[str, Any]:
     """Prints what connections add to the plain network."""
-    from dresnet_jax.training import connection_report
+    from dresnet_jax.training import reporting
 
-    connection_report.print_cost(parts)
-    more_params, more_flops = connection_report.cost(parts)
+    reporting.print_connection_cost(parts)
+    more_params, more_flops = reporting.connection_cost(parts)
     return {"connections_add": {"params": more_params, "flops": more_flops}}
 
 

@@ -171,7 +171,7 @@ def measured(network: Network) -> Network:
 def accuracy(network: Network) -> float:
     """Measures the accuracy on the validation split."""
     examples = network.parts.open_splits()["validation"]
-    return evaluation.Evaluator(network.parts)(network.state, examples).accuracy
+    return evaluation.evaluate(network.parts, network.state, examples).accuracy
 
 
 def most_removed(

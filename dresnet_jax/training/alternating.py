@@ -4,7 +4,8 @@ Liu, Simonyan and Yang (2019), "DARTS: Differentiable Architecture Search". What
 architecture is: the weights of operations and of connections.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,7 @@ def optimizers(
     network: optax.GradientTransformation,
     learning_rate: float,
     is_architecture: Callable[[Any], Any],
-    is_frozen: Callable[[Any], Any] | None = None,
+    freezing: Sequence[optax.GradientTransformation] = (),
 ) -> Optimizers:
     """Returns those of a search.
 
@@ -90,16 +91,14 @@ def optimizers(
       network: what the network would learn by alone.
       learning_rate: of the architecture.
       is_architecture: marks its parameters.
-      is_frozen: marks what of the architecture is not trained; None for nothing.
+      freezing: what keeps the parameters that are not trained as they are.
     """
     nothing = optax.set_to_zero()
     adam = optax.adam(learning_rate, b1=_BETAS[0], b2=_BETAS[1])
     own = optax.partition({True: adam, False: nothing}, is_architecture)
-    if is_frozen is not None:
-        own = optax.chain(own, optax.masked(nothing, is_frozen))
     return Optimizers(
         network=optax.chain(optax.masked(nothing, is_architecture), network),
-        architecture=own,
+        architecture=optax.chain(own, *freezing) if freezing else own,
         is_architecture=is_architecture,
     )
 
@@ -150,11 +149,9 @@ def step(
     *,
     optimizers: Optimizers,
     network_step: steps.TrainStep,
+    loss: steps.Loss,
     rate: optax.Schedule | None,
-    label_smoothing: float,
-    gate_penalty: float,
     skip_non_finite: bool = False,
-    read: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, steps.StepResult]:
     """Takes a step of the architecture, then one of the network.
 
@@ -164,29 +161,22 @@ def step(
       other: the architecture's.
       optimizers: of both.
       network_step: from a state whose optimiser is the network's.
+      loss: by which the architecture learns.
       rate: of the step that the architecture looks ahead; None for first order.
-      label_smoothing: share of the label spread over all classes.
-      gate_penalty: this times the sum of |F(w)| is added to the loss.
       skip_non_finite: whether an architecture whose step or whose network's is not
         finite stays as it was.
-      read: makes parameters what the loss reads, which are whole on every device.
 
     Returns:
       The state after the step, and what the host reads of the network's.
     """
     key = jax.random.fold_in(derive_key(state.key, "search"), state.step)
 
-    def loss(params: Any, examples: Batch) -> jax.Array:
-        value, _ = steps.training_loss(
-            *(state.model, read(params), state.batch_stats, examples, key),
-            label_smoothing=label_smoothing,
-            gate_penalty=gate_penalty,
-        )
-        return value
+    def value(params: Any, examples: Batch) -> jax.Array:
+        return loss(state.model, params, state.batch_stats, examples, key)[0]
 
     grads = gradient(
-        lambda params: loss(params, batch),
-        lambda params: loss(params, other),
+        functools.partial(value, examples=batch),
+        functools.partial(value, examples=other),
         state.params,
         optimizers.is_architecture(state.params),
         rate and rate(state.step),
@@ -205,13 +195,9 @@ def step(
     )
     if skip_non_finite:
         is_finite &= jnp.isfinite(result.loss) & jnp.isfinite(result.grad_norm)
-
-        def kept(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(is_finite, new, old)
-
-        memory = jax.tree.map(kept, memory, before)
+        memory = steps.where(is_finite, memory, before)
         params = jax.tree.map(
-            lambda is_own, new, old: kept(new, old) if is_own else new,
+            lambda is_own, new, old: jnp.where(is_finite, new, old) if is_own else new,
             optimizers.is_architecture(state.params),
             after.params,
             state.params,

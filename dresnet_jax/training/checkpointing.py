@@ -1,12 +1,13 @@
 """Checkpoints by orbax: the only file that imports it."""
 
+import concurrent.futures
 import dataclasses
+import operator
 import os
 import re
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 from absl import logging
@@ -17,82 +18,65 @@ from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.training import digests, leaves, processes
 
 Tree = TypeVar("Tree")
+Policy: TypeAlias = ocp.training.preservation_policies.PreservationPolicy
 
 
-@dataclasses.dataclass(frozen=True)
-class Keep:
-    """Which checkpoints of a run are kept.
+def keep(
+    newest: int, every_steps: int = 0, best: int = 0, always: Sequence[int] = ()
+) -> Policy:
+    """Returns which checkpoints of a run are kept, as orbax takes it.
 
-    Attributes:
+    Args:
       newest: how many of the newest, and two at least: orbax deletes an older one
-      before
-        the newest is finished.
+        before the newest is finished.
       every_steps: those of the multiples of this step too; 0 for none.
-      best: how many of those with the highest metric too.
-      metric: its name.
+      best: how many of those with the highest `val_accuracy` too.
       always: the steps of some that are kept too.
     """
-
-    newest: int
-    every_steps: int = 0
-    best: int = 0
-    metric: str = "val_accuracy"
-    always: tuple[int, ...] = ()
-
-    @property
-    def policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
-        """As orbax takes it."""
-        policies = ocp.training.preservation_policies
-        found = [policies.LatestN(max(self.newest, 2))]
-        if self.always:
-            found.append(policies.CustomSteps(self.always))
-        if self.every_steps:
-            found.append(policies.EveryNSteps(self.every_steps))
-        if self.best:
-            found.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[self.metric],
-                    n=self.best,
-                    keep_checkpoints_without_metrics=False,
-                )
+    policies = ocp.training.preservation_policies
+    found = [policies.LatestN(max(newest, 2))]
+    if always:
+        found.append(policies.CustomSteps(always))
+    if every_steps:
+        found.append(policies.EveryNSteps(every_steps))
+    if best:
+        found.append(
+            policies.BestN(
+                get_metric_fn=operator.itemgetter("val_accuracy"),
+                n=best,
+                keep_checkpoints_without_metrics=False,
             )
-        return policies.AnyPreservationPolicy(found)
+        )
+    return policies.AnyPreservationPolicy(found)
 
 
 class Checkpoints:
     """The checkpoints a run writes while it trains; use as a context manager."""
 
     def __init__(
-        self, workdir: epath.Path, keep: Keep, about: Mapping[str, Any]
+        self, workdir: epath.Path, policy: Policy, about: Mapping[str, Any]
     ) -> None:
         """Opens `workdir/checkpoints`, and makes it if need be.
 
-        Args:
-          workdir: the run directory.
-          keep: which checkpoints are kept.
-          about: what is written into each with its state, of JSON's types.
+        `about` is written into each with its state, and is of JSON's types.
         """
         self._directory = _directory(workdir)
         self._about = dict(about)
         self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            preservation_policy=keep.policy,
-            cleanup_tmp_directories=True,
+            self._directory, preservation_policy=policy, cleanup_tmp_directories=True
         )
         # Orbax asks JAX whether to stop with numbers of its own, also from its threads,
         # and JAX then agrees on a call that the loop never makes: the signal is lost.
         self._checkpointer._manager.reached_preemption = lambda step: False
-        self._writing: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing: concurrent.futures.Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
-        """Nothing but the object itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Waits for what is being written and closes."""
-        if self._writing is not None:
-            self._writing.join()
+        self._pool.shutdown()
         self._checkpointer.close()
 
     def save(
@@ -100,17 +84,17 @@ class Checkpoints:
     ) -> None:
         """Copies a state and writes it while the run continues.
 
-        A checkpoint appears whole or not at all. Where one cannot be written, the run
-        is reported and the run continues; those before it stay.
-
-        Args:
-          step: of the checkpoint.
-          state: arrays on the devices.
-          metrics: by which the best are kept.
+        A checkpoint appears whole or not at all. Where one cannot be written, this is
+        reported and the run continues; those before it stay. By the metrics the best
+        are kept.
         """
         self.wait()
-        if obstacle := self._obstacle(state):
-            logging.error("Checkpoint %d is not written: %s", step, obstacle)
+        if lacks := self._lacking_bytes(state):
+            logging.error(
+                "Checkpoint %d is not written: no space left in %s, %.1f MB more are "
+                "needed. Earlier checkpoints are kept, and the run continues.",
+                *(step, self._directory, lacks / 1e6),
+            )
             return
         response = self._checkpointer.save_async(
             step,
@@ -120,20 +104,17 @@ class Checkpoints:
             custom_metadata=self._about,
         )
         assert response is not None, "orbax was told to save"
-        self._writing = threading.Thread(target=self._finish, args=(step, response))
-        self._writing.start()
+        self._writing = self._pool.submit(self._finish, step, response)
 
     def wait(self) -> bool:
         """Waits for what is being written; whether it was."""
         if self._writing is None:
             return False
-        self._writing.join()
-        self._writing = None
-        if self._failure is None:
-            return True
-        failure, self._failure = self._failure, None
-        logging.error("A checkpoint could not be written: %s", _first_line(failure))
-        return False
+        writing, self._writing = self._writing, None
+        # Of a full disk, a lost bucket and more, each of a type of its own.
+        if failure := writing.exception():
+            logging.error("A checkpoint could not be written: %s", _first_line(failure))
+        return failure is None
 
     def save_last(
         self, step: int, state: object, metrics: Mapping[str, float] | None = None
@@ -152,30 +133,17 @@ class Checkpoints:
 
     def _finish(self, step: int, response: ocp.AsyncResponse) -> None:
         """Waits for orbax, in a thread, and marks the checkpoint as finished."""
-        try:
-            response.result()
-            if processes.is_first():
-                digests.write(self._directory / str(step), step)
-        # Of a full disk, a lost bucket and more, each of a type of its own.
-        except Exception as error:
-            self._failure = error
+        response.result()
+        if processes.is_first():
+            digests.write(self._directory / str(step), step)
 
-    def _obstacle(self, state: object) -> str:
-        """Why nothing can be written; looks before orbax, which reports in many voices.
-
-        All processes find the same.
-        """
+    def _lacking_bytes(self, state: object) -> int:
+        """Bytes that the disk lacks, agreed; orbax reports the lack in many voices."""
         lacks = 0
         if processes.is_first() and "://" not in os.fspath(self._directory):
             needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
             lacks = max(0, needed - shutil.disk_usage(self._directory).free)
-        lacks = processes.agreed(lacks)
-        if not lacks:
-            return ""
-        return (
-            f"no space left in {self._directory}, {lacks / 1e6:.1f} MB more are "
-            "needed. Earlier checkpoints are kept, and the run continues."
-        )
+        return processes.agreed(lacks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,11 +179,8 @@ def restore(
         kind than what is wanted.
       RunFailedError: one is there, but cannot be read now.
     """
-    found = processes.first_alone(lambda: _newest_whole(workdir, only))
-    step, damaged = found or (None, ())
-    # Process 0 alone reads every byte to check it.
-    step = processes.agreed(-1 if step is None else step)
-    if step < 0:
+    step, damaged = _newest_whole(workdir, only)
+    if step is None:
         return None
     checkpoint = _directory(workdir) / str(step)
     try:
@@ -234,7 +199,7 @@ def restore(
     return Restored(state, step, damaged)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """What an error of orbax says, without the many lines that follow."""
     return f"{str(error).splitlines()[0] if str(error) else repr(error):.300}"
 
@@ -244,10 +209,17 @@ def _newest_whole(
 ) -> tuple[int | None, tuple[int, ...]]:
     """The newest checkpoint that is as it was written, and newer ones that are not.
 
-    Args:
-      workdir: the run directory.
-      only: the step of the one that is wanted, and no other.
+    Process 0 alone reads every byte to check it, and alone knows the damaged ones.
     """
+    found = processes.first_alone(lambda: _verified(workdir, only))
+    step, damaged = found or (None, ())
+    step = processes.agreed(-1 if step is None else step)
+    return None if step < 0 else step, damaged
+
+
+def _verified(
+    workdir: epath.Path, only: int | None
+) -> tuple[int | None, tuple[int, ...]]:
     candidates = steps(workdir) if only is None else [only]
     damaged: list[int] = []
     for step in candidates:
@@ -275,7 +247,7 @@ def _newest_whole(
         )
     if only is None and candidates and steps(workdir):
         # All that were there at first were deleted meanwhile.
-        return _newest_whole(workdir)
+        return _verified(workdir, None)
     return None, ()
 
 
@@ -285,9 +257,8 @@ def newest(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
     Raises:
       UserError: there are checkpoints, but none is whole.
     """
-    found = processes.first_alone(lambda: _newest_whole(workdir)[0])
-    step = processes.agreed(-1 if found is None else found)
-    return None if step < 0 else (step, about(workdir, step))
+    step, _ = _newest_whole(workdir)
+    return None if step is None else (step, about(workdir, step))
 
 
 def about(workdir: epath.Path, step: int) -> dict[str, Any]:
@@ -311,42 +282,29 @@ def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
     Raises:
       UserError: no checkpoint is whole.
     """
-    found = processes.first_alone(lambda: _newest_whole(workdir)[0])
-    step = processes.agreed(found or 0)
+    step, _ = _newest_whole(workdir)
+    assert step is not None, "there is a checkpoint"
     tree = ocp.metadata(_directory(workdir) / str(step)).metadata
-    return {
-        "params": tree[_weights(tree)],
-        "batch_stats": tree["batch_stats"],
-    }, step
+    return {"params": tree[_weights(tree)], "batch_stats": tree["batch_stats"]}, step
 
 
 def load_weights(
     workdir: epath.Path, step: int, places: Mapping[str, jax.sharding.Sharding]
 ) -> dict[str, jax.Array]:
-    """Reads some leaves of `weight_shapes` to where they shall lie.
-
-    Args:
-      workdir: of the run.
-      step: of the checkpoint.
-      places: by path, such as params/stem/conv/kernel.
-    """
+    """Reads some leaves of `weight_shapes` to where they shall lie, by their paths."""
     checkpoint = _directory(workdir) / str(step)
     tree = ocp.metadata(checkpoint).metadata
-    sources = {"params": _weights(tree), "batch_stats": "batch_stats"}
+    # The averaged parameters have another name in the checkpoint.
+    names = {re.sub("^params/", f"{_weights(tree)}/", name): name for name in places}
 
-    def wanted(path: Any, leaf: Any) -> Any:
-        place = places.get(leaves.name(path))
-        if place is None:
+    def wanted(name: str, leaf: Any) -> Any:
+        if name not in names:
             return ocp.PLACEHOLDER
+        place = places[names[name]]
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    of_weights = {kind: tree[source] for kind, source in sources.items()}
-    of_weights = jax.tree_util.tree_map_with_path(wanted, of_weights)
-    asked = jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
-    asked |= {source: of_weights[kind] for kind, source in sources.items()}
-    loaded = ocp.load(checkpoint, asked)
-    found = leaves.by_name({kind: loaded[s] for kind, s in sources.items()})
-    return {name: leaf for name, leaf in found.items() if name in places}
+    found = leaves.by_name(ocp.load(checkpoint, leaves.map_by_name(wanted, tree)))
+    return {names[name]: leaf for name, leaf in found.items() if name in names}
 
 
 def _weights(tree: Mapping[str, Any]) -> str:

@@ -97,24 +97,21 @@ class _Directory:
 
     Attributes:
       is_writable: whether no write has failed.
+      has_named_damage: whether a damaged entry was warned of: one warning is enough.
     """
 
     def __init__(self, uri: str) -> None:
         self._path = epath.Path(uri.removeprefix(_SCHEME))
         self.is_writable = True
-        self._has_named_damage = False
+        self.has_named_damage = False
 
     def mkdir(self, parents: bool, exist_ok: bool) -> None:
         """Makes the directory, where that is possible."""
-        try:
+        with self.warned():
             self._path.mkdir(parents=parents, exist_ok=exist_ok)
-            if not os.access(self._path, os.W_OK) and "://" not in os.fspath(
-                self._path
-            ):
-                self.stop_writing("no permission, or a read-only file system")
-        # Whatever a file system raises, which may be a bucket's: the run continues.
-        except Exception as error:
-            self.stop_writing(error)
+            path = os.fspath(self._path)
+            if "://" not in path and not os.access(path, os.W_OK):
+                raise OSError("no permission, or a read-only file system")
 
     def joinpath(self, *parts: str) -> "_Directory | _Entry":
         """Returns itself, as `epath.Path` calls it, or an entry."""
@@ -123,21 +120,20 @@ class _Directory:
     def __truediv__(self, name: str) -> "_Entry":
         return _Entry(self, self._path / name)
 
-    def stop_writing(self, error: Exception | str) -> None:
-        """Warns, once, and writes no further entry."""
-        if self.is_writable:
-            logging.warning(
-                "Compiled programs are not kept: %s cannot be written: %s.",
-                self._path,
-                getattr(error, "strerror", None) or error,
-            )
-        self.is_writable = False
-
-    def name_damage(self, path: epath.Path) -> None:
-        """Warns, once, of an entry that is damaged."""
-        if not self._has_named_damage:
-            logging.warning("%s is damaged, and is compiled again.", path)
-        self._has_named_damage = True
+    @contextlib.contextmanager
+    def warned(self) -> Iterator[None]:
+        """Warns, once, of what fails inside, and then writes no further entry."""
+        try:
+            yield
+        # Whatever a file system raises, which may be a bucket's: the run continues.
+        except Exception as error:
+            if self.is_writable:
+                logging.warning(
+                    "Compiled programs are not kept: %s cannot be written: %s.",
+                    self._path,
+                    getattr(error, "strerror", None) or error,
+                )
+            self.is_writable = False
 
 
 class _Entry:
@@ -150,21 +146,17 @@ class _Entry:
 
     def exists(self) -> bool:
         """Checks whether there is a whole entry; removes and names a damaged one."""
-        try:
+        with self._directory.warned():
             if not self._path.exists():
                 return False
             data = self._path.read_bytes()
-        except Exception as error:
-            self._directory.stop_writing(error)
-            return False
-        digest, self._content = data[:_DIGEST_SIZE], data[_DIGEST_SIZE:]
-        if hashlib.sha256(self._content).digest() == digest:
-            return True
-        self._directory.name_damage(self._path)
-        try:
+            digest, self._content = data[:_DIGEST_SIZE], data[_DIGEST_SIZE:]
+            if hashlib.sha256(self._content).digest() == digest:
+                return True
+            if not self._directory.has_named_damage:
+                logging.warning("%s is damaged, and is compiled again.", self._path)
+            self._directory.has_named_damage = True
             self._path.unlink(missing_ok=True)
-        except Exception as error:
-            self._directory.stop_writing(error)
         return False
 
     def read_bytes(self) -> bytes:
@@ -176,11 +168,10 @@ class _Entry:
         if not self._directory.is_writable:
             return
         partial = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex}")
-        try:
+        with self._directory.warned():
             partial.write_bytes(hashlib.sha256(content).digest() + content)
             partial.replace(self._path)
-        except Exception as error:
-            self._directory.stop_writing(error)
+        if not self._directory.is_writable:
             try:
                 partial.unlink(missing_ok=True)
             except Exception:

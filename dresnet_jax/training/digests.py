@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from dresnet_jax.training import own_files
+from dresnet_jax.training import json_files, workdir
 
 # Written last, so that a checkpoint with it is finished: its step, and the SHA-256 of
 # its every other file. Orbax itself notices some damage, but not a flipped byte, and
@@ -21,9 +21,8 @@ _PAUSES = (0.1, 0.4, 1.0)
 
 def write(checkpoint: epath.Path, step: int) -> None:
     """Marks a checkpoint as finished."""
-    partial = checkpoint / (NAME + ".partial")
-    partial.write_text(json.dumps({"step": step, "files": _digests(checkpoint)}))
-    partial.replace(checkpoint / NAME)
+    text = json.dumps({"step": step, "files": _digests(checkpoint)})
+    json_files.write_text(checkpoint / NAME, text)
 
 
 def verify(checkpoint: epath.Path) -> None:
@@ -78,5 +77,5 @@ def files(directory: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             yield from files(path)
-        elif not own_files.is_stray(path):
+        elif not workdir.is_stray(path):
             yield path

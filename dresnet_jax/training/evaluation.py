@@ -53,9 +53,7 @@ def open_run(
 ) -> tuple[Experiment, checkpointing.Restored[TrainState]]:
     """Returns the experiment of a run, and its newest checkpoint.
 
-    Args:
-      directory: of the run.
-      data_dir: where its data are now; None for where they were.
+    `data_dir` is where its data are now; None for where they were.
 
     Raises:
       UserError: there is no run, it holds no whole checkpoint, or its config is that of
@@ -81,26 +79,16 @@ def open_run(
     return parts, restored
 
 
-# Groups of fields that a growing network changes.
-_GROWN = ("model", "init")
-
-
 def config_of(
     config: ml_collections.ConfigDict, about: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    """Returns the config with a checkpoint's structure, if the network has grown.
-
-    Args:
-      config: of the run, with the structure that it began with.
-      about: what is written with the checkpoint's state.
-    """
+    """Returns the config of a run with a checkpoint's structure, if it has grown."""
     if not about.get("history"):
         return config
     there = run_config.completed(about["config"])
-    groups = {
-        name: ml_collections.ConfigDict(there[name]) for name in ("model", "init")
-    }
-    return defaults.replace(config, groups)
+    # The groups of fields that a growing network changes.
+    grown = {name: ml_collections.ConfigDict(there[name]) for name in ("model", "init")}
+    return defaults.replace(config, grown)
 
 
 def first_batch(experiment: Experiment) -> pipeline.Batch:
@@ -111,68 +99,54 @@ def first_batch(experiment: Experiment) -> pipeline.Batch:
     """
     rows = np.arange(experiment.recipe.batch_size)
     read = EvalBatches(experiment.open_splits()["train"], experiment.recipe, rows)[0]
-    arrays = map(jnp.asarray, (read.images, read.labels, read.mask))
-    return pipeline.make_batch(experiment.recipe, *arrays)
+    return pipeline.make_batch(experiment.recipe, *map(jnp.asarray, read))
 
 
-class Evaluator:
-    """Evaluates states of an experiment; compiles once for all its seeds."""
+def evaluate(
+    experiment: Experiment, state: TrainState, examples: Examples
+) -> Evaluation:
+    """Evaluates a state on every example of a split; compiles once for all seeds.
 
-    def __init__(self, experiment: Experiment) -> None:
-        """Only remembers the experiment."""
-        recipe, mesh = experiment.recipe, experiment.mesh
+    Raises:
+      CorruptRecordError: one cannot be read, and must not be left out.
+    """
+    recipe, mesh = experiment.recipe, experiment.mesh
 
-        def eval_step(
-            state: TrainState, pixels: jax.Array, labels: jax.Array, mask: jax.Array
-        ) -> tuple[Metrics, tuple[jax.Array, ...]]:
-            batch = pipeline.make_batch(recipe, pixels, labels, mask)
-            metrics, logits = steps.eval_step(state, batch)
-            return metrics, (labels, logits.argmax(axis=-1), mask)
+    def eval_step(
+        state: TrainState, pixels: jax.Array, labels: jax.Array, mask: jax.Array
+    ) -> tuple[Metrics, tuple[jax.Array, ...]]:
+        batch = pipeline.make_batch(recipe, pixels, labels, mask)
+        metrics, logits = steps.eval_step(state, batch)
+        return metrics, (labels, logits.argmax(axis=-1), mask)
 
-        self._experiment = experiment
-        self._rows = sharding.local_rows(mesh, recipe.batch_size)
-        self._place = sharding.split_batch(mesh)
-        if experiment.programs.evaluate is None:
-            experiment.programs.evaluate = compilation.announce(
-                "the evaluation",
-                jax.jit(eval_step, out_shardings=sharding.replicated(mesh)),
-            )
-        self._eval_step = experiment.programs.evaluate
-
-    def __call__(self, state: TrainState, examples: Examples) -> Evaluation:
-        """Evaluates the state on every example of a split.
-
-        Raises:
-          CorruptRecordError: one cannot be read, and must not be left out.
-        """
-        batches = EvalBatches(examples, self._experiment.recipe, self._rows)
-        total, found = Metrics.empty(), []
-        for batch in self._experiment.inputs.read(batches):
-            arrays = (
-                sharding.put_rows(array, self._place, batch_axis=0)
-                for array in (batch.images, batch.labels, batch.mask)
-            )
-            metrics, (labels, predictions, mask) = jax.device_get(
-                self._eval_step(state, *arrays)
-            )
-            total = total.merge(metrics)
-            found.append((labels[mask], predictions[mask]))
-        values = total.compute()
-        labels, predictions = map(np.concatenate, zip(*found, strict=True))
-        return Evaluation(
-            loss=float(values["loss"]),
-            accuracy=float(values["accuracy"]),
-            skipped=len(examples) - len(labels),
-            labels=labels,
-            predictions=predictions,
+    if experiment.programs.evaluate is None:
+        program = jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+        experiment.programs.evaluate = compilation.announce("the evaluation", program)
+    rows = sharding.local_rows(mesh, recipe.batch_size)
+    place = sharding.split_batch(mesh)
+    total, found = Metrics.empty(), []
+    for batch in experiment.inputs.read(EvalBatches(examples, recipe, rows)):
+        arrays = jax.make_array_from_process_local_data(place, batch)
+        metrics, (labels, predictions, mask) = jax.device_get(
+            experiment.programs.evaluate(state, *arrays)
         )
+        total = total.merge(metrics)
+        found.append((labels[mask], predictions[mask]))
+    values = total.compute()
+    labels, predictions = map(np.concatenate, zip(*found, strict=True))
+    return Evaluation(
+        loss=float(values["loss"]),
+        accuracy=float(values["accuracy"]),
+        skipped=len(examples) - len(labels),
+        labels=labels,
+        predictions=predictions,
+    )
 
 
 class Predictor:
     """Classifies images by states of one experiment; compiles once."""
 
     def __init__(self, experiment: Experiment) -> None:
-        """Only remembers the experiment."""
         recipe, mesh = experiment.recipe, experiment.mesh
 
         def probabilities(state: TrainState, pixels: jax.Array) -> jax.Array:
@@ -188,14 +162,11 @@ class Predictor:
         )
 
     def __call__(self, state: TrainState, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """The probability of each class: [images, classes], float32.
+        """The probability of each class, [images, classes], float32.
 
-        Args:
-          state: of the experiment.
-          pixels: at most `batch_size` images, each [height, width, channels], uint8.
+        Images are at most `batch_size`, each [height, width, channels], uint8.
         """
-        shape = (self.batch_size, *pixels[0].shape)
-        batch = np.zeros(shape, np.uint8)
+        batch = np.zeros((self.batch_size, *pixels[0].shape), np.uint8)
         batch[: len(pixels)] = pixels
         found = self._probabilities(state, sharding.put(batch, self._place))
         return np.asarray(found)[: len(pixels)]

@@ -23,7 +23,6 @@ from dresnet_jax.training import (
     alternating,
     checks,
     compilation,
-    divided_inputs,
     inputs,
     optimizer,
     run_config,
@@ -31,11 +30,9 @@ from dresnet_jax.training import (
     steps,
     transfer,
 )
-from dresnet_jax.training import state as train_state
-from dresnet_jax.training.divided_inputs import Divided
-from dresnet_jax.training.inputs import InputPipeline, Splits, StepInputs
-from dresnet_jax.training.programs import Programs
-from dresnet_jax.training.state import TrainState
+from dresnet_jax.training.inputs import Divided, InputPipeline, Splits, StepInputs
+from dresnet_jax.training.metrics import Metrics
+from dresnet_jax.training.state import Programs, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +75,6 @@ class Experiment:
         object.__setattr__(other, "programs", self.programs)  # It is frozen.
         return other
 
-    @property
-    def eval_every_steps(self) -> int:
-        """Steps between two evaluations on the validation split."""
-        return self.config.train.eval_every_epochs * self.steps_per_epoch
-
     def open_splits(self) -> Splits:
         """Opens every split, as the input pipeline reads them.
 
@@ -96,22 +88,41 @@ class Experiment:
     def create_state(self, *, abstract: bool = False) -> TrainState:
         """Makes a fresh state, or its shapes, dtypes and shardings."""
         if self.programs.create_state is None:
-            size = self.dataset.image_size
-            self.programs.create_state = train_state.creation(
-                self.model,
-                self.optimizer,
-                image_shape=(size, size, self.dataset.channels),
-                averaged=self.config.train.ema_decay > 0,
-                mesh=self.mesh,
-            )
+            self.programs.create_state = self._creation()
         create, shapes = self.programs.create_state
         return shapes if abstract else create(jax.random.key(self.config.seed))
 
-    def is_finite(self, state: TrainState) -> bool:
-        """Checks whether a state is worth keeping: all its numbers are finite."""
-        if self.programs.is_finite is None:
-            self.programs.is_finite = train_state.check(self.mesh)
-        return self.programs.is_finite(state)
+    def _creation(self) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+        """From the key of a run to its state, by `sharding.RULES`; and its shapes."""
+        size, channels = self.dataset.image_size, self.dataset.channels
+
+        def init(key: jax.Array) -> TrainState:
+            images = jnp.zeros((1, size, size, channels), jnp.float32)
+            own_key = pipeline.derive_key(key, "init")
+            variables = self.model.init(own_key, images, train=False)
+            params = variables["params"]
+            return TrainState(
+                step=jnp.zeros((), jnp.int32),
+                key=key,
+                params=params,
+                batch_stats=variables.get("batch_stats", {}),
+                opt_state=self.optimizer.init(params),
+                ema_params=params if self.config.train.ema_decay > 0 else None,
+                running=Metrics.empty(),
+                model=self.model,
+                optimizer=self.optimizer,
+            )
+
+        # Only its shapes need the key's; JAX keeps the trace for the program below.
+        shapes = jax.jit(init).eval_shape(jax.random.key(0))
+        shapes = sharding.place_state(self.mesh, shapes)
+        on_cpu = sharding.platform(self.mesh) == "cpu"
+        program = jax.jit(
+            init,
+            out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
+            compiler_options=compilation.QUICK_ON_CPU if on_cpu else None,
+        )
+        return compilation.announce("the initialisation", program), shapes
 
     def batch(
         self,
@@ -120,13 +131,9 @@ class Experiment:
         step: jax.Array,
         i: jax.Array | int = 0,
     ) -> pipeline.Batch:
-        """Makes the augmented batch of a step, inside a compiled program.
+        """Makes the augmented batch of the i-th step of a call, in a compiled program.
 
-        Args:
-          inputs: of the call.
-          key: of the run.
-          step: steps done before.
-          i: the place of the step in its call.
+        `key` is that of the run, and `step` counts the steps done before.
         """
         batch = self.inputs.batch(inputs, key, step, jnp.asarray(i, jnp.int32))
         return self._over_devices(batch)
@@ -134,10 +141,17 @@ class Experiment:
     def _over_devices(self, batch: pipeline.Batch) -> pipeline.Batch:
         return jax.lax.with_sharding_constraint(batch, sharding.split_batch(self.mesh))
 
-    def read(self, params: Any) -> Any:
-        """Returns parameters as the loss reads them: whole, frozen ones constant."""
+    def loss(
+        self, model: Backbone, params: Any, *given: Any
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        """Computes `steps.training_loss` with this run's settings."""
+        train = self.config.train
         whole = sharding.gathered(self.mesh, params)
-        return optimizer.without_gradients(self.config.optimizer, whole)
+        return steps.training_loss(
+            *(model, optimizer.without_gradients(self.config.optimizer, whole), *given),
+            label_smoothing=train.label_smoothing,
+            gate_penalty=train.gate_penalty,
+        )
 
     @property
     def step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
@@ -145,33 +159,26 @@ class Experiment:
         train = self.config.train
         return functools.partial(
             steps.train_step,
+            loss=self.loss,
             accumulate_steps=train.accumulate_steps,
             skip_non_finite=train.on_non_finite == "skip",
-            read=self.read,
-            label_smoothing=train.label_smoothing,
-            gate_penalty=train.gate_penalty,
             ema_decay=train.ema_decay,
             log_every_steps=train.log_every_steps,
         )
 
-    def _search_step(
-        self, state: TrainState, batch: pipeline.Batch, other: pipeline.Batch
-    ) -> tuple[TrainState, steps.StepResult]:
-        """`alternating.step` with this run's settings."""
-        search, train = self.config.search, self.config.train
+    @property
+    def _search_step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
+        """`alternating.step` with this run's settings: (state, batch, other)."""
+        config = self.config
         assert self.optimizers is not None, "the training split is divided"
-        rate = None
-        if search.order == "second":
-            rate = optimizer.schedule(self.config.optimizer, self.num_steps)
-        return alternating.step(
-            *(state, batch, other),
+        rate = optimizer.schedule(config.optimizer, self.num_steps)
+        return functools.partial(
+            alternating.step,
             optimizers=self.optimizers,
             network_step=self.step,
-            rate=rate,
-            label_smoothing=train.label_smoothing,
-            gate_penalty=train.gate_penalty,
-            skip_non_finite=train.on_non_finite == "skip",
-            read=self.read,
+            loss=self.loss,
+            rate=rate if config.search.order == "second" else None,
+            skip_non_finite=config.train.on_non_finite == "skip",
         )
 
     def compile_train_step(self, num_steps: int = 1) -> jax.stages.Compiled:
@@ -278,7 +285,8 @@ def build(
     if "connections" in config.growth.events:
         config = with_own_projections(config)
     parts = _build(config, devices, device_bytes, dataset)
-    key = parts.dataset, parts.inputs, parts.num_steps, _compiled_fields(config)
+    fields = run_config.compiled_fields(config)
+    key = parts.dataset, parts.inputs, parts.num_steps, fields
     for known, other in _recent:
         if known == key:
             return other.with_config(config)
@@ -300,24 +308,6 @@ def with_own_projections(
 
 # What the programs of the newest experiments depend on, and those experiments.
 _recent: collections.deque[tuple[Any, Experiment]] = collections.deque(maxlen=8)
-# Fields of `config.train` that only the host reads, besides the length of the run.
-_HOST_FIELDS = (
-    *("num_steps", "num_epochs", "steps_per_call", "eval_every_epochs", "report_on"),
-    *("checkpoint_every_steps", "keep_checkpoints", "keep_every_steps", "keep_best"),
-)
-
-
-def _compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields of a config that programs may depend on, besides the run's length."""
-    # As JSON has it: a config that was read from a checkpoint has lists for tuples.
-    found = run_config.plain(config)
-    for name in ("seed", "init", "evolution"):
-        del found[name]
-    if not config.growth.warmup_steps:
-        del found["growth"]
-    for name in _HOST_FIELDS:
-        del found["train"][name]
-    return found
 
 
 def _mesh(
@@ -365,7 +355,7 @@ def _build(
     )
     num_examples = dataset.splits["train"]
     if share := config.search.share:
-        chosen = divided_inputs.divide(chosen, share, num_examples, recipe.batch_size)
+        chosen = inputs.divide(chosen, share, num_examples, recipe.batch_size)
         num_examples = chosen.count
     steps_per_epoch = recipe.steps_per_epoch(num_examples)
     num_steps = checks.num_steps(config.train, steps_per_epoch)
@@ -379,10 +369,9 @@ def _build(
     )
     both = None
     if share:
-        frozen = functools.partial(optimizer.frozen, config.optimizer)
-        is_frozen = frozen if config.optimizer.freeze else None
+        freezing = optimizer.freezing(config.optimizer)
         both = alternating.optimizers(
-            learner, config.search.learning_rate, is_gate, is_frozen
+            learner, config.search.learning_rate, is_gate, freezing
         )
     return Experiment(
         config=config,

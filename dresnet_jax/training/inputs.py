@@ -49,6 +49,10 @@ class TrainSplit(NamedTuple):
     fixed: Any
 
 
+# The inputs of each call of a run, and how many records it skips.
+Fetched = Generator[tuple[StepInputs, int]]
+
+
 class InputPipeline(Protocol):
     """How examples reach the devices."""
 
@@ -70,9 +74,7 @@ class InputPipeline(Protocol):
     def place(self, examples: sources.Examples) -> TrainSplit:
         """Puts a training split on the devices, if it stays there."""
 
-    def data(
-        self, split: TrainSplit, seed: int, calls: Sequence[Call]
-    ) -> Generator[tuple[StepInputs, int]]:
+    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
         """Yields the inputs of each call of a run, and how many records it skips.
 
         Another record takes the place of each corrupt one that is skipped.
@@ -102,29 +104,22 @@ class Resident:
 
     @property
     def description(self) -> str:
-        """One line on the pipeline and why it was chosen."""
         parts = f"in {self.mesh.size} parts" if self.sharded else "whole on each device"
         return f"resident, {parts}: {self.reason}"
 
     def abstract(self, steps: int) -> StepInputs:
         """Returns images and labels, fixed, and the epoch's order."""
         del steps
-        view = self.recipe.view
-        images = (self._filled_up, view.size, view.size, view.channels)
-        place, everywhere = self._place, sharding.replicated(self.mesh)
-        fixed = (
-            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
-            jax.ShapeDtypeStruct(images[:1], jnp.int32, sharding=place),
-        )
+        everywhere = sharding.replicated(self.mesh)
         order = jax.ShapeDtypeStruct(
             (self.num_examples,), jnp.int32, sharding=everywhere
         )
-        return StepInputs(fixed, order)
+        rows = (self._filled_up,)
+        return StepInputs(_abstract_examples(self.recipe, rows, self._place), order)
 
     def batch(
         self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
     ) -> pipeline.Batch:
-        """Makes the batch of a step, whichever of a call it is."""
         del i
         images, labels = inputs.fixed
         pixels, labels = pipeline.take(self.recipe, images, labels, inputs.own, step)
@@ -141,44 +136,36 @@ class Resident:
     def place(self, examples: sources.Examples) -> TrainSplit:
         """Puts images and labels on the devices."""
         assert isinstance(examples, sources.Arrays), "of another pipeline's `open`"
-        arrays = tuple(
-            sharding.put(self._fill_up(array), self._place)
-            for array in (examples.images, examples.labels)
-        )
-        return TrainSplit(examples, arrays)
+        more = self._filled_up - len(examples)
 
-    def data(
-        self, split: TrainSplit, seed: int, calls: Sequence[Call]
-    ) -> Generator[tuple[StepInputs, int]]:
+        def placed(array: np.ndarray) -> jax.Array:
+            if more:
+                array = np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)))
+            return sharding.put(array, self._place)
+
+        return TrainSplit(examples, (placed(examples.images), placed(examples.labels)))
+
+    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
         """Yields the same images and labels for each call, and its epoch's order."""
         examples = split.examples
         assert isinstance(examples, sources.Arrays), "of another pipeline's `place`"
-        skipped = len(examples.corrupt)
+        skipped, everywhere = len(examples.corrupt), sharding.replicated(self.mesh)
         steps_per_epoch = self.recipe.steps_per_epoch(len(examples))
         by_epoch = itertools.groupby(calls, lambda call: call.start // steps_per_epoch)
         for epoch, group in by_epoch:
             order = pipeline.epoch_order(seed, epoch, len(examples))
-            inputs = StepInputs(
-                split.fixed, sharding.put(order, sharding.replicated(self.mesh))
-            )
+            inputs = StepInputs(split.fixed, sharding.put(order, everywhere))
             for _ in group:
                 yield inputs, skipped
                 skipped = 0
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
-        """Reads the batches, which are in memory already."""
         return (batches[i] for i in range(len(batches)))
 
     @property
     def _filled_up(self) -> int:
         parts = self.mesh.size if self.sharded else 1
         return -(-self.num_examples // parts) * parts
-
-    def _fill_up(self, array: np.ndarray) -> np.ndarray:
-        more = self._filled_up - len(array)
-        if not more:
-            return array
-        return np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)))
 
     @property
     def _place(self) -> jax.sharding.NamedSharding:
@@ -207,49 +194,35 @@ class Streaming:
 
     @property
     def description(self) -> str:
-        """One line on the pipeline and why it was chosen."""
         readers = f"{self.workers} processes of " if self.workers else ""
         return f"streaming, {readers}{self.threads} threads: {self.reason}"
 
     def abstract(self, steps: int) -> StepInputs:
         """Returns images and labels, [steps, batch, ...]."""
-        view = self.recipe.view
         rows = (steps, self.recipe.batch_size)
-        images = (*rows, view.size, view.size, view.channels)
         place = sharding.split_batch(self.mesh, axis=1)
-        own = (
-            jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
-            jax.ShapeDtypeStruct(rows, jnp.int32, sharding=place),
-        )
-        return StepInputs((), own)
+        return StepInputs((), _abstract_examples(self.recipe, rows, place))
 
     def batch(
         self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
     ) -> pipeline.Batch:
-        """Makes the batch of the i-th step of a call."""
         pixels, labels = (array[i] for array in inputs.own)
         return pipeline.train_batch(self.recipe, pixels, labels, key, step)
 
     def open(self, splits: Splits) -> Splits:
-        """Returns the splits as they are."""
         return splits
 
     def place(self, examples: sources.Examples) -> TrainSplit:
-        """Puts nothing on the devices."""
         return TrainSplit(examples, ())
 
-    def data(
-        self, split: TrainSplit, seed: int, calls: Sequence[Call]
-    ) -> Generator[tuple[StepInputs, int]]:
+    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
         """Yields the images and labels of each call's steps."""
         rows = sharding.local_rows(self.mesh, self.recipe.batch_size)
         place = sharding.split_batch(self.mesh, axis=1)
 
         def to_devices(batch: streaming.HostBatch) -> tuple[StepInputs, int]:
-            own = tuple(
-                sharding.put_rows(array, place, batch_axis=1)
-                for array in (batch.images, batch.labels)
-            )
+            arrays = batch.images, batch.labels
+            own = jax.make_array_from_process_local_data(place, arrays)
             return StepInputs((), own), int((~batch.mask).sum())
 
         batches = streaming.TrainBatches(split.examples, self.recipe, seed, rows, calls)
@@ -259,8 +232,107 @@ class Streaming:
             yield from ahead
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
-        """Reads the batches ahead of their use."""
         return streaming.read_ahead(batches, self.threads, self.workers)
+
+
+def _abstract_examples(
+    recipe: pipeline.Recipe, rows: tuple[int, ...], place: jax.sharding.NamedSharding
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Images, [*rows, height, width, channels], and labels, [*rows]."""
+    view = recipe.view
+    images = (*rows, view.size, view.size, view.channels)
+    return (
+        jax.ShapeDtypeStruct(images, jnp.uint8, sharding=place),
+        jax.ShapeDtypeStruct(rows, jnp.int32, sharding=place),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Divided:
+    """Two pipelines side by side, each with a part of the training split of its own.
+
+    `batch` is of the first part. Both parts of `StepInputs` are pairs, of the first and
+    the second pipeline.
+
+    Attributes:
+      first: of the first examples.
+      rest: of the others.
+      count: of the first examples.
+    """
+
+    first: InputPipeline
+    rest: InputPipeline
+    count: int
+
+    @property
+    def description(self) -> str:
+        return f"{self.first.description}; {self.count} examples for the network alone"
+
+    def abstract(self, steps: int) -> StepInputs:
+        return _joined(self.first.abstract(steps), self.rest.abstract(steps))
+
+    def batch(
+        self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """Makes the batch of the first part, of the i-th step of a call."""
+        first = StepInputs(inputs.fixed[0], inputs.own[0])
+        return self.first.batch(first, key, step, i)
+
+    def other_batch(
+        self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
+    ) -> pipeline.Batch:
+        """Makes the batch of the rest, augmented by other random numbers."""
+        key = pipeline.derive_key(key, "search")
+        rest = StepInputs(inputs.fixed[1], inputs.own[1])
+        return self.rest.batch(rest, key, step, i)
+
+    def open(self, splits: Splits) -> Splits:
+        """Returns the splits as the pipelines read them, still whole."""
+        return self.first.open(splits)
+
+    def place(self, examples: sources.Examples) -> TrainSplit:
+        first = self.first.place(examples.part(0, self.count))
+        rest = self.rest.place(examples.part(self.count, len(examples)))
+        return TrainSplit(examples, (first.fixed, rest.fixed))
+
+    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
+        examples, (first_fixed, rest_fixed) = split
+        first = TrainSplit(examples.part(0, self.count), first_fixed)
+        rest = TrainSplit(examples.part(self.count, len(examples)), rest_fixed)
+        with (
+            contextlib.closing(self.first.data(first, seed, calls)) as of_first,
+            contextlib.closing(self.rest.data(rest, seed, calls)) as of_rest,
+        ):
+            for (one, skipped), (other, more) in zip(of_first, of_rest, strict=True):
+                yield _joined(one, other), skipped + more
+
+    def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
+        return self.first.read(batches)
+
+
+def _joined(*parts: StepInputs) -> StepInputs:
+    return StepInputs(*zip(*parts, strict=True))
+
+
+def divide(
+    whole: InputPipeline, share: float, num_examples: int, batch_size: int
+) -> Divided:
+    """Divides a pipeline, so that the last share of the split is a part of its own.
+
+    Raises:
+      UserError: the share leaves either part without a batch.
+    """
+    rest = round(share * num_examples)
+    count = num_examples - rest
+    if min(rest, count) < batch_size:
+        raise UserError(
+            f"search.share = {share} of {num_examples} training examples leaves parts "
+            f"of {count} and {rest}: each must have a batch of {batch_size}."
+        )
+    if not isinstance(whole, Resident):
+        return Divided(whole, whole, count)
+    first, last = (dataclasses.replace(whole, num_examples=n) for n in (count, rest))
+    return Divided(first, last, count)
 
 
 def choose(
@@ -271,13 +343,6 @@ def choose(
     device_bytes: int,
 ) -> InputPipeline:
     """Chooses the pipeline that `config.data.mode` names; `auto`: by size and memory.
-
-    Args:
-      config: the `data` part of a config.
-      dataset: what the dataset is.
-      recipe: how batches are made.
-      mesh: the devices.
-      device_bytes: memory of each.
 
     Raises:
       UserError: the mode is unknown, or resident is asked for and not possible.
@@ -299,17 +364,8 @@ def choose(
     if config.mode == "resident" and obstacle:
         raise UserError(f"data.mode = resident is not possible: {obstacle}.")
     if config.mode == "streaming" or obstacle:
-        return Streaming(
-            recipe,
-            mesh,
-            config.num_threads,
-            config.num_workers,
-            reason=obstacle or "as the config says",
-        )
-    return Resident(
-        recipe,
-        mesh,
-        dataset.splits["train"],
-        sharded=needed > room,
-        reason=f"{size}, of at most {room / _MIB:,.0f} MiB a device",
-    )
+        reason = obstacle or "as the config says"
+        readers = config.num_threads, config.num_workers
+        return Streaming(recipe, mesh, *readers, reason)
+    reason = f"{size}, of at most {room / _MIB:,.0f} MiB a device"
+    return Resident(recipe, mesh, dataset.splits["train"], needed > room, reason)

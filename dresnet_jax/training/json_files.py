@@ -1,13 +1,23 @@
 """JSON files that are there whole or not at all."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from dresnet_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def reading(path: epath.Path) -> Iterator[None]:
+    """Raises a UserError that names the file, if what is read inside is damaged."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
@@ -18,23 +28,22 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    try:
+    with reading(path):
         return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def write_lines(path: epath.Path, entries: Sequence[Mapping[str, Any]]) -> None:
+def write_lines(path: epath.Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of one JSON object a line, there whole or not at all."""
-    _write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file that is there whole or not at all."""
-    _write_whole(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _write_whole(path: epath.Path, text: str) -> None:
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text)

@@ -19,6 +19,11 @@ from dresnet_jax.training.steps import StepResult
 
 # Batches in a row whose loss is not finite, after which a run that skips them stops.
 _MOST_SKIPPED = 10
+# How the text of a `NonFiniteLossError` ends.
+ADVICE = (
+    "Training stopped; earlier checkpoints are kept. A lower optimizer.learning_rate "
+    "or optimizer.clip_norm may help."
+)
 
 
 class NonFiniteLossError(RunFailedError):
@@ -31,23 +36,15 @@ class LateReport:
     def __init__(
         self, experiment: Experiment, log: Log, start: int, watch: watching.Watch
     ) -> None:
-        config = experiment.config
-        self._schedule = jax.jit(
-            optimizer.schedule(config.optimizer, experiment.num_steps)
-        )
-        self._every = config.train.log_every_steps
-        self._last_step = experiment.num_steps
-        self._batch_size = experiment.recipe.batch_size
-        self._log = log
-        self._watch = watch
-        self._skips = config.train.on_non_finite == "skip"
+        schedule = optimizer.schedule(experiment.config.optimizer, experiment.num_steps)
+        self._schedule = jax.jit(schedule)
+        self._experiment, self._log, self._watch = experiment, log, watch
         self._in_a_row = 0
         self._pending: tuple[Call, StepResult] | None = None
         self._logged = (start, compilation.clock())
         self._rates: dict[str, float] = {}
         self._waited: dict[str, float] = collections.defaultdict(float)
-        self._skipped = 0
-        self._skipped_batches = 0
+        self._counts: collections.Counter[str] = collections.Counter()
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -60,13 +57,14 @@ class LateReport:
         """Takes the result of a call just dispatched; reports the one before it."""
         self.flush()
         self._pending = (call, result)
-        self._skipped += skipped
+        self._counts["skipped_records"] += skipped
 
     def flush(self) -> None:
         """Waits for the call last taken and reports its steps."""
         if self._pending is None:
             return
         (call, result), self._pending = self._pending, None
+        every = self._experiment.config.train.log_every_steps
         told = jax.device_get((result.loss, result.grad_norm, result.is_finite))
         for i, (loss, grad_norm, is_finite) in enumerate(zip(*told, strict=True)):
             step = call.start + i + 1
@@ -74,7 +72,7 @@ class LateReport:
                 self._in_a_row = 0
             else:
                 self._non_finite(step, loss, grad_norm)
-            if step % self._every == 0 or step == self._last_step:
+            if step % every == 0 or step == self._experiment.num_steps:
                 running = jax.tree.map(lambda x, i=i: x[i], result.running)
                 self._write(step, running, call.start + call.steps)
             self._log.advance(step)
@@ -82,18 +80,16 @@ class LateReport:
 
     def _non_finite(self, step: int, loss: float, grad_norm: float) -> None:
         self._in_a_row += 1
-        self._skipped_batches += 1
+        self._counts["skipped_batches"] += 1
         found = f"At step {step} the loss is {loss} and its gradient's norm {grad_norm}"
         if math.isfinite(loss) and math.isfinite(grad_norm):
             found += ", but what they lead to is not finite"
-        if self._skips and self._in_a_row < _MOST_SKIPPED:
+        skips = self._experiment.config.train.on_non_finite == "skip"
+        if skips and self._in_a_row < _MOST_SKIPPED:
             logging.warning("%s: the batch is skipped.", found)
             return
-        often = f", in {self._in_a_row} batches in a row" if self._skips else ""
-        raise NonFiniteLossError(
-            f"{found}{often}. Training stopped; earlier checkpoints are "
-            "kept. A lower optimizer.learning_rate or optimizer.clip_norm may help."
-        )
+        often = f", in {self._in_a_row} batches in a row" if skips else ""
+        raise NonFiniteLossError(f"{found}{often}. {ADVICE}")
 
     def _write(self, step: int, running: Metrics, done: int) -> None:
         """Writes the line of a step, of a call after which `done` steps are done."""
@@ -103,26 +99,21 @@ class LateReport:
             now = compilation.clock()
             step_seconds = (now - then) / (done - before)
             self._rates = {
-                "images_per_second": self._batch_size / step_seconds,
+                "images_per_second": self._experiment.recipe.batch_size / step_seconds,
                 "step_seconds": step_seconds,
-                **self._watch.utilisation(step_seconds),
+                **self._watch.utilisation(
+                    self._experiment.programs.flops, step_seconds
+                ),
                 "data_wait": self._waited["data_wait"] / (now - then),
                 "checkpoint_wait": self._waited["checkpoint_wait"] / (now - then),
             }
             self._logged = (done, now)
             self._waited.clear()
-        self._log.write(
-            step,
-            {
-                "train_loss": float(means["loss"]),
-                "train_accuracy": float(means["accuracy"]),
-                "learning_rate": float(self._schedule(step - 1)),
-            }
-            | self._rates
-            | ({"skipped_records": self._skipped} if self._skipped else {})
-            | (
-                {"skipped_batches": self._skipped_batches}
-                if self._skipped_batches
-                else {}
-            ),
-        )
+        scalars = {
+            "train_loss": float(means["loss"]),
+            "train_accuracy": float(means["accuracy"]),
+            "learning_rate": float(self._schedule(step - 1)),
+            **self._rates,
+            **{name: number for name, number in self._counts.items() if number},
+        }
+        self._log.write(step, scalars)

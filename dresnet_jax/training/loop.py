@@ -14,7 +14,7 @@ from dresnet_jax.data.calls import Call
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import (
     checkpointing,
-    connection_report,
+    evaluation,
     metrics,
     processes,
     reporting,
@@ -23,10 +23,10 @@ from dresnet_jax.training import (
     watching,
     workdir,
 )
-from dresnet_jax.training.evaluation import Evaluator
+from dresnet_jax.training import state as train_state
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import Splits, StepInputs, TrainSplit
-from dresnet_jax.training.late_report import LateReport, NonFiniteLossError
+from dresnet_jax.training.late_report import ADVICE, LateReport, NonFiniteLossError
 from dresnet_jax.training.run_log import Log
 from dresnet_jax.training.state import TrainState
 from dresnet_jax.training.steps import StepResult
@@ -73,10 +73,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint, or from the start, to the end.
 
-    Args:
-      experiment: what is trained.
-      directory: the run directory, claimed for this experiment's config.
-      watch: what looks at the steps from outside.
+    The directory is claimed for the experiment's config.
 
     Returns:
       The report, which is also written to `report.json`.
@@ -99,32 +96,22 @@ def train(
     segment: Segment,
     watch: watching.Watch | None = None,
 ) -> TrainState:
-    """Trains for a segment, and saves the state at its end.
-
-    Args:
-      experiment: what is trained, of the segment's structure.
-      directory: the run directory, claimed.
-      data: of the experiment.
-      segment: the steps.
-      watch: what looks at the steps from outside.
+    """Trains for a segment, of the experiment's structure; saves the state at its end.
 
     Raises:
       late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `run`.
     """
     watch = watch or watching.Watch(directory)
-    with (
-        Trainer(experiment, directory, data, segment, watch) as trainer,
-        processes.stop_signals() as stop,
-        watch,
-    ):
-        for number, (call, inputs) in enumerate(trainer.inputs()):
-            step = experiment.compile_train_step(call.steps)
-            if number == 0:
-                watch.count(experiment.step_flops)
-                connection_report.print_cost(experiment)
-            watch.before(call)
-            state, result = step(trainer.state, inputs)
-            trainer.after(call, state, result, stop)
+    with contextlib.ExitStack() as stack:
+        trainer = Trainer(experiment, directory, data, segment, watch, stack)
+        with processes.stop_signals() as stop, watch:
+            for number, (call, inputs) in enumerate(trainer.inputs()):
+                step = experiment.compile_train_step(call.steps)
+                if number == 0:
+                    reporting.print_connection_cost(experiment)
+                watch.before(call)
+                state, result = step(trainer.state, inputs)
+                trainer.after(call, state, result, stop)
         return trainer.state
 
 
@@ -149,15 +136,13 @@ def begin(experiment: Experiment, directory: epath.Path) -> Segment:
             "train; leave () here."
         )
     processes.say(f"data: {experiment.inputs.description}")
-    processes.say(f"connections: {connection_report.description(experiment)}")
+    processes.say(f"connections: {reporting.connections(experiment)}")
     state, start = restore_or_create(experiment, directory)
     return Segment(state, start, experiment.num_steps)
 
 
 class Trainer:
     """The host's part of training: feeds steps, evaluates, logs and saves.
-
-    Use as a context manager.
 
     Attributes:
       state: after the last step that was taken; the next one consumes it.
@@ -170,29 +155,14 @@ class Trainer:
         data: Data,
         segment: Segment,
         watch: watching.Watch,
+        stack: contextlib.ExitStack,
     ) -> None:
-        """Opens nothing.
-
-        Args:
-          experiment: what is trained, of the segment's structure.
-          directory: the run directory, claimed.
-          data: of the experiment.
-          segment: the steps.
-          watch: what looks at the steps from outside.
-        """
+        """Opens the checkpoints, the log and the inputs, which `stack` closes."""
         self.state = segment.state
-        self._experiment = experiment
-        self._directory = directory
-        self._data = data
-        self._segment = segment
-        self._watch = watch
-        self._evaluate = Evaluator(experiment)
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> "Trainer":
-        experiment, segment = self._experiment, self._segment
-        config, writes = experiment.config.train, processes.is_first()
-        keep = checkpointing.Keep(
+        self._experiment, self._directory = experiment, directory
+        self._segment, self._splits = segment, data.splits
+        config = experiment.config.train
+        keep = checkpointing.keep(
             config.keep_checkpoints,
             config.keep_every_steps,
             config.keep_best,
@@ -204,41 +174,26 @@ class Trainer:
             "edges": experiment.model.spec.connections.topology.edges,
             "versions": reporting.versions(),
         }
-        with contextlib.ExitStack() as stack:
-            self._checkpoints = stack.enter_context(
-                checkpointing.Checkpoints(self._directory, keep, about)
-            )
-            self._log = stack.enter_context(
-                Log(self._directory, segment.start, experiment.num_steps, writes=writes)
-            )
-            if segment.start == 0 or segment.history:
-                openings = experiment.gate_values(self.state)
-                self._log.write_gates(segment.start, openings)
-            # Where the network has grown, its blocks may have other numbers.
-            is_as_at_first = writes and not segment.history
-            self._first_gates = (
-                metrics.first_gates(self._directory) if is_as_at_first else {}
-            )
-            self._late = LateReport(experiment, self._log, segment.start, self._watch)
-            self._calls = experiment.calls(segment.start, segment.until)
-            self._fetched = stack.enter_context(
-                contextlib.closing(
-                    experiment.inputs.data(
-                        self._data.train, experiment.config.seed, self._calls
-                    )
-                )
-            )
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        checkpoints = checkpointing.Checkpoints(directory, keep, about)
+        self._checkpoints = stack.enter_context(checkpoints)
+        log = Log(directory, segment.start, experiment.num_steps)
+        self._log = stack.enter_context(log)
+        if segment.start == 0 or segment.history:
+            openings = experiment.gate_values(self.state)
+            self._log.write_gates(segment.start, openings)
+        # Where the network has grown, its blocks may have other numbers.
+        is_as_at_first = processes.is_first() and not segment.history
+        self._first_gates = metrics.first_gates(directory) if is_as_at_first else {}
+        self._late = LateReport(experiment, self._log, segment.start, watch)
+        self._calls = experiment.calls(segment.start, segment.until)
+        inputs = experiment.inputs.data(data.train, experiment.config.seed, self._calls)
+        self._inputs = stack.enter_context(contextlib.closing(inputs))
 
     def inputs(self) -> Iterator[tuple[Call, StepInputs]]:
         """Yields the inputs of each call that is left; `after` comes after each."""
         for call in self._calls:
             with self._late.waiting("data_wait"):
-                inputs, self._skipped = next(self._fetched)
+                inputs, self._skipped = next(self._inputs)
             yield call, inputs
 
     def after(
@@ -250,12 +205,6 @@ class Trainer:
     ) -> None:
         """Takes what came of a call; evaluates, logs and saves where it is due.
 
-        Args:
-          call: the steps.
-          state: after them.
-          result: of them.
-          stop: reports whether the run was told to stop.
-
         Raises:
           late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `run`.
         """
@@ -266,12 +215,17 @@ class Trainer:
         step = call.start + call.steps
         is_last = step == self._segment.until
         stops = stop.now() and not is_last
-        validates = is_last or step % experiment.eval_every_steps == 0
+        eval_every_steps = config.eval_every_epochs * experiment.steps_per_epoch
+        validates = is_last or step % eval_every_steps == 0
         is_due = is_last or stops or step % config.checkpoint_every_steps == 0
         accuracy: dict[str, float] = {}
         if validates or is_due:
             self._late.flush()
-            self._require_finite(step)
+            if not train_state.all_finite(state, experiment.mesh):
+                raise NonFiniteLossError(
+                    f"After step {step} parameters, averages or the optimiser's memory "
+                    f"are not finite. {ADVICE}"
+                )
         if validates:
             accuracy = self._validate(step)
         if is_due or (config.keep_best and accuracy):
@@ -285,18 +239,10 @@ class Trainer:
                 f"after step {step}, which is saved: the same command resumes from it"
             )
 
-    def _require_finite(self, step: int) -> None:
-        """Checks that a step, whose loss was finite, led to what is worth keeping."""
-        if not self._experiment.is_finite(self.state):
-            raise NonFiniteLossError(
-                f"After step {step} parameters, averages or the optimiser's memory are "
-                "not finite. Training stopped; earlier checkpoints are kept. A lower "
-                "optimizer.learning_rate or optimizer.clip_norm may help."
-            )
-
     def _validate(self, step: int) -> dict[str, float]:
         """Evaluates and logs; returns what checkpoints are compared by."""
-        validation = self._evaluate(self.state, self._data.splits["validation"])
+        examples = self._splits["validation"]
+        validation = evaluation.evaluate(self._experiment, self.state, examples)
         scalars = {
             "epoch": step / self._experiment.steps_per_epoch,
             "val_loss": validation.loss,
@@ -305,8 +251,7 @@ class Trainer:
         openings = self._experiment.gate_values(self.state)
         if self._first_gates:
             scalars["gate_drift"] = gate_values.drift(self._first_gates, openings)
-            self._warn_of_still_gates(step, scalars["gate_drift"])
-            self._warn_of_dead_gates(step, openings)
+            self._warn_of_gates(step, scalars["gate_drift"], openings)
         sharpness = gate_values.sharpness(self.state.eval_params)
         if sharpness is not None:
             scalars["gate_sharpness"] = sharpness
@@ -314,10 +259,14 @@ class Trainer:
         self._log.write_gates(step, openings)
         return {"val_accuracy": validation.accuracy}
 
-    def _warn_of_still_gates(self, step: int, drift: float) -> None:
+    def _warn_of_gates(
+        self, step: int, drift: float, openings: gate_values.GateValues
+    ) -> None:
+        """Warns, from half of the run on, of gates that do not learn."""
+        if 2 * step < self._experiment.num_steps:
+            return
         multiplier = self._experiment.config.optimizer.gate_multiplier
-        is_late = 2 * step >= self._experiment.num_steps
-        if is_late and multiplier and drift < _STILL_GATES:
+        if multiplier and drift < _STILL_GATES:
             logging.warning(
                 "Gates hardly move: after step %d the mean change of F(w) is %.4f. A "
                 "higher optimizer.gate_multiplier than %g lets them learn.",
@@ -325,10 +274,8 @@ class Trainer:
                 drift,
                 multiplier,
             )
-
-    def _warn_of_dead_gates(self, step: int, openings: gate_values.GateValues) -> None:
         dead = gate_values.dead(self._experiment.model.spec.connections, openings)
-        if dead and 2 * step >= self._experiment.num_steps:
+        if dead:
             logging.warning(
                 "Gates have died: after step %d, F(w) is below %g in %d of %d, where "
                 "its gradient is gone, too: (reader, source) %s. A larger "
@@ -339,14 +286,16 @@ class Trainer:
                 len(dead),
                 sum(map(len, openings.values())),
                 ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else ""),
-                self._experiment.config.optimizer.gate_multiplier,
+                multiplier,
             )
 
 
 def restore_or_create(
     experiment: Experiment, directory: epath.Path
 ) -> tuple[TrainState, int]:
-    """Restores the newest whole checkpoint, or makes a fresh state.
+    """Restores the newest whole and finite checkpoint, or makes a fresh state.
+
+    Newer checkpoints are set aside.
 
     Raises:
       UserError: no checkpoint is whole, or it holds another network's state.
@@ -355,27 +304,9 @@ def restore_or_create(
     abstract = experiment.create_state(abstract=True)
     transfer.check_frozen(config.optimizer.freeze, abstract.params)
     processes.first_alone(lambda: checkpointing.set_aside_unfinished_start(directory))
-    restored = _restored(experiment, directory)
-    if restored is None:
-        state = experiment.create_state()
-        if config.init.workdir:
-            state, taken = transfer.start_from(config.init, state)
-            processes.say(taken.description)
-        return state, 0
-    about = checkpointing.about(directory, restored.step)
-    run_config.require_own(directory, config, about)
-    processes.say(f"Resuming from the checkpoint of step {restored.step}.")
-    return restored.state, restored.step
-
-
-def _restored(
-    experiment: Experiment, directory: epath.Path
-) -> checkpointing.Restored[TrainState] | None:
-    """The newest checkpoint that is whole and finite; newer ones are set aside."""
-    abstract = experiment.create_state(abstract=True)
     while found := checkpointing.restore(directory, abstract):
         unwanted = list(found.damaged)
-        is_finite = experiment.is_finite(found.state)
+        is_finite = train_state.all_finite(found.state, experiment.mesh)
         if not is_finite:
             logging.warning("Checkpoint %d holds numbers not finite.", found.step)
             unwanted.append(found.step)
@@ -383,5 +314,12 @@ def _restored(
             functools.partial(checkpointing.set_aside, directory, unwanted)
         )
         if is_finite:
-            return found
-    return None
+            about = checkpointing.about(directory, found.step)
+            run_config.require_own(directory, config, about)
+            processes.say(f"Resuming from the checkpoint of step {found.step}.")
+            return found.state, found.step
+    state = experiment.create_state()
+    if config.init.workdir:
+        state, taken = transfer.start_from(config.init, state)
+        processes.say(taken.description)
+    return state, 0

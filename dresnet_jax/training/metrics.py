@@ -41,8 +41,10 @@ def read_all(workdir: epath.Path) -> tuple[list[dict[str, Any]], dict[int, str]]
     found, damaged = [], {}
     # Not `splitlines`, which knows other ends of lines too; the last one is cut off.
     for number, line in enumerate(text.split("\n")[:-1], start=1):
-        parsed = _parsed(line)
-        if parsed is None:
+        try:
+            parsed = json.loads(line)
+            parsed["step"] + 0
+        except (ValueError, TypeError, KeyError):
             damaged[number] = line
         else:
             found.append(parsed)
@@ -58,13 +60,3 @@ def first_gates(workdir: epath.Path) -> dict[int, dict[int, float]]:
                 for i, row in line["gates"].items()
             }
     return {}
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """A line as it was written; None where it was not."""
-    try:
-        parsed = json.loads(line)
-        parsed["step"] + 0
-    except (ValueError, TypeError, KeyError):
-        return None
-    return parsed

@@ -40,25 +40,14 @@ def build(
             f"optimizer.gate_freeze_first = {first} and gate_freeze_last = {last} "
             "freeze the gates in the whole run: their sum must be below 1."
         )
-    clip = (
-        optax.clip_by_global_norm(config.clip_norm)
-        if config.clip_norm
-        else optax.identity()
-    )
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    warm_up = optax.scale_by_schedule(_warm_up(events, warmup_steps))
     return optax.chain(
-        clip,
+        clip if config.clip_norm else optax.identity(),
         make(config, schedule(config, num_steps)),
         optax.masked(_gate_scale(config, num_steps), is_gate),
-        *(
-            [optax.scale_by_schedule(_warm_up(events, warmup_steps))]
-            if events and warmup_steps
-            else []
-        ),
-        *(
-            [optax.masked(optax.set_to_zero(), functools.partial(frozen, config))]
-            if config.freeze
-            else []
-        ),
+        *([warm_up] if events and warmup_steps else []),
+        *freezing(config),
     )
 
 
@@ -86,7 +75,7 @@ def _warm_up(events: Sequence[int], steps: int) -> optax.Schedule:
 def _gate_scale(
     config: ml_collections.ConfigDict, num_steps: int
 ) -> optax.GradientTransformation:
-    """The gates' multiple of the common learning rate; 0 while they are frozen."""
+    """The gates' multiple of the base learning rate; 0 while they are frozen."""
     first = int(config.gate_freeze_first * num_steps)
     end = num_steps - int(config.gate_freeze_last * num_steps)
     if (first, end) == (0, num_steps):
@@ -98,16 +87,20 @@ def _gate_scale(
 
 def is_kernel(params: Any) -> Any:
     """Marks the leaves that weight decay acts on: no norm, bias, gate or sharpness."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key == "kernel", params
-    )
+    return leaves.map_by_name(lambda name, _: name.split("/")[-1] == "kernel", params)
 
 
-def frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
+def _frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
     """Marks the leaves whose path has the pattern of what is not trained."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(re.search(config.freeze, leaves.name(path))), params
+    return leaves.map_by_name(
+        lambda name, _: bool(re.search(config.freeze, name)), params
     )
+
+
+def freezing(config: ml_collections.ConfigDict) -> list[optax.GradientTransformation]:
+    """Returns what keeps the leaves that are not trained as they are, if there are."""
+    is_frozen = functools.partial(_frozen, config)
+    return [optax.masked(optax.set_to_zero(), is_frozen)] if config.freeze else []
 
 
 def without_gradients(config: ml_collections.ConfigDict, params: Any) -> Any:
@@ -117,35 +110,24 @@ def without_gradients(config: ml_collections.ConfigDict, params: Any) -> Any:
     return jax.tree.map(
         lambda leaf, is_frozen: jax.lax.stop_gradient(leaf) if is_frozen else leaf,
         params,
-        frozen(config, params),
-    )
-
-
-def _sgd(
-    config: ml_collections.ConfigDict, learning_rate: optax.Schedule
-) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
-        optax.sgd(learning_rate, momentum=config.momentum, nesterov=True),
-    )
-
-
-def _adamw(
-    config: ml_collections.ConfigDict, learning_rate: optax.Schedule
-) -> optax.GradientTransformation:
-    return optax.adamw(
-        learning_rate,
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=is_kernel,
+        _frozen(config, params),
     )
 
 
 OPTIMIZERS: dict[
     str,
     Callable[[ml_collections.ConfigDict, optax.Schedule], optax.GradientTransformation],
-] = {"sgd": _sgd, "adamw": _adamw}
+] = {
+    "sgd": lambda config, rate: optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=is_kernel),
+        optax.sgd(rate, momentum=config.momentum, nesterov=True),
+    ),
+    "adamw": lambda config, rate: optax.adamw(
+        *(rate, config.b1, config.b2),
+        weight_decay=config.weight_decay,
+        mask=is_kernel,
+    ),
+}
 
 
 def event_steps(growth: ml_collections.ConfigDict, steps_per_epoch: int) -> list[int]:

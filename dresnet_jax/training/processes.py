@@ -196,17 +196,13 @@ def first_alone(function: Callable[[], T]) -> T | None:
             result = function()
         except (UserError, RunFailedError, OSError) as error:
             failure = error
-    text = np.zeros(_TEXT_SIZE, np.uint8)
-    if failure is not None:
-        encoded = f"{type(failure).__name__}: {failure}".encode()[:_TEXT_SIZE]
-        text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+    text = "" if failure is None else f"{type(failure).__name__}: {failure}"
+    padded = text.encode()[:_TEXT_SIZE].ljust(_TEXT_SIZE, b"\0")
+    sent = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
     if failure is not None:
         raise failure
-    if text.any():
-        kind, _, message = (
-            bytes(text[text > 0]).decode(errors="replace").partition(": ")
-        )
+    if text := bytes(np.asarray(sent)).rstrip(b"\0").decode(errors="replace"):
+        kind, _, message = text.partition(": ")
         of_user = kind == UserError.__name__
         raise (UserError if of_user else RunFailedError)(f"Process 0: {message}")
     return result
@@ -251,9 +247,11 @@ class Stop:
             return KeyboardInterrupt(words)
         return PreemptedError(f"told to stop {words}")
 
-    def on_signal(self, number: int) -> None:
-        """Remembers the signal."""
+    def on_signal(self, number: int, _: object) -> None:
+        """Remembers a signal; a second Ctrl-C acts at once."""
         self.by_ctrl_c = number == signal.SIGINT
+        if self.by_ctrl_c:
+            signal.signal(number, signals.interrupt)
         self._asked.set()
         if jax.process_count() > 1:
             # JAX tells the other processes of a SIGTERM.
@@ -267,14 +265,7 @@ def stop_signals() -> Iterator[Stop]:
     A second SIGTERM does not: it would cut the save that the first one asked for.
     """
     stop = Stop()
-    numbers: list[int] = [signal.SIGINT]
-    if jax.process_count() == 1:
-        numbers.append(signal.SIGTERM)
-
-    def handle(number: int, _: object) -> None:
-        if number == signal.SIGINT:
-            signal.signal(number, signals.interrupt)
-        stop.on_signal(number)
-
-    with signals.handled(numbers, handle):
+    alone = jax.process_count() == 1
+    numbers = [signal.SIGINT, signal.SIGTERM] if alone else [signal.SIGINT]
+    with signals.handled(numbers, stop.on_signal):
         yield stop

@@ -9,6 +9,7 @@ from etils import epath
 
 from dresnet_jax import defaults
 from dresnet_jax.errors import UserError
+from dresnet_jax.training import json_files
 
 CONFIG = "config.json"
 # Axes of the devices, instead of those that the run had.
@@ -19,6 +20,11 @@ _FREE_OF_A_RUN = {
     *("data.mode", "data.data_dir", "data.num_threads", "data.num_workers"),
     *(f"sharding.{axis}" for axis in _ANY_DEVICES),
 }
+# Fields of `train` that only the host reads, besides the length of the run.
+_HOST_FIELDS = (
+    *("num_steps", "num_epochs", "steps_per_call", "eval_every_epochs", "report_on"),
+    *("checkpoint_every_steps", "keep_checkpoints", "keep_every_steps", "keep_best"),
+)
 # A comparison may have more seeds, and more hands.
 _FREE = (
     _FREE_OF_A_RUN
@@ -33,7 +39,12 @@ def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
     Raises:
       UserError: there is none, its config is damaged, or another one.
     """
-    differences = _differences(raw(workdir), plain(config))
+    there, here = (dict(defaults.fields(x)) for x in (raw(workdir), plain(config)))
+    differences = [
+        f"{field} is {there.get(field)!r} there and {here.get(field)!r} here"
+        for field in sorted((there.keys() | here.keys()) - _FREE)
+        if there.get(field) != here.get(field)
+    ]
     if differences:
         raise UserError(
             f"workdir {workdir} holds a run of another config: "
@@ -45,19 +56,15 @@ def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> No
 def require_own(
     workdir: epath.Path, config: ml_collections.ConfigDict, about: Mapping[str, Any]
 ) -> None:
-    """Checks that a checkpoint in a run directory was written by that run.
-
-    Args:
-      workdir: the directory.
-      config: of the run.
-      about: what is written with the checkpoint's state.
+    """Checks, by what is written with it, that a checkpoint is of the run it lies in.
 
     Raises:
       UserError: a field of the config there differs.
     """
     if "config" not in about or about.get("history"):
         return  # It was made from elsewhere as step 0, or its network has grown.
-    there, here = _flatten(completed(dict(about["config"]))), _flatten(plain(config))
+    own = completed(dict(about["config"]))
+    there, here = (dict(defaults.fields(x)) for x in (own, plain(config)))
     # Versions may differ in what fields there are.
     shared = sorted((there.keys() & here.keys()) - _FREE_OF_A_RUN)
     if different := [field for field in shared if there[field] != here[field]]:
@@ -75,7 +82,7 @@ def as_begun(
 ) -> ml_collections.ConfigDict:
     """Returns the config with the pixel rule of an earlier version's run there.
 
-    The same command resumes with a run that an earlier version began.
+    The same command resumes a run that an earlier version began.
 
     Raises:
       UserError: the config there is damaged.
@@ -85,10 +92,8 @@ def as_begun(
     there = _group(raw(workdir), "data")
     if there.get("pixel_rule") != 1 or config.data.pixel_rule == 1:
         return config
-    background = there.get("background", 255)
-    return defaults.replace(
-        config, {"data.pixel_rule": 1, "data.background": background}
-    )
+    fields = {"data.pixel_rule": 1, "data.background": there["background"]}
+    return defaults.replace(config, fields)
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
@@ -136,12 +141,10 @@ def _check_types(
                 )
             _check_types(path, value, default[name], f"{field}.")
             continue
-        kind = default.get_type(name)
         if value is None and default[name] is None:
             continue
-        wanted = _JSON_TYPES[kind]
-        is_truth = isinstance(value, bool) and kind is not bool
-        if is_truth or not isinstance(value, wanted):
+        wanted = _JSON_TYPES[default.get_type(name)]
+        if type(value) not in wanted:
             names = " or ".join(one.__name__ for one in wanted)
             raise UserError(f"{path}: {field} = {value!r} must be of type {names}.")
 
@@ -151,18 +154,15 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
     Each has the value that changes nothing. What is no group of fields stays.
     """
-    data = _group(config, "data")
-    if data:
-        data.setdefault("pixel_rule", 1)
-        data.setdefault("background", 255)
-        data.setdefault("mean", None)
-        data.setdefault("std", None)
+    data, optimizer = _group(config, "data"), _group(config, "optimizer")
     connections = _group(_group(config, "model"), "connections")
-    if connections:
-        connections.setdefault("projection_rank", 8)
-    optimizer = _group(config, "optimizer")
-    if optimizer:
-        optimizer.setdefault("freeze_statistics", not optimizer.get("freeze"))
+    for group, fields in (
+        (data, {"pixel_rule": 1, "background": 255, "mean": None, "std": None}),
+        (connections, {"projection_rank": 8}),
+        (optimizer, {"freeze_statistics": not optimizer.get("freeze")}),
+    ):
+        if group:
+            group.update(fields | group)
     return config
 
 
@@ -180,12 +180,10 @@ def raw(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / CONFIG
     if not path.exists():
         raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it.")
-    try:
+    with json_files.reading(path):
         config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: it holds no config.")
+        if not isinstance(config, dict):
+            raise ValueError("it holds no config")
     return completed(config)
 
 
@@ -194,20 +192,14 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    flat_there, flat_here = _flatten(there), _flatten(here)
-    return [
-        f"{field} is {flat_there.get(field)!r} there and {flat_here.get(field)!r} here"
-        for field in sorted((flat_there.keys() | flat_here.keys()) - _FREE)
-        if flat_there.get(field) != flat_here.get(field)
-    ]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns what programs may depend on, besides the run's length."""
+    # As JSON has it: a config that was read from a checkpoint has lists for tuples.
+    found = plain(config)
+    for name in ("seed", "init", "evolution"):
+        del found[name]
+    if not config.growth.warmup_steps:
+        del found["growth"]
+    for name in _HOST_FIELDS:
+        del found["train"][name]
+    return found

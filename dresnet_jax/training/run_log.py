@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import directory_check
 from tqdm import tqdm
 
-from dresnet_jax.training import compilation, json_files, metrics
+from dresnet_jax.training import compilation, json_files, metrics, processes
 
 # Seconds between two lines of training where standard error is no terminal, at least;
 # metrics.jsonl has them all.
@@ -30,28 +30,17 @@ class Log:
 
     `metrics.jsonl` holds one JSON object a line, each with its `step`. A run that
     resumes from a checkpoint first drops the lines after it, and a new run drops all,
-    so that no line is lost or stands twice. Of several processes one writes.
+    so that no line is lost or stands twice. Of several processes the first writes.
     What cannot be written is said once and left out: training continues.
     """
 
-    def __init__(
-        self, directory: epath.Path, start_step: int, num_steps: int, *, writes: bool
-    ) -> None:
-        """Opens the files.
-
-        Args:
-          directory: of the run.
-          start_step: steps already done, whose lines are kept; 0 keeps none.
-          num_steps: of the whole run.
-          writes: whether this process is the one that writes.
-        """
-        self._writes = writes
-        if not writes:
-            return
+    def __init__(self, directory: epath.Path, start_step: int, num_steps: int) -> None:
+        """Opens the files, and drops the lines after the steps already done."""
         # A new run also writes the line of step 0, that of the gates, again.
         first = start_step + 1 if start_step else 0
+        makers = WRITERS.items() if processes.is_first() else ()
         self._reported: set[str] = set()
-        self._writers = {name: make(directory, first) for name, make in WRITERS.items()}
+        self._writers = {name: make(directory, first) for name, make in makers}
         self._each(lambda writer: writer.open())
         self._start, self._end = start_step, num_steps
         self._started = self._shown = compilation.clock()
@@ -59,7 +48,7 @@ class Log:
             total=num_steps,
             initial=start_step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not (processes.is_first() and sys.stderr.isatty()),
         )
 
     def _each(self, action: Callable[["Writer"], object]) -> None:
@@ -78,26 +67,18 @@ class Log:
                     )
 
     def __enter__(self) -> "Log":
-        """Nothing but the object itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes every file."""
-        if not self._writes:
-            return
         self._bar.close()
         self._each(lambda writer: writer.close())
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to a step."""
-        if not self._writes:
-            return
         self._bar.update(step - self._bar.n)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line, and shows it, with the time that is left."""
-        if not self._writes:
-            return
         self._each(lambda writer: writer.write({"step": step, **scalars}))
         text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
         line = f"step {step:6d}  {text}"
@@ -108,20 +89,19 @@ class Log:
         is_progress = "train_loss" in scalars
         is_first, is_last = self._shown == self._started, step == self._end
         if not is_progress:
-            print(line, flush=True)
+            processes.say(line)
         elif is_first or is_last or now - self._shown >= _LINE_SECONDS:
             pace = (now - self._started) / max(1, step - self._start)
             left = tqdm.format_interval(pace * (self._end - step))
-            print(f"{line}  left {left}", flush=True)
+            processes.say(f"{line}  left {left}")
             self._shown = now
 
     def write_gates(
         self, step: int, openings: Mapping[int, Mapping[int, float]]
     ) -> None:
         """Writes every gate's F(w): a line of its own, and a curve in TensorBoard."""
-        if not openings or not self._writes:
-            return
-        self._each(lambda writer: writer.write({"step": step, "gates": openings}))
+        if openings:
+            self._each(lambda writer: writer.write({"step": step, "gates": openings}))
 
 
 class Writer(Protocol):
@@ -138,15 +118,12 @@ class Writer(Protocol):
 
 
 class _Lines:
-    """`metrics.jsonl`, of which every line is there whole or not at all."""
+    """`metrics.jsonl`, of which every line is there whole or not at all.
+
+    Lines of the step `first`, and of later ones, are dropped at first.
+    """
 
     def __init__(self, directory: epath.Path, first: int) -> None:
-        """Opens nothing yet.
-
-        Args:
-          directory: of the run.
-          first: lines of this step, and of later ones, are dropped at first.
-        """
         self._directory = directory
         self._path = directory / metrics.LINES
         self._first: float = first
@@ -168,7 +145,6 @@ class _Lines:
         self._first = float("inf")
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Adds a line."""
         if self._file is None:
             self.open()
         line = json.dumps(entry) + "\n"
@@ -185,7 +161,6 @@ class _Lines:
         self._size += len(line.encode())
 
     def close(self) -> None:
-        """Closes the file."""
         if self._file is not None:
             self._file.close()
 
@@ -194,22 +169,16 @@ class _Board:
     """TensorBoard's file, written by whom it belongs to, and by no thread of its own.
 
     `SummaryWriter` has one, with a queue: where the thread has died of a full disk, the
-    queue fills, and whoever adds to it waits for ever.
+    queue fills, and whoever adds to it waits for ever. What earlier files show of the
+    step `first`, and of later ones, is hidden.
     """
 
     def __init__(self, directory: epath.Path, first: int) -> None:
-        """Opens nothing yet.
-
-        Args:
-          directory: of the run.
-          first: what earlier files show of this step, and of later ones, is hidden.
-        """
         self._directory = f"{directory}/tensorboard"
         self._first = first
         self._writer: EventsWriter | None = None
 
     def open(self) -> None:
-        """Makes a file."""
         directory_check(self._directory)
         writer = EventsWriter(f"{self._directory}/events")
         start = SessionLog(status=SessionLog.START)
@@ -233,7 +202,6 @@ class _Board:
         self._writer = writer
 
     def close(self) -> None:
-        """Writes what is left."""
         if self._writer is not None:
             self._writer.close()
 

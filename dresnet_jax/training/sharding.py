@@ -37,12 +37,7 @@ def make_mesh(
     batch_size: int,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Returns the devices along `AXES`, over all of which a batch is split.
-
-    Args:
-      config: the `sharding` part of a config.
-      batch_size: over all devices.
-      devices: all that there are, if None.
+    """Returns the devices, all if None, along `AXES`; a batch is split over all axes.
 
     Raises:
       UserError: the axes do not fit the devices, or the batch cannot be split evenly.
@@ -82,15 +77,14 @@ def num_slices(devices: Sequence[jax.Device]) -> int:
 def place_state(mesh: Mesh, shapes: Tree) -> Tree:
     """Returns shapes, dtypes and shardings of a state, by `RULES`."""
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = "/" + leaves.name(path)
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    def place(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = next(spec for rule, spec in RULES if re.search(rule, f"/{name}"))
         parts = [1 if axis is None else mesh.shape[axis] for axis in spec]
         if any(size % n for size, n in zip(leaf.shape, parts, strict=False)):
             spec = PartitionSpec()
         return abstract(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return leaves.map_by_name(place, shapes)
 
 
 def gathered(mesh: Mesh, params: Tree) -> Tree:
@@ -123,19 +117,6 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def put(array: np.ndarray, place: NamedSharding) -> jax.Array:
     """Puts an array that every process holds whole onto the devices of all."""
     return jax.make_array_from_callback(array.shape, place, lambda part: array[part])
-
-
-def put_rows(rows: np.ndarray, place: NamedSharding, batch_axis: int) -> jax.Array:
-    """Puts the `local_rows` of each process together to one array.
-
-    Args:
-      rows: what this process holds.
-      place: `split_batch` along `batch_axis`.
-      batch_axis: the axis of the rows.
-    """
-    shape = list(rows.shape)
-    shape[batch_axis] *= place.num_devices // len(place.addressable_devices)
-    return jax.make_array_from_process_local_data(place, rows, tuple(shape))
 
 
 def platform(mesh: Mesh) -> str:

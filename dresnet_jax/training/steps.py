@@ -1,5 +1,6 @@
 """The pure functions of one step: `train_step` and `eval_step`."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,85 +37,62 @@ class StepResult(flax.struct.PyTreeNode):
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepResult]]
+# `training_loss` with its settings: of (model, parameters, averages, examples, key).
+Loss = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    label_smoothing: float,
-    gate_penalty: float,
+    loss: Loss,
     ema_decay: float,
     log_every_steps: int,
     accumulate_steps: int = 1,
     skip_non_finite: bool = False,
-    read: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, StepResult]:
     """Returns one step of the optimiser.
 
     Args:
       state: before the step.
       batch: its examples.
-      label_smoothing: share of the label spread over all classes.
-      gate_penalty: this times the sum of |F(w)| is added to the loss.
+      loss: by which it learns.
       ema_decay: of the averaged parameters, if the state has them.
       log_every_steps: the running metrics restart after this many steps.
       accumulate_steps: parts of the batch whose gradients are made one after the other,
         and then averaged; norms see one part at a time.
       skip_non_finite: whether a batch whose loss, gradient or step is not finite leaves
         all but the step as it was.
-      read: makes parameters what the loss reads, which are whole on every device.
 
     Returns:
       The state after the step, and what the host reads.
     """
-
-    def loss_function(
-        params: optax.Params, batch_stats: Any, part: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        given = read(params), batch_stats
-        return training_loss(
-            *(state.model, *given, part, key),
-            label_smoothing=label_smoothing,
-            gate_penalty=gate_penalty,
-        )
-
-    key = jax.random.fold_in(derive_key(state.key, "dropout"), state.step)
-    loss, batch_stats, metrics, grads = _gradients(
-        jax.value_and_grad(loss_function, has_aux=True),
-        state,
-        batch,
-        key,
-        accumulate_steps,
+    gradient = jax.value_and_grad(functools.partial(loss, state.model), has_aux=True)
+    value, batch_stats, metrics, grads = _gradients(
+        gradient, state, batch, accumulate_steps
     )
     updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = _averaged(state, params, ema_decay)
-    grad_norm = optax.tree.norm(grads)
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    after = params, batch_stats, opt_state, ema_params, metrics
-    if skip_non_finite:
-        is_finite &= train_state.is_finite(*after[:-1])
-        before = (
-            *(state.params, state.batch_stats, state.opt_state, state.ema_params),
-            Metrics.empty(),
-        )
-        after = _where(is_finite, after, before)
-    params, batch_stats, opt_state, ema_params, metrics = after
-    is_first = state.step % log_every_steps == 0
-    running = _where(is_first, metrics, state.running.merge(metrics))
-    new_state = state.replace(
-        step=state.step + 1,
+    after = state.replace(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema_params=ema_params,
-        running=running,
+        ema_params=_averaged(state, params, ema_decay),
     )
-    return new_state, StepResult(loss, grad_norm, is_finite, running)
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+    if skip_non_finite:
+        is_finite &= train_state.is_finite(after.learned)
+        before = state, Metrics.empty()
+        after, metrics = where(is_finite, (after, metrics), before)
+    is_first = state.step % log_every_steps == 0
+    running = where(is_first, metrics, state.running.merge(metrics))
+    after = after.replace(step=state.step + 1, running=running)
+    return after, StepResult(value, grad_norm, is_finite, running)
 
 
-def _where(condition: jax.Array, tree: Any, other: Any) -> Any:
+def where(condition: jax.Array, tree: Any, other: Any) -> Any:
+    """Returns one tree or the other, which has the same structure."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
 
 
@@ -129,22 +107,14 @@ def _averaged(state: TrainState, params: Any, ema_decay: float) -> Any:
 
 
 def _gradients(
-    gradient: Callable[..., Any],
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    parts: int,
+    gradient: Callable[..., Any], state: TrainState, batch: Batch, parts: int
 ) -> tuple[jax.Array, Any, Metrics, Any]:
     """Computes loss, averages of the norms, metrics and gradients of a batch.
 
-    Args:
-      gradient: of (parameters, averages, examples, key); its value is the loss, and
-        (averages, metrics).
-      state: before the step.
-      batch: all examples.
-      key: of the step.
-      parts: of the batch, whose gradients are made one after the other and averaged.
+    `gradient` is of (parameters, averages, examples, key), and its value is the loss
+    and (averages, metrics). The gradients of the batch's parts are averaged.
     """
+    key = jax.random.fold_in(derive_key(state.key, "dropout"), state.step)
     if parts == 1:
         (loss, (batch_stats, metrics)), grads = gradient(
             state.params, state.batch_stats, batch, key
@@ -186,19 +156,13 @@ def training_loss(
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Returns the training loss: a scalar; the norms' averages, and metrics.
 
-    Args:
-      model: the network.
-      params: its parameters.
-      batch_stats: running averages of its norms.
-      batch: examples.
-      key: of dropout and of blocks that are left out.
-      label_smoothing: share of the label spread over all classes.
-      gate_penalty: this times the sum of |F(w)| is added.
+    `label_smoothing` is the share of the label spread over all classes; `gate_penalty`
+    times the sum of |F(w)| is added. The key is as in `forward`.
     """
     logits, updates = forward(model, params, batch_stats, batch.images, key)
     losses = cross_entropy(logits, batch.targets, label_smoothing)
-    loss = losses.mean() + penalties(updates)
     spec = model.spec
+    loss = losses.mean() + penalties(updates)
     loss += supervision(spec.exits, updates, batch.targets, label_smoothing)
     if gate_penalty:
         own = params.get("connections", {})
@@ -253,13 +217,8 @@ def supervision(
     """Returns what the classifiers before the last one add to the loss.
 
     How much of it counts for the blocks is said where they read
-    (`exits.with_scaled_gradient`).
-
-    Args:
-      spec: of the exits.
-      updates: as `forward` gave them.
-      targets: class probabilities, [batch, classes].
-      label_smoothing: share of the label spread over all classes.
+    (`exits.with_scaled_gradient`). `updates` is as `forward` gave it, and `targets`
+    holds class probabilities, [batch, classes].
     """
     total = jnp.zeros(())
     if not spec.after:
@@ -275,11 +234,7 @@ def supervision(
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
     """Returns metrics of one batch, without padding, and its float32 logits."""
-    logits: Any = state.model.apply(
-        {"params": state.eval_params, "batch_stats": state.batch_stats},
-        batch.images,
-        train=False,
-    )
+    logits: Any = state.model.apply(state.eval_variables, batch.images, train=False)
     losses = cross_entropy(logits, batch.targets, label_smoothing=0.0)
     metrics = Metrics.single_from_model_output(
         loss=losses, logits=logits, labels=batch.labels, mask=batch.mask

@@ -44,19 +44,13 @@ class Group:
     """Runs that are trained in step, each in a slot of one program.
 
     A run ends with the same bits whatever the other slots hold, if it is always in the
-    same slot of as many.
+    same slot of as many. Members are by slot; some slots may be empty.
     """
 
     def __init__(self, members: Mapping[int, Member], slots: int) -> None:
-        """Starts nothing.
-
-        Args:
-          members: by slot, some of which may be empty.
-          slots: of the program.
-        """
         self._members = members
         self._slots = slots
-        self._experiment = next(iter(members.values())).experiment
+        self._first = next(iter(members.values()))
         self._failed: dict[int, late_report.NonFiniteLossError] = {}
         self._stopped: list[BaseException] = []
 
@@ -67,26 +61,24 @@ class Group:
           By slot, why a run did not end well; the others were trained to their ends.
 
         Raises:
-          KeyboardInterrupt: Ctrl-C, after a step that each has saved.
-          PreemptedError: SIGTERM, after a step that each has saved.
+          KeyboardInterrupt, PreemptedError: as `loop.run`, after each has saved.
         """
-        data = loop.open_data(self._experiment)
-        first = next(iter(self._members.values())).directory
+        data = loop.open_data(self._first.experiment)
         trainers: dict[int, loop.Trainer] = {}
         pending: dict[int, tuple[Call, StepInputs]] = {}
         with (
             processes.stop_signals() as stop,
-            watching.Watch(first) as watch,
+            watching.Watch(self._first.directory) as watch,
             contextlib.ExitStack() as stack,
         ):
             inputs: dict[int, Iterator[tuple[Call, StepInputs]]] = {}
             for slot, member in self._members.items():
                 with self._of_member(slot):
                     segment = loop.begin(member.experiment, member.directory)
-                    trainer = loop.Trainer(
-                        member.experiment, member.directory, data, segment, watch
+                    trainer = trainers[slot] = loop.Trainer(
+                        *(member.experiment, member.directory, data, segment),
+                        *(watch, stack),
                     )
-                    trainers[slot] = stack.enter_context(trainer)
                     inputs[slot] = trainer.inputs()
             waiting = list(trainers)
             while True:
@@ -94,7 +86,11 @@ class Group:
                     if fetched := next(inputs[slot], None):
                         pending[slot] = fetched
                     else:
-                        self._report(slot, trainers[slot], data)
+                        member, state = self._members[slot], trainers[slot].state
+                        with self._of_member(slot):
+                            reporting.report(
+                                member.experiment, member.directory, data.splits, state
+                            )
                 if not pending:
                     break
                 # First those that have done the fewest steps: they may have been
@@ -127,13 +123,6 @@ class Group:
                 # The others have yet to save.
                 self._stopped.append(error)
 
-    def _report(self, slot: int, trainer: loop.Trainer, data: loop.Data) -> None:
-        member = self._members[slot]
-        with self._of_member(slot):
-            reporting.report(
-                member.experiment, member.directory, data.splits, trainer.state
-            )
-
     def _step(
         self,
         call: Call,
@@ -143,7 +132,7 @@ class Group:
         """Computes a call for some slots; what comes of the others is thrown away."""
         filler = next(iter(states))
         slots = [slot if slot in states else filler for slot in range(self._slots)]
-        program = compile_train_steps(self._experiment, self._slots, call.steps)
+        program = compile_train_steps(self._first.experiment, self._slots, call.steps)
         results = program(
             tuple(states[slot] for slot in slots),
             tuple(inputs[slot] for slot in slots),
@@ -161,12 +150,8 @@ def compile_train_steps(
       `Experiment.compile_train_step` gives for each.
     """
     programs, key = experiment.programs.train, (slots, num_steps)
-    if key not in programs:
-        programs[key] = _compile(experiment, slots, num_steps)
-    return programs[key]
-
-
-def _compile(experiment: Experiment, slots: int, num_steps: int) -> jax.stages.Compiled:
+    if key in programs:
+        return programs[key]
     train_steps = experiment.train_steps(num_steps)
 
     def together(
@@ -180,15 +165,14 @@ def _compile(experiment: Experiment, slots: int, num_steps: int) -> jax.stages.C
         )
         return tuple(jax.tree.map(lambda x, i=i: x[i], found) for i in range(slots))
 
-    state, place = (
-        experiment.create_state(abstract=True),
-        sharding.replicated(experiment.mesh),
-    )
+    state = experiment.create_state(abstract=True)
+    place = sharding.replicated(experiment.mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(together, out_shardings=((shardings, place),) * slots)
     with compilation.announced(f"the training step of {slots} seeds"):
         data = (experiment.inputs.abstract(num_steps),) * slots
-        return program.lower((state,) * slots, data).compile()
+        programs[key] = program.lower((state,) * slots, data).compile()
+    return programs[key]
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

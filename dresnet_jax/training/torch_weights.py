@@ -18,7 +18,7 @@ from dresnet_jax.training.state import TrainState
 # Leaves that no PyTorch library has.
 _OURS = "params/connections/"
 # Where files of whole trainings keep the weights, and what parallel training, compiled
-# modules and modules inside others put before their names.
+# modules and modules inside others put before all of their names.
 _INSIDE = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # Counted by PyTorch's batch norms, and of no use here.
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"--from={path} does not exist.")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _load(path)
+    found = _load(path)
     for name in _INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
@@ -65,14 +65,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
     }
     if not weights:
         raise UserError(f"--from={path} holds no weights by name.")
-    bad = [name for name, x in weights.items() if not np.isfinite(x).all()]
-    if bad:
+    if bad := [name for name, x in weights.items() if not np.isfinite(x).all()]:
         raise UserError(
             f"--from={path}: {len(bad)} of {len(weights)} weights hold NaN or "
             f"infinity, such as {', '.join(map(repr, bad[:_SHOWN]))}."
         )
-    while prefix := _common_prefix(weights):
-        weights = {name.removeprefix(prefix): x for name, x in weights.items()}
+    while prefixes := [p for p in _PREFIXES if all(x.startswith(p) for x in weights)]:
+        weights = {name.removeprefix(prefixes[0]): x for name, x in weights.items()}
     return weights
 
 
@@ -86,20 +85,14 @@ def _array(value: Any) -> np.ndarray:
     return array if is_number else array.astype(np.float32)
 
 
-def _common_prefix(weights: Mapping[str, Any]) -> str:
-    """The one of `_PREFIXES` that all names begin with, or nothing."""
-    found = [x for x in _PREFIXES if all(name.startswith(x) for name in weights)]
-    return found[0] if found else ""
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"--from={path} is no safetensors file: {error}.") from error
-
-
 def _load(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--from={path} is no safetensors file: {error}."
+            ) from error
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -124,16 +117,13 @@ def place(
 ) -> Placed:
     """Finds the leaf of every weight, by the names of the library that fits best.
 
-    Args:
-      spec: of the network.
-      state: of the network, or its shapes.
-      weights: by their names in the file.
+    The state may be its shapes; weights are by their names in the file.
 
     Raises:
       UserError: a leaf other than the connections' has no weight, or one of another
         shape.
     """
-    wanted = _leaves(state)
+    wanted = leaves.by_name(state.variables)
     named = {
         scheme: {
             path: name
@@ -145,14 +135,14 @@ def place(
     scheme = max(named, key=lambda scheme: len(named[scheme]))
     names = named[scheme]
     missing = [path for path in wanted if path not in names]
+    unplaced = sorted(weights.keys() - set(names.values()))
     lacking = [path for path in missing if not path.startswith(_OURS)]
     if lacking:
-        strange = sorted(weights.keys() - set(names.values()))
         raise UserError(
             f"The weights are not those of this model: {len(lacking)} of its "
             f"{len(wanted)} leaves have none, such as {', '.join(lacking[:_SHOWN])}; "
-            f"{len(strange)} of the file's {len(weights)} weights have no place, such "
-            f"as {', '.join(map(repr, strange[:_SHOWN]))}."
+            f"{len(unplaced)} of the file's {len(weights)} weights have no place, such "
+            f"as {', '.join(map(repr, unplaced[:_SHOWN]))}."
         )
     found = {}
     for path, name in names.items():
@@ -164,7 +154,6 @@ def place(
                 f"{path}, {shape}."
             )
         found[path] = array.astype(wanted[path].dtype)
-    unplaced = sorted(weights.keys() - set(names.values()))
     return Placed(scheme, found, tuple(missing), tuple(unplaced))
 
 
@@ -177,8 +166,7 @@ def write(spec: BackboneSpec, state: TrainState, path: Path) -> tuple[str, ...]:
     Raises:
       UserError: torchvision has no such network.
     """
-    params = state.eval_params
-    found = _leaves(state.replace(params=params))
+    found = leaves.by_name(state.eval_variables)
     names = {path: torch_names.name("torchvision", spec, path) for path in found}
     left = tuple(sorted(path for path, name in names.items() if name is None))
     lacking = [path for path in left if not path.startswith(_OURS)]
@@ -196,7 +184,3 @@ def write(spec: BackboneSpec, state: TrainState, path: Path) -> tuple[str, ...]:
     safetensors.numpy.save_file(arrays, partial)
     partial.replace(path)
     return left
-
-
-def _leaves(state: TrainState) -> dict[str, Any]:
-    return leaves.by_name({"params": state.params, "batch_stats": state.batch_stats})

@@ -81,16 +81,12 @@ def start_from(
     """Starts a fresh state from another run's weights, where leaves agree.
 
     Averaged parameters of the other run are taken where it has them. The optimiser
-    starts from scratch.
-
-    Args:
-      config: `init` of a config.
-      state: the fresh state.
+    starts from scratch. `config` is the part `init` of a config.
 
     Raises:
       UserError: a leaf has another shape there, or no leaf is the same.
     """
-    wanted = leaves.by_name({"params": state.params, "batch_stats": state.batch_stats})
+    wanted = leaves.by_name(state.variables)
     shapes, step = checkpointing.weight_shapes(_other(config))
     there = leaves.by_name(shapes)
     skipped = {path for path in wanted if config.skip and re.search(config.skip, path)}
@@ -117,28 +113,17 @@ def start_from(
 def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """Returns a fresh state with some weights, and averages that start from them.
 
-    Args:
-      state: the fresh state.
-      weights: by path, such as params/stem/conv/kernel; put where the leaves lie.
+    Weights are by path, such as params/stem/conv/kernel; put where the leaves lie.
     """
 
-    def of(root: str, tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jax.device_put(
-                weights.get(f"{root}/{leaves.name(path)}", leaf), leaf.sharding
-            ),
-            tree,
-        )
+    def placed(name: str, leaf: jax.Array) -> jax.Array:
+        return jax.device_put(weights.get(name, leaf), leaf.sharding)
 
-    params = of("params", state.params)
-    return state.replace(
-        params=params,
-        batch_stats=of("batch_stats", state.batch_stats),
+    found = leaves.map_by_name(placed, state.variables)
+    if state.ema_params is not None:
         # Copies, since a step consumes each array of the state once.
-        ema_params=None
-        if state.ema_params is None
-        else jax.tree.map(lambda x: x.copy(), params),
-    )
+        found["ema_params"] = jax.tree.map(lambda x: x.copy(), found["params"])
+    return state.replace(**found)
 
 
 def write_start(
@@ -149,11 +134,7 @@ def write_start(
 ) -> None:
     """Makes a run directory that begins with a state, as step 0.
 
-    Args:
-      directory: of the run; it holds none yet.
-      config: of the run.
-      state: of step 0.
-      about: where it comes from, of JSON's types.
+    `about` says where it comes from, in JSON's types.
 
     Raises:
       UserError: the directory cannot be written, or holds a run.
@@ -161,7 +142,7 @@ def write_start(
     with workdir.claim(directory, config, overwrite=False):
         if checkpointing.steps(directory):
             raise UserError(f"{directory} holds a run: choose another directory.")
-        keep = checkpointing.Keep(1)
+        keep = checkpointing.keep(1)
         with checkpointing.Checkpoints(directory, keep, about) as checkpoints:
             checkpoints.save_last(0, state)
 
@@ -169,10 +150,8 @@ def write_start(
 def how_to_train_on(directory: epath.Path, field: str, value: str) -> str:
     """Returns the commands that start from what `write_start` wrote.
 
-    Args:
-      directory: of the run.
-      field: of its config, that differs from that of the run it was made from.
-      value: of that field, as the command line takes it.
+    The field of its config differs from that of the run it was made from; the value is
+    as the command line takes it.
     """
     return (
         "to train on: the run's own command in another --workdir, with\n"

@@ -1,5 +1,6 @@
 """What looks at a run's steps from outside: a watchdog, profiles, utilisation."""
 
+import dataclasses
 import faulthandler
 import os
 import signal
@@ -17,41 +18,30 @@ from dresnet_jax.data.calls import Call
 HUNG_EXIT_CODE = 124
 
 
+@dataclasses.dataclass
 class Watch:
-    """Looks at each call of the compiled step; use as a context manager."""
+    """Looks at each call of the compiled step; use as a context manager.
 
-    def __init__(
-        self,
-        directory: epath.Path,
-        *,
-        watchdog: float = 0.0,
-        profile: range = range(0),
-        peak_flops: float | None = None,
-    ) -> None:
-        """Sets up, and starts nothing.
+    Attributes:
+      directory: of the run; profiles are written to `profiles` in it.
+      watchdog: seconds without a finished step after which the process ends; 0 for
+        never. The first step waits for the compiler too. Time during which the process
+        was suspended does not count.
+      profile: the steps, from 1, that are traced; those of a call are all or none.
+      peak_flops: of a device, FLOPs per second; None where it is not known.
+    """
 
-        Args:
-          directory: of the run; profiles are written to `profiles` in it.
-          watchdog: seconds without a finished step after which the process ends; 0 for
-            never. The first step waits for the compiler too. Time during which the
-            process was suspended does not count.
-          profile: the steps, from 1, that are traced; those of a call are all or none.
-          peak_flops: of a device, FLOPs per second; None where it is not known.
-        """
-        self._profiles = directory / "profiles"
-        self._limit = watchdog
-        self._profile = profile
-        self._peak_flops = peak_flops
-        self._ideal_seconds: float | None = None
-        self._last = time.monotonic()
-        self._ended = threading.Event()
-        self._tracing = False
-        self._memory_asked = threading.Event()
+    directory: epath.Path
+    watchdog: float = 0.0
+    profile: range = range(0)
+    peak_flops: float | None = None
 
     def __enter__(self) -> "Watch":
         """Starts the watchdog; SIGUSR1 asks for a profile of the memory."""
         self._last = time.monotonic()
-        if self._limit:
+        self._tracing = False
+        self._ended, self._memory_asked = threading.Event(), threading.Event()
+        if self.watchdog:
             threading.Thread(target=self._guard, daemon=True).start()
         self._before = signal.signal(
             signal.SIGUSR1, lambda *_: self._memory_asked.set()
@@ -65,39 +55,35 @@ class Watch:
         if self._tracing:
             jax.profiler.stop_trace()
 
-    def count(self, flops: float) -> None:
-        """Sets the FLOPs of a step on each device, which utilisation is measured by."""
-        if self._peak_flops is not None:
-            self._ideal_seconds = flops / self._peak_flops
-
     def before(self, call: Call) -> None:
         """Starts a trace where the call's first step is the first to be traced."""
         steps = range(call.start + 1, call.start + call.steps + 1)
-        if not self._tracing and any(step in self._profile for step in steps):
-            jax.profiler.start_trace(os.fspath(self._profiles))
+        if not self._tracing and any(step in self.profile for step in steps):
+            jax.profiler.start_trace(os.fspath(self.directory / "profiles"))
             self._tracing = True
 
     def after(self, call: Call) -> None:
         """Notes that the call's steps have ended, on the devices too."""
         self._last = time.monotonic()
         done = call.start + call.steps
-        if self._tracing and done >= self._profile.stop - 1:
+        if self._tracing and done >= self.profile.stop - 1:
             jax.profiler.stop_trace()
             self._tracing = False
         if self._memory_asked.is_set():
             self._memory_asked.clear()
-            self._profiles.mkdir(parents=True, exist_ok=True)
-            path = self._profiles / f"memory_{done}_{jax.process_index()}.prof"
+            profiles = self.directory / "profiles"
+            profiles.mkdir(parents=True, exist_ok=True)
+            path = profiles / f"memory_{done}_{jax.process_index()}.prof"
             jax.profiler.save_device_memory_profile(os.fspath(path))
 
-    def utilisation(self, step_seconds: float) -> dict[str, Any]:
+    def utilisation(self, step_flops: float | None, seconds: float) -> dict[str, Any]:
         """Returns the share of the device's peak that steps of this time make (MFU)."""
-        if self._ideal_seconds is None:
+        if step_flops is None or self.peak_flops is None:
             return {}
-        return {"mfu": self._ideal_seconds / step_seconds}
+        return {"mfu": step_flops / self.peak_flops / seconds}
 
     def _guard(self) -> None:
-        pause, woken = min(1.0, self._limit / 10), time.monotonic()
+        pause, woken = min(1.0, self.watchdog / 10), time.monotonic()
         suspended = 0.0
         known = self._last
         while not self._ended.wait(pause):
@@ -109,10 +95,10 @@ class Watch:
                 suspended += now - woken - pause
             woken = now
             silent = now - known - suspended
-            if silent > self._limit:
+            if silent > self.watchdog:
                 print(
                     f"error: No step ended for {silent:.0f} s, more than --watchdog="
-                    f"{self._limit:g}. The threads stand here:",
+                    f"{self.watchdog:g}. The threads stand here:",
                     file=sys.stderr,
                     flush=True,
                 )

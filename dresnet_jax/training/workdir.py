@@ -1,8 +1,9 @@
-"""The run directory: whose run it holds, and the records a program can read."""
+"""The run directory: whose run it holds, which files are its own, and its records."""
 
 import contextlib
 import dataclasses
 import fcntl
+import fnmatch
 import json
 import os
 import tempfile
@@ -16,12 +17,40 @@ from etils import epath
 from dresnet_jax.data import lookup
 from dresnet_jax.data.catalog import Dataset
 from dresnet_jax.errors import RunFailedError, UserError
-from dresnet_jax.training import json_files, own_files, run_config
+from dresnet_jax.training import json_files, run_config, run_log
 
 _DATASET = "dataset.json"
 _HISTORY = "history.jsonl"
 # Results of events, as earlier versions called them.
 _NEW_WORDS = {"taken back": "reverted", "refused": "rejected"}
+
+# Files that file managers and systems leave.
+_STRAY = (".DS_Store", "._*", ".nfs*", "Thumbs.db", "desktop.ini")
+
+# By patterns of names: None for a file, what a directory holds, or this for anything.
+_ANYTHING: Any = "anything"
+_RUN: dict[str, Any] = {
+    **dict.fromkeys(("config.json", "metrics.jsonl", "history.jsonl", "log.txt")),
+    **dict.fromkeys(("report.json", "failed.json", "dataset.json", "*.partial")),
+    **dict.fromkeys(("curves.png", "gates.png", "gate_functions.png", "growth.png")),
+    **dict.fromkeys(("evaluation_*.json", "early_exit.json", "early_exit.png")),
+    "checkpoints": {"[0-9]*": _ANYTHING},
+    "damaged": {"[0-9]*": _ANYTHING, "metrics.jsonl": None},
+    "tensorboard": {"events.out.tfevents.*": None},
+    "profiles": {"plugins": _ANYTHING, "memory_*.prof": None},
+}
+_COMPARISON = {
+    **dict.fromkeys(("plan.json", "report.html", "report.md", "runs.csv")),
+    **dict.fromkeys(("accuracy.png", "splits.png", "drift.png")),
+    "runs": {"*": {"[0-9]*": _RUN}},
+    # Of earlier versions.
+    "compiled": _ANYTHING,
+}
+_EVOLUTION = {
+    **dict.fromkeys(("evaluations.jsonl", "evolution.png")),
+    "members": {"[0-9]*": _RUN},
+}
+_KNOWN = _RUN | _COMPARISON | _EVOLUTION
 
 
 @contextlib.contextmanager
@@ -30,12 +59,8 @@ def claim(
 ) -> Iterator[None]:
     """Makes a directory ready for a run of a config, and keeps other processes out.
 
-    What no run writes is never deleted.
-
-    Args:
-      workdir: the directory; made if it does not exist.
-      config: of the run, new or to be continued.
-      overwrite: whether the run that it holds may be deleted.
+    It is made if it does not exist. With `overwrite` the run that it holds is deleted,
+    but never what no run writes.
 
     Raises:
       UserError: it is no directory or cannot be written, another process trains in it,
@@ -55,7 +80,7 @@ def claim(
             if dataset and not overwrite:
                 _require_dataset(workdir, dataset)
             if overwrite:
-                own_files.remove(workdir)
+                _remove(workdir)
             if dataset:
                 json_files.write_json(workdir / _DATASET, dataclasses.asdict(dataset))
             json_files.write_json(workdir / run_config.CONFIG, run_config.plain(config))
@@ -69,16 +94,16 @@ def claim(
 def _check(
     workdir: epath.Path, config: ml_collections.ConfigDict, overwrite: bool
 ) -> None:
-    if not (workdir / run_config.CONFIG).exists() or not _is_run(workdir):
-        if any(not own_files.is_stray(path) for path in workdir.iterdir()):
+    if not _is_run(workdir):
+        if any(not is_stray(path) for path in workdir.iterdir()):
             raise UserError(
                 f"workdir {workdir} is not empty and holds no run: choose another one."
             )
         return
     if overwrite:
-        if strangers := list(own_files.strangers(workdir)):
-            names = ", ".join(map(repr, strangers[:5]))
-            more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+        if others := list(strangers(workdir)):
+            names = ", ".join(map(repr, others[:5]))
+            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
             raise UserError(
                 f"workdir {workdir} holds what no run writes, and --overwrite does not "
                 f"delete: {names}{more}. Move it away, or choose another workdir."
@@ -89,6 +114,8 @@ def _check(
 
 def _is_run(workdir: epath.Path) -> bool:
     """Whether a config is one of ours, or was before it was damaged."""
+    if not (workdir / run_config.CONFIG).exists():
+        return False
     try:
         config = run_config.raw(workdir)
     except UserError:
@@ -159,13 +186,11 @@ def read_dataset(workdir: epath.Path) -> Dataset | None:
     path = workdir / _DATASET
     if not path.exists():
         return None
-    try:
+    with json_files.reading(path):
         found = json.loads(path.read_text())
         for name in ("class_names", "mean", "std"):
             found[name] = tuple(found[name])
         return Dataset(**found)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def _require_dataset(workdir: epath.Path, dataset: Dataset) -> None:
@@ -202,3 +227,46 @@ def with_new_words(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 def write_history(workdir: epath.Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Writes `history.jsonl`, which is there whole or not at all."""
     json_files.write_lines(workdir / _HISTORY, history)
+
+
+def strangers(directory: epath.Path) -> Iterator[str]:
+    """Returns what is in a directory and none of our commands writes there.
+
+    Links are not followed. What file managers leave does not count.
+    """
+    return _strangers(directory, dict.fromkeys(run_log.WRITERS) | _KNOWN)
+
+
+def _strangers(directory: epath.Path, known: Any) -> Iterator[str]:
+    for path in sorted(directory.iterdir()):
+        if is_stray(path):
+            continue
+        fits = [of for name, of in known.items() if fnmatch.fnmatch(path.name, name)]
+        is_directory = path.is_dir() and not _is_link(path)
+        if not fits or (is_directory and fits[0] is None):
+            yield f"{path.name}/" if is_directory else path.name
+        elif is_directory and fits[0] != _ANYTHING:
+            yield from (f"{path.name}/{name}" for name in _strangers(path, fits[0]))
+        elif fits[0] is not None and not is_directory and not _is_link(path):
+            yield path.name
+
+
+def _remove(directory: epath.Path) -> None:
+    """Deletes what a directory holds but the directory; links, not where they lead."""
+    for path in directory.iterdir():
+        if is_stray(path):
+            continue
+        if path.is_dir() and not _is_link(path):
+            path.rmtree()
+        else:
+            path.unlink()
+
+
+def is_stray(path: epath.Path) -> bool:
+    """Checks whether a file is one that file managers and systems leave."""
+    return any(fnmatch.fnmatch(path.name, pattern) for pattern in _STRAY)
+
+
+def _is_link(path: epath.Path) -> bool:
+    # Nothing in a bucket is one.
+    return Path(os.fspath(path)).is_symlink()

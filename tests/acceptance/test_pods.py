@@ -317,7 +317,7 @@ def test_saving_beside_the_steps_costs_little(tmp_path):
     step, state = parts.compile_train_step(), parts.create_state()
     train = parts.inputs.place(parts.open_splits()["train"])
     inputs, _ = next(parts.inputs.data(train, 0, parts.calls(0)[:1]))
-    keep, window, pairs = checkpointing.Keep(1), 20, 16
+    keep, window, pairs = checkpointing.keep(1), 20, 16
     costs, plain = [], []
     with checkpointing.Checkpoints(epath.Path(tmp_path), keep, {}) as checkpoints:
         # One for the compiler and the first touch of all memory.

@@ -14,8 +14,8 @@ from dresnet_jax.training import (
     checkpointing,
     evaluation,
     experiment,
-    own_files,
     run_config,
+    workdir,
 )
 from tests.acceptance.small_run import last_json, progress_and_rest
 from tests.conftest import ROOT, run_command
@@ -37,7 +37,7 @@ def run(small_run, tmp_path_factory):
 
 
 def test_a_run_writes_nothing_that_overwrite_would_refuse(small_run):
-    assert not list(own_files.strangers(epath.Path(small_run)))
+    assert not list(workdir.strangers(epath.Path(small_run)))
 
 
 def test_raw_images_are_classified_as_evaluation_does(run):
@@ -49,7 +49,7 @@ def test_raw_images_are_classified_as_evaluation_does(run):
     parts = experiment.build(run_config.read_config(epath.Path(run / "run")))
     abstract = parts.create_state(abstract=True)
     state = checkpointing.restore(epath.Path(run / "run"), abstract).state
-    evaluated = evaluation.Evaluator(parts)(state, parts.open_splits()["test"])
+    evaluated = evaluation.evaluate(parts, state, parts.open_splits()["test"])
     print(f"\n{COUNT} raw images, {len(set(found))} classes: the same predictions")
     assert len(set(found)) > 1
     assert found == evaluated.predictions[:COUNT].tolist()

@@ -12,11 +12,11 @@ from dresnet_jax.structure import discretising, pruning
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     alternating,
-    divided_inputs,
     experiment,
     leaves,
     loop,
 )
+from dresnet_jax.training.inputs import Divided
 
 
 def test_the_gradient_is_that_of_the_formula():
@@ -165,7 +165,7 @@ def test_what_is_left_of_a_search_trains_on_all(config):
     fewer = pruning.pruned(network, [])
     for one in (chosen, fewer):
         assert one.parts.config.search.share == 0
-        assert not isinstance(one.parts.inputs, divided_inputs.Divided)
+        assert not isinstance(one.parts.inputs, Divided)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ def state(value):
 
 
 def open_checkpoints(workdir, **keep):
-    keep = checkpointing.Keep(**({"newest": 2} | keep))
-    return checkpointing.Checkpoints(workdir, keep, about={"seed": 3})
+    policy = checkpointing.keep(**({"newest": 2} | keep))
+    return checkpointing.Checkpoints(workdir, policy, about={"seed": 3})
 
 
 @pytest.fixture(autouse=True)

@@ -265,7 +265,7 @@ def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(
         batch_stats=jax.tree.map(lambda x: x * np.nan, state.batch_stats),
     )
     (directory / "checkpoints" / "12").rmtree()
-    with checkpointing.Checkpoints(directory, checkpointing.Keep(3), {}) as checkpoints:
+    with checkpointing.Checkpoints(directory, checkpointing.keep(3), {}) as checkpoints:
         checkpoints.save_last(9, poisoned)
     assert train(small_config, directory)["test_loss"] == trained["test_loss"]
     assert (directory / "damaged" / "9").exists()

@@ -16,7 +16,7 @@ def directory(tmp_path):
 
 
 def opened(directory, start=0):
-    return run_log.Log(directory, start, num_steps=9, writes=True)
+    return run_log.Log(directory, start, num_steps=9)
 
 
 def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(directory):

@@ -31,9 +31,12 @@ def first_batch(parts, indices=None):
 
 def compiled_step(**options):
     """`train_step` with plain options, or with others."""
-    plain = {"label_smoothing": 0.0, "gate_penalty": 0.0, "ema_decay": 0.9}
-    options = plain | {"log_every_steps": 5} | options
-    return jax.jit(functools.partial(steps.train_step, **options))
+    options = {"ema_decay": 0.9, "log_every_steps": 5} | options
+    penalty = options.pop("gate_penalty", 0.0)
+    loss = functools.partial(
+        steps.training_loss, label_smoothing=0.0, gate_penalty=penalty
+    )
+    return jax.jit(functools.partial(steps.train_step, loss=loss, **options))
 
 
 def train(parts, num_steps, **options):

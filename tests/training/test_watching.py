@@ -46,9 +46,9 @@ def test_asked_steps_are_traced_and_memory_is_profiled(tmp_path):
 
 def test_utilisation_is_the_share_of_the_peak():
     watch = watching.Watch(epath.Path("."), peak_flops=500.0)
-    watch.count(1000.0)
-    assert watch.utilisation(4.0)["mfu"] == pytest.approx(0.5)
-    assert not watching.Watch(epath.Path(".")).utilisation(4.0)
+    assert watch.utilisation(1000.0, 4.0)["mfu"] == pytest.approx(0.5)
+    assert not watch.utilisation(None, 4.0)
+    assert not watching.Watch(epath.Path(".")).utilisation(1000.0, 4.0)
 
 
 SUSPENDED = """

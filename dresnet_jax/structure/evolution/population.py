@@ -108,7 +108,8 @@ class Population:
         trained = shape.train(states, group, self._data)
         for one, parent, state, of_one in zip(group, parents, *trained, strict=True):
             parts = experiment.build(one.config(self._config))
-            validated = shape.evaluate(state, self._data.splits["validation"])
+            examples = self._data.splits["validation"]
+            validated = evaluation.evaluate(shape.parts, state, examples)
             falls = np.diff(of_one[len(of_one) // 2 :])
             # Batches may have been skipped; what has no loss at the end went astray.
             is_sound = bool(np.isfinite(of_one[-1]))
@@ -181,7 +182,6 @@ class _Shape:
     Attributes:
       parts: of the network with all that any of them may have.
       edges: its connections.
-      evaluate: evaluates its states.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, example: Structure) -> None:
@@ -190,7 +190,6 @@ class _Shape:
         self.parts = experiment.build(
             dataclasses.replace(example, edges=self.edges).config(config)
         )
-        self.evaluate = evaluation.Evaluator(self.parts)
         self._together = config.evolution.together
         self._program = jax.jit(self._steps, donate_argnums=0)
 
@@ -272,9 +271,11 @@ class _Shape:
 
         def one(state: TrainState, mask: Any) -> tuple[TrainState, jax.Array]:
             batch = parts.batch(inputs, state.key, state.step)
-            state, result = parts.step(
-                state, batch, read=lambda params: _masked(mask, parts.read(params))
-            )
+
+            def loss(model: Any, params: Any, *given: Any) -> Any:
+                return parts.loss(model, _masked(mask, params), *given)
+
+            state, result = parts.step(state, batch, loss=loss)
             return state, result.loss
 
         if len(states) == 1:

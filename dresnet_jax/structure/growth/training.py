@@ -25,7 +25,6 @@ from dresnet_jax.structure.growth import events
 from dresnet_jax.structure.pruning import Network
 from dresnet_jax.training import (
     checkpointing,
-    connection_report,
     evaluation,
     experiment,
     loop,
@@ -120,7 +119,7 @@ class _Growth:
         if self.step == until:
             return
         parts, state = self.network.parts, self.network.state
-        connections = connection_report.description(parts)
+        connections = reporting.connections(parts)
         processes.say(f"steps {self.step + 1} to {until}: connections {connections}")
         segment = loop.Segment(state, self.step, until, self.history, kept)
         state = loop.train(parts, self._directory, self._data, segment, self._watch())
@@ -259,8 +258,8 @@ class _Growth:
         return passes * self._start.recipe.batch_size
 
     def _validated(self) -> dict[str, float]:
-        evaluate = evaluation.Evaluator(self.network.parts)
-        found = evaluate(self.network.state, self._data.splits["validation"])
+        parts, state = self.network.parts, self.network.state
+        found = evaluation.evaluate(parts, state, self._data.splits["validation"])
         return {"accuracy": found.accuracy, "loss": found.loss}
 
 
