@@ -57,7 +57,7 @@ def of_run(directory: epath.Path) -> ImageClassifier:
 
 
 def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifier:
-    """Yields the same, which answers early.
+    """Returns the newest checkpoint of a run, which answers at its early exits.
 
     Args:
       directory: of the run.
