@@ -31,10 +31,10 @@ def check(argv: list[str]) -> ml_collections.ConfigDict | None:
         if fields:
             raise UserError(f"--config.{fields[0]} needs --config: {choices()}.")
         return None
-    if not Path(path).is_file():
-        files = choices(Path(path).parent)
-        raise UserError(f"Config file '{path}' does not exist: {files}.")
     file = Path(path)
+    if not file.is_file():
+        files = choices(file.parent)
+        raise UserError(f"Config file '{path}' does not exist: {files}.")
     # Config files import each other as configs.<name>, from wherever one stands.
     root = str(file.resolve().parent.parent)
     if root not in sys.path:
@@ -50,11 +50,8 @@ def _load(file: Path) -> ml_collections.ConfigDict:
         tree = runpy.run_path(str(file))["get_config"]()
     # A config is code: any error in it is the person's to mend.
     except Exception as error:
-        lines = [
-            f.lineno
-            for f in traceback.extract_tb(error.__traceback__)
-            if f.filename == str(file)
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
         where = f", line {lines[-1]}" if lines else ""
         raise UserError(
             f"Config file '{file}'{where}: {type(error).__name__}: "
@@ -92,11 +89,8 @@ def choices(near: Path = Path("configs")) -> str:
     """Returns what a person may give: what lies near, if those are configs."""
     configs = Path("configs")
     directory = near if near.is_dir() and configs in near.parents else configs
-    found = sorted(
-        str(path)
-        for path in directory.glob("*.py")
-        if path.stem not in ("__init__", "common")
-    )
+    others = ("__init__", "common")
+    found = sorted(str(x) for x in directory.glob("*.py") if x.stem not in others)
     if not found:
         return "give the path of a config; there is no directory configs here"
     return f"give one of {', '.join(found)}"

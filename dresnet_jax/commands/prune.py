@@ -10,6 +10,7 @@ from it. --keep leaves this many; --threshold those that carry at least this muc
 --max_loss removes as many as accuracy on the validation split allows.
 """
 
+import functools
 import sys
 from typing import TYPE_CHECKING
 
@@ -104,11 +105,8 @@ def _left(
         return [carrier.edge for carrier in carriers[len(carriers) - keep :]]
     if threshold is not None:
         return [c.edge for c in carriers if c.carried >= threshold]
-    return pruning.most_removed(
-        carriers,
-        lambda edges: pruning.accuracy_with(network, edges),
-        before - max_loss,
-    )
+    accuracy = functools.partial(pruning.accuracy_with, network)
+    return pruning.most_removed(carriers, accuracy, before - max_loss)
 
 
 if __name__ == "__main__":

@@ -82,11 +82,7 @@ def _against_reference(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 
 def _of_gates(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    gated = {
-        name: variant
-        for name, variant in found["variants"].items()
-        if "gates" in variant
-    }
+    gated = {name: v for name, v in found["variants"].items() if "gates" in v}
     if not gated:
         return
     still = [name for name, v in gated.items() if v["gate_drift"]["mean"] < SOLID]

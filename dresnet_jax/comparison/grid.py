@@ -199,17 +199,16 @@ def runs(
         name: config.seeds if name in compared else others for name in plan.variants
     }
     parts = {name: experiment.build(config) for name, config in plan.variants.items()}
-    directories = _directories(plan.variants)
+    places = {
+        name: directory / "runs" / own
+        for name, own in _directories(plan.variants).items()
+    }
+    first = config.first_seed
     found = [
-        Run(
-            name,
-            config.first_seed + i,
-            directory / "runs" / directories[name] / str(config.first_seed + i),
-            parts[name].with_seed(config.first_seed + i),
-        )
-        for i in range(max(seeds.values()))
+        Run(name, seed, places[name] / str(seed), parts[name].with_seed(seed))
+        for seed in range(first, first + max(seeds.values()))
         for name in plan.variants
-        if i < seeds[name]
+        if seed < first + seeds[name]
     ]
     for run in found:
         if run.is_done:

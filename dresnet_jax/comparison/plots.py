@@ -157,13 +157,9 @@ def _curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
 def _splits(runs: Mapping[str, Sequence[Run]], variants: Mapping[str, Any]) -> Figure:
     columns = min(3, len(runs))
     rows = -(-len(runs) // columns)
+    size = (3.4 * columns, 2.8 * rows)
     figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(3.4 * columns, 2.8 * rows),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (name, of_variant) in zip(axes.flat, runs.items(), strict=False):
         _band(axis, of_variant, "train_accuracy", label="train")

@@ -80,11 +80,8 @@ def _variant(
     plan: Plan, name: str, runs: Sequence[Run], target: float
 ) -> dict[str, Any]:
     cost = plan.costs[name]
-    reached = [
-        step * cost.step_seconds
-        for step in (_step_of(run, target) for run in runs)
-        if step is not None
-    ]
+    steps = [_step_of(run, target) for run in runs]
+    reached = [step * cost.step_seconds for step in steps if step is not None]
     estimate = statistics.summary
     reported = {
         name: [run.report[name] for run in runs]
