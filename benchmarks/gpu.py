@@ -101,8 +101,8 @@ def main() -> None:
     if not rows:
         raise RunFailedError(f"Nothing could be measured: {left_out[0]}.")
     print(f"{len(rows)} rows in {out}; left out: {len(left_out)}")
-    found = {"machine": machine, "left_out": left_out}
-    command.finish(found | {"rows": [dataclasses.asdict(row) for row in rows]})
+    result = {"machine": machine, "left_out": left_out}
+    command.finish(result | {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
 def _sizes() -> list[int]:
@@ -158,10 +158,10 @@ def _ours(network: str, batch_size: int, form: str | None = None) -> Row:
         config.model.width = _WIDTH.value
     if form:
         config.model.connections.form = form
-    parts = experiment.build(config)
-    program, state = parts.compile_train_step(), parts.create_state()
-    train = parts.inputs.place(parts.open_splits()["train"])
-    data = parts.inputs.data(train, config.seed, parts.calls(0)[:1])
+    exp = experiment.build(config)
+    program, state = exp.compile_train_step(), exp.create_state()
+    train = exp.inputs.place(exp.open_splits()["train"])
+    data = exp.inputs.data(train, config.seed, exp.calls(0)[:1])
     inputs, _ = next(data)
     data.close()
 
@@ -172,7 +172,7 @@ def _ours(network: str, batch_size: int, form: str | None = None) -> Row:
 
     seconds = _timed(step)
     median, peak = statistics.median(seconds), chips.peak_flops(jax.devices()[0])
-    counts = cost.of(program, parts.step_flops)
+    counts = cost.of(program, exp.step_flops)
     return Row(
         network,
         "dresnet_jax",
@@ -208,8 +208,8 @@ def _theirs(network: str, batch_size: int) -> Row:
     if process.returncode:
         lines = process.stderr.strip().splitlines() or ["no message"]
         raise RuntimeError(lines[-1])
-    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    seconds = found["seconds"]
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    seconds = result["seconds"]
     median = statistics.median(seconds)
     return Row(
         network,
@@ -219,7 +219,7 @@ def _theirs(network: str, batch_size: int) -> Row:
         batch_size / median,
         median,
         (min(seconds), max(seconds)),
-        found["memory_bytes"],
+        result["memory_bytes"],
         None,
     )
 

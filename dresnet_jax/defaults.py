@@ -185,7 +185,7 @@ def get_config() -> ml_collections.ConfigDict:
     # sources are not projected and many), 1/n^2 (of n blocks), closed (0; of identity,
     # tanh and hard_sigmoid) or published; None for bounded. softmax starts a block's
     # sources equal; bounded lets it choose none.
-    connections.opening = config_dict.placeholder(object)
+    connections.initial_gate = config_dict.placeholder(object)
     # What has a projection of its own: per_edge, per_stage (each pair of a source's and
     # a reader's stage), between_stages (each pair of different stages, through
     # projection_rank channels at most; nothing is projected inside a stage), matching

@@ -21,9 +21,9 @@ NAMES = sorted(
 def test_a_config_builds_the_run_of_its_dataset(name):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
-    parts = experiment.build(config)
-    assert parts.dataset.name == config.data.dataset == name
-    assert parts.num_steps > 0
+    exp = experiment.build(config)
+    assert exp.dataset.name == config.data.dataset == name
+    assert exp.num_steps > 0
     command = f"python -m dresnet_jax.train --config=configs/{name}.py"
     assert command in module.__doc__ or "dresnet_jax.plan" in module.__doc__
     assert config.is_locked

@@ -37,8 +37,8 @@ def test_there_are_five():
 def test_a_gate(monkeypatch, small_config):
     run_example("gate", gates, monkeypatch, gates.GATES, "softsign")
     small_config.model.connections.gate = "softsign"
-    parts = experiment.build(small_config)
-    values = parts.gate_values(parts.create_state())
+    exp = experiment.build(small_config)
+    values = exp.gate_values(exp.create_state())
     assert values[3][1] == pytest.approx(0.5)
 
 
@@ -60,8 +60,8 @@ def test_a_block_and_a_metric_writer(monkeypatch, small_config, tmp_path):
 def test_a_dataset(monkeypatch, small_config):
     run_example("dataset", catalog, monkeypatch, catalog.DATASETS, "kmnist")
     small_config.data.dataset = "kmnist"
-    parts = experiment.build(small_config)
-    assert (parts.dataset.num_classes, parts.steps_per_epoch) == (10, 55_000 // 64)
+    exp = experiment.build(small_config)
+    assert (exp.dataset.num_classes, exp.steps_per_epoch) == (10, 55_000 // 64)
 
 
 def test_a_command(capsys):

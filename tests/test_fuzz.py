@@ -87,10 +87,10 @@ class Draws:
                     config.update_from_flattened_dict({field: value})
                 except TypeError:  # As the command line refuses it.
                     return "of another type"
-        parts = experiment.build(config)
-        parts.create_state(abstract=True)
+        exp = experiment.build(config)
+        exp.create_state(abstract=True)
         if self.thorough:
-            assert parts.step_flops > 0  # A training step can be traced.
+            assert exp.step_flops > 0  # A training step can be traced.
         return "accepted"
 
     def config_files(self):
@@ -127,10 +127,10 @@ class Draws:
         file = directory / self.pick(sorted(x.name for x in source.iterdir()))
         whole = file.read_bytes()
         if file.suffix == ".json" and self.random.randint(2):
-            found = json.loads(whole)
-            found[self.pick(sorted(found))] = self.pick(ANYTHING)
-            file.write_text(json.dumps(found))
-            is_same = found == json.loads(whole)
+            result = json.loads(whole)
+            result[self.pick(sorted(result))] = self.pick(ANYTHING)
+            file.write_text(json.dumps(result))
+            is_same = result == json.loads(whole)
         else:
             file.write_bytes(self.damaged(whole))
             is_same = file.read_bytes() == whole
@@ -142,8 +142,8 @@ class Draws:
         arrays = {"a": np.ones(3, np.float32), "b.c": np.zeros((2, 2), np.float16)}
         file = self.place / "w.safetensors"
         file.write_bytes(self.damaged(safetensors.numpy.save(arrays)))
-        found = torch_weights.read(file)
-        assert all(np.isfinite(x).all() for x in found.values())
+        result = torch_weights.read(file)
+        assert all(np.isfinite(x).all() for x in result.values())
         return "accepted"
 
     def tables(self):
@@ -180,11 +180,11 @@ class Draws:
         view = View(int(self.pick([1, 5, 16])), channels, self.pick([True, False]))
         data = out.getvalue()
         try:
-            found = view.fit(self.damaged(data) if self.random.randint(3) else data)
+            result = view.fit(self.damaged(data) if self.random.randint(3) else data)
         except OSError as error:
             raise UserError(str(error)) from error
-        assert found.shape == (view.size, view.size, channels)
-        assert found.dtype == np.uint8
+        assert result.shape == (view.size, view.size, channels)
+        assert result.dtype == np.uint8
         return "accepted"
 
     def folders(self):
@@ -211,13 +211,13 @@ class Draws:
                     file.symlink_to(self.pick([root, path, "nowhere", "/tmp", "0.png"]))
             except OSError:  # A file is there already.
                 continue
-        found = image_folder.find(root)
+        result = image_folder.find(root)
         target = epath.Path(self.place / "data")
         shutil.rmtree(target, ignore_errors=True)
         skip = bool(self.random.randint(2))
-        folder_records.write(root, found, target, skip_corrupt=skip)
+        folder_records.write(root, result, target, skip_corrupt=skip)
         about = folder_records.about(target)
-        of_class = collections.Counter(label for _, label in found.files["train"])
+        of_class = collections.Counter(label for _, label in result.files["train"])
         assert len(about["class_names"]) >= 2
         assert of_class.keys() <= set(range(len(about["class_names"])))
         return "accepted"
@@ -232,8 +232,8 @@ KINDS = (
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
     directory = tmp_path_factory.mktemp("fuzz") / "to"
-    parts = experiment.build(base())
-    exported.write(parts, parts.create_state(), epath.Path(directory), {})
+    exp = experiment.build(base())
+    exported.write(exp, exp.create_state(), epath.Path(directory), {})
     return directory
 
 

@@ -55,13 +55,13 @@ def test_a_signal_that_is_ignored_stays_so():
 
 
 def test_nothing_changes_outside_the_main_thread():
-    found = []
+    result = []
 
     def inside():
         with signals.handled([signal.SIGTERM], print):
-            found.append(signal.getsignal(signal.SIGTERM))
+            result.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=inside)
     thread.start()
     thread.join()
-    assert found == [signal.getsignal(signal.SIGTERM)]
+    assert result == [signal.getsignal(signal.SIGTERM)]

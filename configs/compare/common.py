@@ -66,6 +66,6 @@ def dresnet(gate: str = "sigmoid", **connections: Any) -> dict[str, Any]:
 
     By default they are the published ones, which the results compare.
     """
-    published = {"topology": "dense", "projection": "per_edge", "opening": 0.5}
+    published = {"topology": "dense", "projection": "per_edge", "initial_gate": 0.5}
     own = {"gate": gate} | published | connections
     return {"model": {"name": "dresnet18", "connections": own}}

@@ -11,7 +11,7 @@ from configs.compare import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """5 seeds of what is compared, 3 of the plain network and other openings."""
+    """5 seeds of what is compared, 3 of the plain network and other initial gates."""
     config = common.get_config(common.small_fashion_mnist())
     config.question = "Do learned connections pay in deep, thin networks?"
     config.base.model.width = 4
@@ -24,15 +24,15 @@ def get_config() -> ml_collections.ConfigDict:
         "resnet": {"model": {"name": "resnet110"}},
         "dresnet": _dresnet("published"),
         "dresnet, half open": _dresnet(0.5),
-        "dresnet, opening 1/n^2": _dresnet("1/n^2"),
+        "dresnet, initial gate 1/n^2": _dresnet("1/n^2"),
     }
     config.budgets = ("parameters",)
     config.target_accuracy = 0.8
     return config.lock()
 
 
-def _dresnet(opening: float | str) -> dict[str, dict[str, object]]:
+def _dresnet(initial_gate: float | str) -> dict[str, dict[str, object]]:
     """Each block reads those 2, 4, 8, ... before it."""
-    fields = common.dresnet(topology="powers_of_two", opening=opening)
+    fields = common.dresnet(topology="powers_of_two", initial_gate=initial_gate)
     fields["model"]["name"] = "dresnet110"
     return fields

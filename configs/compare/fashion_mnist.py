@@ -10,7 +10,7 @@ from configs.compare import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """10 seeds of what is compared, 3 of each other gate, opening and learning rate."""
+    """10 seeds of what is compared, 3 of each other gate, initial gate and learning rate."""
     config = common.get_config(common.small_fashion_mnist())
     config.question = "Do learned connections pay on Fashion-MNIST?"
     config.seeds = 10
@@ -22,8 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
         "dresnet, gates fixed": _multiplied(0.0),
         "dresnet, gates x1": _multiplied(1.0),
         "dresnet, gates x100": _multiplied(100.0),
-        "dresnet, opening 1/n^2": common.dresnet(opening="1/n^2"),
-        "dresnet, opening published": common.dresnet(opening="published"),
+        "dresnet, initial gate 1/n^2": common.dresnet(initial_gate="1/n^2"),
+        "dresnet, initial gate published": common.dresnet(initial_gate="published"),
         "dresnet, gauss": common.dresnet("gauss"),
         "dresnet, identity": common.dresnet("identity"),
         "dresnet, normalised sources": common.dresnet(normalise_sources=True),

@@ -26,9 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.seeds = 10
     config.variants = {
         "resnet": {"model": {"name": "resnet18"}},
-        "dresnet": common.dresnet(topology="powers_of_two", opening="published"),
-        "dresnet, dense": common.dresnet(opening="published"),
-        "dresnet, dense, half open": common.dresnet(opening=0.5),
+        "dresnet": common.dresnet(topology="powers_of_two", initial_gate="published"),
+        "dresnet, dense": common.dresnet(initial_gate="published"),
+        "dresnet, dense, half open": common.dresnet(initial_gate=0.5),
     }
     config.main = "dresnet, dense"
     config.budgets = ("parameters", "time")

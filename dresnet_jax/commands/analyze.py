@@ -63,55 +63,55 @@ def main(subject: str) -> None:
     from dresnet_jax.training import evaluation
 
     command.use_compilation_cache()
-    found: dict[str, Any] = {"picture": _OUT.value}
+    result: dict[str, Any] = {"picture": _OUT.value}
     if analyse:
-        parts, restored = evaluation.open_run(given)
-        figure, numbers = analyse(parts, restored.state)
-        found |= {"step": restored.step} | numbers
+        exp, restored = evaluation.open_run(given)
+        figure, numbers = analyse(exp, restored.state)
+        result |= {"step": restored.step} | numbers
     else:
         runs = [epath.Path(name).expanduser() for name in _RUNS.value]
         panels = gradient_flow.panels(given, _SEEDS.value, runs)
         for title, flows in panels.items():
             print(gradient_flow.table(title, flows))
         figure = gradient_flow.draw(panels)
-        found["norms"] = {
+        result["norms"] = {
             title: {name: norms.tolist() for name, norms in flows.items()}
             for title, flows in panels.items()
         }
     pictures.save(figure, picture)
     print(f"picture: {_OUT.value}")
-    command.finish(found)
+    command.finish(result)
 
 
-def _graph(parts: "Experiment", state: "TrainState") -> "Drawn":
+def _graph(exp: "Experiment", state: "TrainState") -> "Drawn":
     from dresnet_jax.figures import graph
 
-    topology = parts.model.spec.connections.topology
-    openings = parts.gate_values(state)
+    topology = exp.model.spec.connections.topology
+    gates = exp.gate_values(state)
     print(f"blocks: {len(topology.blocks)}, connections: {len(topology.edges)}")
-    edges = [
-        [i, k, opening] for i, row in openings.items() for k, opening in row.items()
-    ]
-    return graph.draw(topology, openings), {"edges": edges}
+    edges = [[i, k, gate] for i, row in gates.items() for k, gate in row.items()]
+    return graph.draw(topology, gates), {"edges": edges}
 
 
-def _routes(parts: "Experiment", state: "TrainState") -> "Drawn":
+def _routes(exp: "Experiment", state: "TrainState") -> "Drawn":
     from dresnet_jax.figures import routes
 
-    named, classes = routes.operations(parts), parts.dataset.class_names
-    found = routes.by_class(parts, state, parts.open_splits()["validation"])
-    print(routes.table(parts, found))
-    weights = {i: weights.tolist() for i, weights in found.items()}
+    named, classes = routes.operations(exp), exp.dataset.class_names
+    result = routes.by_class(exp, state, exp.open_splits()["validation"])
+    print(routes.table(exp, result))
+    weights = {i: weights.tolist() for i, weights in result.items()}
     about = {"operations": named, "classes": classes, "weights": weights}
-    return routes.draw(parts, found), about
+    return routes.draw(exp, result), about
 
 
-def _residuals(parts: "Experiment", state: "TrainState") -> "Drawn":
+def _residuals(exp: "Experiment", state: "TrainState") -> "Drawn":
     from dresnet_jax.figures import residuals
 
-    found = residuals.scales(parts, state)
-    print(residuals.table(found))
-    return residuals.draw(found), {"scales": {i: a.tolist() for i, a in found.items()}}
+    result = residuals.scales(exp, state)
+    print(residuals.table(result))
+    return residuals.draw(result), {
+        "scales": {i: a.tolist() for i, a in result.items()}
+    }
 
 
 if __name__ == "__main__":

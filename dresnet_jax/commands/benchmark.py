@@ -116,9 +116,9 @@ def _conditional(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
 
     command.use_compilation_cache()
     if command.flags.workdir:
-        parts, restored = evaluation.open_run(command.workdir())
-        config = parts.config
-        network = conditional_costs.trained(parts, restored.state, _BATCH_SIZE.value)
+        exp, restored = evaluation.open_run(command.workdir())
+        config = exp.config
+        network = conditional_costs.trained(exp, restored.state, _BATCH_SIZE.value)
     else:
         config.data.batch_size = _BATCH_SIZE.value or conditional_costs.BATCH_SIZE
         network = conditional_costs.fresh(config, rates)

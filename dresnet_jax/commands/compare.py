@@ -28,16 +28,16 @@ def main() -> None:
     from dresnet_jax.training import experiment, workdir
 
     command.use_compilation_cache()
-    parts = experiment.build(config.base)
-    prepared.require(parts.dataset, config.base.data.data_dir)
+    exp = experiment.build(config.base)
+    prepared.require(exp.dataset, config.base.data.data_dir)
     grows = bool(config.base.growth.events)
     if grows:
         growth.check(config)
     with workdir.claim(directory, config, overwrite=command.flags.overwrite):
         if grows:
-            found = growth.run(config, directory, command.line)
-            print(growth.table(found), directory / "report.md", sep="\n")
-            command.finish(found)
+            result = growth.run(config, directory, command.line)
+            print(growth.table(result), directory / "report.md", sep="\n")
+            command.finish(result)
             return
         plan = grid.plan(config, directory)
         grid.write_plan(plan, directory)
@@ -61,13 +61,13 @@ def main() -> None:
             for group, seconds in ended:
                 shown.ended(group, seconds)
         finished, failed = grid.read(runs)
-        found = report.report(config, plan, finished, failed, command.line)
-        report.write(found, finished, directory)
-    print(report.table(found))
-    for sentence in found["answer"]:
+        result = report.report(config, plan, finished, failed, command.line)
+        report.write(result, finished, directory)
+    print(report.table(result))
+    for sentence in result["answer"]:
         print(sentence)
     print(f"report: {directory / 'report.html'}")
-    command.finish(found)
+    command.finish(result)
 
 
 if __name__ == "__main__":

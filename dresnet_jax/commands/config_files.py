@@ -90,7 +90,7 @@ def choices(near: Path = Path("configs")) -> str:
     configs = Path("configs")
     directory = near if near.is_dir() and configs in near.parents else configs
     others = ("__init__", "common")
-    found = sorted(str(x) for x in directory.glob("*.py") if x.stem not in others)
-    if not found:
+    result = sorted(str(x) for x in directory.glob("*.py") if x.stem not in others)
+    if not result:
         return "give the path of a config; there is no directory configs here"
-    return f"give one of {', '.join(found)}"
+    return f"give one of {', '.join(result)}"

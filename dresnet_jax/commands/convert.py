@@ -50,17 +50,17 @@ def main() -> None:
         pick("model", _MODEL.value, zoo.MODELS)
         fields = {"model.name": _MODEL.value, "model.stem": zoo.OWN}
         config = defaults.replace(config, fields)
-    parts = experiment.build(config)
+    exp = experiment.build(config)
     weights = torch_weights.read(source)
-    spec = parts.model.spec
-    placed = torch_weights.place(spec, parts.create_state(abstract=True), weights)
-    state = transfer.exchange(parts.create_state(), placed.weights)
+    spec = exp.model.spec
+    placed = torch_weights.place(spec, exp.create_state(abstract=True), weights)
+    state = transfer.exchange(exp.create_state(), placed.weights)
     about = {"converted_from": str(source)}
-    transfer.write_start(directory, parts.config, state, about)
+    transfer.write_start(directory, exp.config, state, about)
     print(f"{len(placed.weights)} weights in the names of {placed.scheme}")
     print(
-        f"pixels are normalised by mean {parts.dataset.mean}, standard deviation "
-        f"{parts.dataset.std}: --config.data.mean and --config.data.std name others"
+        f"pixels are normalised by mean {exp.dataset.mean}, standard deviation "
+        f"{exp.dataset.std}: --config.data.mean and --config.data.std name others"
     )
     for name in placed.missing:
         print(f"  new here: {name}")
@@ -81,8 +81,8 @@ def _write(directory: epath.Path, path: epath.Path) -> dict[str, object]:
     from dresnet_jax.training import evaluation, torch_weights
 
     command.use_compilation_cache()
-    parts, restored = evaluation.open_run(directory)
-    left = torch_weights.write(parts.model.spec, restored.state, path)
+    exp, restored = evaluation.open_run(directory)
+    left = torch_weights.write(exp.model.spec, restored.state, path)
     print(f"{path}: step {restored.step} of {directory}")
     for name in left:
         print(f"  left out: {name}")

@@ -26,15 +26,17 @@ def main() -> None:
     from dresnet_jax.training import evaluation, transfer
 
     command.use_compilation_cache()
-    parts, restored = evaluation.open_run(directory)
-    network = pruning.Network(parts, restored.state)
+    exp, restored = evaluation.open_run(directory)
+    network = pruning.Network(exp, restored.state)
     chosen = discretising.choices(network)
     before = pruning.accuracy(network)
     smaller = pruning.measured(discretising.discretised(network, chosen))
     after = pruning.accuracy(smaller)
     about = {"discretised_from": str(directory), "step": restored.step}
-    transfer.write_start(to, smaller.parts.config, smaller.state, about)
-    operations = tuple(b.mixture.operations for b in smaller.parts.model.spec.blocks)
+    transfer.write_start(to, smaller.experiment.config, smaller.state, about)
+    operations = tuple(
+        b.mixture.operations for b in smaller.experiment.model.spec.blocks
+    )
     # In quotes that stand inside those of a shell.
     written = str(operations).replace(" ", "").replace("'", '"')
     print(discretising.table(chosen))

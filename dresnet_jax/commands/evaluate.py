@@ -67,26 +67,26 @@ def main() -> None:
 
     command.use_compilation_cache()
     # Wrong values are named before the run is opened, which takes its time.
-    wanted = early_exit_report.Wanted(
+    goal = early_exit_report.Goal(
         confidence=_CONFIDENCE.value,
         max_loss=_MAX_LOSS.value,
         budget=_BUDGET.value,
         per_batch=_PER_BATCH.value,
         min_depth=_MIN_DEPTH.value,
     )
-    parts, restored = evaluation.open_run(directory, _DATA_DIR.value)
+    exp, restored = evaluation.open_run(directory, _DATA_DIR.value)
     about = {"workdir": str(directory), "split": _SPLIT.value, "step": restored.step}
     if early:
-        found, curve = early_exit_report.measure(
-            parts, restored.state, wanted, _SPLIT.value
+        result, curve = early_exit_report.measure(
+            exp, restored.state, goal, _SPLIT.value
         )
-        report = about | found
+        report = about | result
         early_exit_report.write(directory, report, curve)
         print(early_exit_report.text(report))
         command.finish(report)
         return
-    examples = parts.open_splits()[_SPLIT.value]
-    evaluated = evaluation.evaluate(parts, restored.state, examples)
+    examples = exp.open_splits()[_SPLIT.value]
+    evaluated = evaluation.evaluate(exp, restored.state, examples)
     report = {
         **about,
         "examples": len(evaluated.labels),
@@ -94,7 +94,7 @@ def main() -> None:
         "accuracy": evaluated.accuracy,
         "loss": evaluated.loss,
         **evaluation_tables.per_class(
-            evaluated.labels, evaluated.predictions, parts.dataset.class_names
+            evaluated.labels, evaluated.predictions, exp.dataset.class_names
         ),
     }
     print(evaluation_tables.table(report))

@@ -34,17 +34,17 @@ def main() -> None:
     command.use_compilation_cache()
     if config.evolution.edges:
         config = experiment.with_own_projections(config)
-    parts = experiment.build(config)
+    exp = experiment.build(config)
     evolution.check(config)
     there = space.of_config(config)
-    prepared.require(parts.dataset, config.data.data_dir)
+    prepared.require(exp.dataset, config.data.data_dir)
     with workdir.claim(directory, config, overwrite=command.flags.overwrite):
         population = Population(config, directory)
         if population.num_known:
             print(f"{population.num_known} structures were trained before", flush=True)
         asked = config.evolution
         names = [asked.algorithm, *(["random"] if asked.against_random else [])]
-        found = {
+        result = {
             name: evolution.search(
                 there,
                 population,
@@ -55,11 +55,11 @@ def main() -> None:
             )
             for name in dict.fromkeys(names)
         }
-        span = evolution.span(itertools.chain(*found.values()))
+        span = evolution.span(itertools.chain(*result.values()))
         volumes = {
-            name: evolution.hypervolumes(each, span) for name, each in found.items()
+            name: evolution.hypervolumes(each, span) for name, each in result.items()
         }
-        front = evolution.front(found[asked.algorithm])
+        front = evolution.front(result[asked.algorithm])
         report = {
             "workdir": str(directory),
             "space": there.size,
@@ -76,7 +76,7 @@ def main() -> None:
         }
         json_files.write_json(directory / "report.json", report)
         picture = directory / "evolution.png"
-        pictures.save(evolution.draw(found, front, volumes), picture)
+        pictures.save(evolution.draw(result, front, volumes), picture)
     print(evolution.table(front, population.member))
     for name, each in volumes.items():
         print(f"{name}: {len(each)} structures, hypervolume {each[-1]:.4f}")

@@ -4,7 +4,7 @@
     python -m dresnet_jax.predict --exported=exported image.png
 
 The network is that of the newest checkpoint, for inference: batch norms stand in the
-kernels, and openings are numbers. The directory holds network.jax, which
+kernels, and gate_values are numbers. The directory holds network.jax, which
 jax.export.deserialize reads, signature.json and weights.safetensors.
 """
 
@@ -27,9 +27,9 @@ def main() -> None:
     from dresnet_jax.training import evaluation
 
     command.use_compilation_cache()
-    parts, restored = evaluation.open_run(directory)
+    exp, restored = evaluation.open_run(directory)
     about = {"workdir": str(directory), "step": restored.step}
-    signature = exported.write(parts, restored.state, to, about)
+    signature = exported.write(exp, restored.state, to, about)
     for end in ("input", "output"):
         what = signature[end]
         print(f"{end}: {what['name']} {what['dtype']} {what['shape']}")

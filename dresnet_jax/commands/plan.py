@@ -49,16 +49,16 @@ def _here() -> dict[str, Any]:
     from dresnet_jax.training import experiment
 
     command.use_compilation_cache()
-    parts = experiment.build(config)
-    report = _describe(parts)
+    exp = experiment.build(config)
+    report = _describe(exp)
     if _NO_COMPILE.value:
-        print(f"FLOPs per step:      {parts.step_flops / 1e9:12.3f} G")
-        report["flops_per_step"] = parts.step_flops
+        print(f"FLOPs per step:      {exp.step_flops / 1e9:12.3f} G")
+        report["flops_per_step"] = exp.step_flops
     else:
-        program = cost.of(parts.compile_train_step(), parts.step_flops)
+        program = cost.of(exp.compile_train_step(), exp.step_flops)
         print(tables.cost_table(program))
         report |= tables.counts(program)
-    return report | _added(parts)
+    return report | _added(exp)
 
 
 def _on_target() -> dict[str, Any]:
@@ -84,32 +84,32 @@ def _on_target() -> dict[str, Any]:
     return report | tables.counts(plan.cost) | plan.report() | added | more
 
 
-def _describe(parts: "experiment.Experiment") -> dict[str, Any]:
+def _describe(exp: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
     from clu import parameter_overview
 
     from dresnet_jax.training import reporting
     from dresnet_jax.training.state import num_parameters
 
-    params = parts.create_state(abstract=True).params
+    params = exp.create_state(abstract=True).params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
-    print(f"connections: {reporting.connections(parts)}")
-    name, size = parts.config.model.name, num_parameters(params)
+    print(f"connections: {reporting.connections(exp)}")
+    name, size = exp.config.model.name, num_parameters(params)
     print(f"{name}: {size:,} parameters")
     return {
         "model": name,
         "params": size,
-        "num_steps": parts.num_steps,
-        "batch_size": parts.recipe.batch_size,
+        "num_steps": exp.num_steps,
+        "batch_size": exp.recipe.batch_size,
     }
 
 
-def _added(parts: "experiment.Experiment") -> dict[str, Any]:
+def _added(exp: "experiment.Experiment") -> dict[str, Any]:
     """Prints what connections add to the plain network."""
     from dresnet_jax.training import reporting
 
-    reporting.print_connection_cost(parts)
-    more_params, more_flops = reporting.connection_cost(parts)
+    reporting.print_connection_cost(exp)
+    more_params, more_flops = reporting.connection_cost(exp)
     return {"connections_add": {"params": more_params, "flops": more_flops}}
 
 

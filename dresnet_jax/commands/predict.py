@@ -74,8 +74,8 @@ def main(*names: str) -> None:
             cells = [f"{x['class']} {x['probability']:.3f}" for x in top]
             cells += [f"after block {n}" for n in depth.values()]
             print(f"{printable(path)}: {', '.join(cells)}", flush=True)
-    found = {"predictions": predictions, "unreadable": files.unreadable}
-    command.finish(network.about | found)
+    result = {"predictions": predictions, "unreadable": files.unreadable}
+    command.finish(network.about | result)
     if files.unreadable:
         many = f"{len(files.unreadable)} of {len(files.paths)}"
         raise RunFailedError(f"{many} are not answered.")

@@ -62,13 +62,13 @@ def main() -> None:
         return
     result: dict[str, Any] = {"dataset": name}
     if name == "folder":
-        path, found = preparation.prepare_folder(
+        path, value = preparation.prepare_folder(
             data_dir, from_dir, skip_corrupt=_SKIP_CORRUPT.value
         )
-        print("\n".join(found.lines()))
+        print("\n".join(value.lines()))
         result |= {
-            "images": {split: len(files) for split, files in found.files.items()},
-            "left_out": dict(+found.left_out),
+            "images": {split: len(files) for split, files in value.files.items()},
+            "left_out": dict(+value.left_out),
         }
     else:
         path = preparation.prepare(catalog.DATASETS[name], data_dir, from_dir)

@@ -32,9 +32,9 @@ def main() -> None:
     from dresnet_jax.training import experiment
 
     command.use_compilation_cache()
-    parts = experiment.build(config)
-    seed, recipe = parts.config.seed, parts.recipe
-    examples = sources.open_splits(parts.dataset, parts.config.data.data_dir)["train"]
+    exp = experiment.build(config)
+    seed, recipe = exp.config.seed, exp.recipe
+    examples = sources.open_splits(exp.dataset, exp.config.data.data_dir)["train"]
     # The whole first batch, since mixing takes partners from all of it.
     rows = np.arange(recipe.batch_size)
     batches = streaming.TrainBatches(examples, recipe, seed, rows, [Call(0, 1)])

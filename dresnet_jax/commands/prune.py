@@ -46,26 +46,28 @@ def main() -> None:
     from dresnet_jax.training import evaluation, transfer
 
     command.use_compilation_cache()
-    parts, restored = evaluation.open_run(directory)
-    network = pruning.Network(parts, restored.state)
-    carriers = pruning.ranked(network)
+    exp, restored = evaluation.open_run(directory)
+    network = pruning.Network(exp, restored.state)
+    ranking = pruning.ranked(network)
     before = pruning.accuracy(network)
-    smaller = pruning.pruned(network, _left(network, carriers, before))
+    smaller = pruning.pruned(network, _left(network, ranking, before))
     was, graph = (
-        one.parts.model.spec.connections.topology for one in (network, smaller)
+        one.experiment.model.spec.connections.topology for one in (network, smaller)
     )
     edges, gone = graph.edges, sorted(set(was.blocks) - set(graph.blocks))
     after = pruning.accuracy(smaller)
     about = {"pruned_from": str(directory), "step": restored.step}
-    transfer.write_start(to, smaller.parts.config, smaller.state, about)
-    print(pruning.table(carriers, edges))
+    transfer.write_start(to, smaller.experiment.config, smaller.state, about)
+    print(pruning.table(ranking, edges))
     print(
-        f"{len(edges)} of {len(carriers)} connections are left; validation accuracy "
+        f"{len(edges)} of {len(ranking)} connections are left; validation accuracy "
         f"{before:.4f} before, {after:.4f} after"
     )
     if gone:
         print(f"blocks that go with their connections: {gone}")
-    topology = str(smaller.parts.config.model.connections.topology).replace(" ", "")
+    topology = str(smaller.experiment.config.model.connections.topology).replace(
+        " ", ""
+    )
     print(transfer.how_to_train_on(to, "model.connections.topology", topology))
     command.finish(
         {
@@ -74,7 +76,7 @@ def main() -> None:
             "step": restored.step,
             "edges": sorted(edges),
             "removed_blocks": gone,
-            "removed": sorted(c.edge for c in carriers if c.edge not in edges),
+            "removed": sorted(c.edge for c in ranking if c.edge not in edges),
             "validation_accuracy": {"before": before, "after": after},
         }
     )
@@ -90,23 +92,23 @@ def _check_ranges() -> None:
 
 
 def _left(
-    network: "pruning.Network", carriers: "list[pruning.Carrier]", before: float
+    network: "pruning.Network", ranking: "list[pruning.RankedEdge]", before: float
 ) -> "list[pruning.Edge]":
     """The connections that are left, by the flag that was given."""
     from dresnet_jax.structure import pruning
 
     keep, threshold, max_loss = _KEEP.value, _THRESHOLD.value, _MAX_LOSS.value
     if keep is not None:
-        if not 0 <= keep <= len(carriers):
+        if not 0 <= keep <= len(ranking):
             raise UserError(
-                f"--keep={keep} must be from 0 to the {len(carriers)} connections that "
+                f"--keep={keep} must be from 0 to the {len(ranking)} connections that "
                 "there are."
             )
-        return [carrier.edge for carrier in carriers[len(carriers) - keep :]]
+        return [one.edge for one in ranking[len(ranking) - keep :]]
     if threshold is not None:
-        return [c.edge for c in carriers if c.carried >= threshold]
+        return [c.edge for c in ranking if c.strength >= threshold]
     accuracy = functools.partial(pruning.accuracy_with, network)
-    return pruning.most_removed(carriers, accuracy, before - max_loss)
+    return pruning.most_removed(ranking, accuracy, before - max_loss)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def main() -> None:
         processes.say(processes.description())
     if not command.flags.overwrite:
         config = run_config.as_begun(directory, config)
-    parts = experiment.build(config)
-    prepared.require(parts.dataset, config.data.data_dir)
+    exp = experiment.build(config)
+    prepared.require(exp.dataset, config.data.data_dir)
     watch = functools.partial(
         watching.Watch,
         directory,
@@ -80,7 +80,7 @@ def main() -> None:
         peak_flops=chips.peak_flops(jax.devices()[0]),
     )
     if config.growth.events:
-        events.check(parts)
+        events.check(exp)
     claim = workdir.claim(directory, config, overwrite=command.flags.overwrite)
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(claim))
@@ -88,7 +88,7 @@ def main() -> None:
         if config.growth.events:
             report = training.run(config, directory, watch)
         else:
-            report = loop.run(parts, directory, watch())
+            report = loop.run(exp, directory, watch())
     if not processes.is_first():
         return
     if report["gates"]:

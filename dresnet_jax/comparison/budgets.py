@@ -74,42 +74,42 @@ def measure_together(config: ml_collections.ConfigDict, seeds: int) -> Together:
     """Measures whether several seeds of a run train faster in one program."""
     if seeds == 1:
         return Together(1)
-    parts = experiment.build(config)
-    steps = {1: _steps(parts), seeds: _steps_together(parts, seeds)}
+    exp = experiment.build(config)
+    steps = {1: _steps(exp), seeds: _steps_together(exp, seeds)}
     seconds = cost.interleaved_seconds(steps, _ROUNDS)
-    medians = {count: float(np.median(found)) for count, found in seconds.items()}
+    medians = {count: float(np.median(result)) for count, result in seconds.items()}
     ratio = medians[seeds] / (seeds * medians[1])
     return Together(seeds if ratio < 1 else 1, seeds, ratio)
 
 
 def measure(configs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, Costs]:
     """Counts and times a training step of every variant, in turn."""
-    parts = {name: experiment.build(config) for name, config in configs.items()}
-    steps = {name: _steps(part) for name, part in parts.items()}
+    exp = {name: experiment.build(config) for name, config in configs.items()}
+    steps = {name: _steps(part) for name, part in exp.items()}
     seconds = cost.interleaved_seconds(steps, _ROUNDS)
     times = {
-        name: np.quantile(found, (0.5, 0, 1), method="nearest") / _STEPS
-        for name, found in seconds.items()
+        name: np.quantile(result, (0.5, 0, 1), method="nearest") / _STEPS
+        for name, result in seconds.items()
     }
     return {
         name: Costs(_num_parameters(part), part.step_flops, *times[name].tolist())
-        for name, part in parts.items()
+        for name, part in exp.items()
     }
 
 
-def _steps(parts: experiment.Experiment) -> Callable[[], object]:
+def _steps(exp: experiment.Experiment) -> Callable[[], object]:
     """Compiles a training step, to run it on its data."""
-    (inputs,) = _inputs(parts, [parts.config.seed])
-    return _repeated(parts.compile_train_step(), parts.create_state(), inputs)
+    (inputs,) = _inputs(exp, [exp.config.seed])
+    return _repeated(exp.compile_train_step(), exp.create_state(), inputs)
 
 
-def _steps_together(parts: experiment.Experiment, seeds: int) -> Callable[[], object]:
+def _steps_together(exp: experiment.Experiment, seeds: int) -> Callable[[], object]:
     """Does as `_steps`, with several seeds in one program."""
-    program = together.compile_train_steps(parts, seeds, 1)
+    program = together.compile_train_steps(exp, seeds, 1)
     return _repeated(
         lambda states, inputs: zip(*program(states, inputs), strict=True),
-        tuple(parts.with_seed(seed).create_state() for seed in range(seeds)),
-        tuple(_inputs(parts, range(seeds))),
+        tuple(exp.with_seed(seed).create_state() for seed in range(seeds)),
+        tuple(_inputs(exp, range(seeds))),
     )
 
 
@@ -127,17 +127,17 @@ def _repeated(
     return run
 
 
-def _inputs(parts: experiment.Experiment, seeds: Iterable[int]) -> Iterator[StepInputs]:
+def _inputs(exp: experiment.Experiment, seeds: Iterable[int]) -> Iterator[StepInputs]:
     """The inputs of the first step with each seed."""
-    train = parts.inputs.place(parts.open_splits()["train"])
+    train = exp.inputs.place(exp.open_splits()["train"])
     for seed in seeds:
-        data = parts.inputs.data(train, seed, parts.calls(0)[:1])
+        data = exp.inputs.data(train, seed, exp.calls(0)[:1])
         yield next(data)[0]
         data.close()
 
 
-def _num_parameters(parts: experiment.Experiment) -> int:
-    return num_parameters(parts.create_state(abstract=True).params)
+def _num_parameters(exp: experiment.Experiment) -> int:
+    return num_parameters(exp.create_state(abstract=True).params)
 
 
 def count_params(config: ml_collections.ConfigDict) -> float:
@@ -152,14 +152,14 @@ def count_flops(config: ml_collections.ConfigDict) -> float:
 
 def widened(
     config: ml_collections.ConfigDict,
-    wanted: float,
+    target: float,
     count: Callable[[ml_collections.ConfigDict], float],
 ) -> ml_collections.ConfigDict:
     """Returns the config with the width that comes nearest to a count.
 
     Args:
       config: of a run; its width is where the search begins.
-      wanted: what shall be counted.
+      target: the count to reach.
       count: `count_params` or `count_flops`, which grow with the width.
 
     Raises:
@@ -171,18 +171,18 @@ def widened(
 
     start = zoo.width(config.model) / _WIDTH_STEP
     least, most = max(round(1 / _WIDTH_STEP), round(start / 4)), round(start * 4)
-    # Counts by step, of which the one at `low` is not above what is wanted, and the one
+    # Counts by step, of which the one at `low` is not above the target, and the one
     # at `high` is. Each takes a trace, and is nearly a square: a few are enough.
     counts: dict[int, float] = {}
     low, high, step = least - 1, most + 1, round(start)
     while high - low > 1:
         counts[step] = count(at(step))
-        low, high = (step, high) if counts[step] <= wanted else (low, step)
-        by_square = round(step * math.sqrt(wanted / counts[step]))
+        low, high = (step, high) if counts[step] <= target else (low, step)
+        by_square = round(step * math.sqrt(target / counts[step]))
         step = min(max(by_square, low + 1), high - 1)
-    if low < least or (high > most and counts[low] != wanted):
+    if low < least or (high > most and counts[low] != target):
         raise UserError(
             f"No model.width from {least * _WIDTH_STEP:g} to {most * _WIDTH_STEP:g} of "
-            f"{config.model.name} has {wanted:,.0f}."
+            f"{config.model.name} has {target:,.0f}."
         )
-    return at(min(counts, key=lambda step: abs(counts[step] - wanted)))
+    return at(min(counts, key=lambda step: abs(counts[step] - target)))

@@ -13,17 +13,17 @@ SOLID = 0.01
 OPEN, CLOSED = 0.75, 0.25
 
 
-def findings(found: Mapping[str, Any]) -> list[dict[str, str]]:
+def findings(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns what a report answers besides its main question.
 
     Args:
-      found: the report, before numbers that are not finite are replaced.
+      result: the report, before numbers that are not finite are replaced.
 
     Returns:
       For each the `question` that a reader would ask, the `answer` of the numbers, and
       the name of the `figure` that shows it.
     """
-    return [*_against_reference(found), *_of_gates(found)]
+    return [*_against_reference(result), *_of_gates(result)]
 
 
 def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
@@ -57,10 +57,10 @@ def p_in_words(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _against_reference(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    main = found["main"]
-    for row in found["comparisons"]:
-        mean = found["variants"][main].get(row["metric"], {}).get("mean")
+def _against_reference(result: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    main = result["main"]
+    for row in result["comparisons"]:
+        mean = result["variants"][main].get(row["metric"], {}).get("mean")
         difference = row["difference"]
         way = "above" if difference >= 0 else "below"
         if row["metric"] == "train_loss":
@@ -81,8 +81,8 @@ def _against_reference(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             }
 
 
-def _of_gates(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    gated = {name: v for name, v in found["variants"].items() if "gates" in v}
+def _of_gates(result: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    gated = {name: v for name, v in result["variants"].items() if "gates" in v}
     if not gated:
         return
     still = [name for name, v in gated.items() if v["gate_drift"]["mean"] < SOLID]
@@ -112,7 +112,7 @@ def _of_gates(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             "answer": f"Mean of k at the start and at the end: {'; '.join(learnt)}.",
             "figure": "gate_functions",
         }
-    if (main := found["main"]) in gated:
+    if (main := result["main"]) in gated:
         yield {
             "question": f"Which connections does {main} keep?",
             "answer": _kept(gated[main]["gates"]),
@@ -123,15 +123,13 @@ def _of_gates(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 def _kept(gates: Mapping[str, Mapping[str, float]]) -> str:
     """Which connections are open, and whether distance matters."""
     edges = [
-        (opening, int(i), int(k))
-        for i, row in gates.items()
-        for k, opening in row.items()
+        (gate, int(i), int(k)) for i, row in gates.items() for k, gate in row.items()
     ]
-    values = np.array([opening for opening, _, _ in edges])
+    values = np.array([gate for gate, _, _ in edges])
     distances = np.array([i - k for _, i, k in edges])
     most = ", ".join(
-        f"block {i} from {k} ({opening:.2f})"
-        for opening, i, k in sorted(edges, reverse=True)[:3]
+        f"block {i} from {k} ({gate:.2f})"
+        for gate, i, k in sorted(edges, reverse=True)[:3]
     )
     middle = np.median(distances)
     near, far = values[distances <= middle], values[distances > middle]

@@ -114,9 +114,9 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
         )
     for variant in variants.values():
         experiment.build(variant)
-    found = directory / _PLAN
-    if found.exists():
-        return _read_plan(variants, json.loads(found.read_text()))
+    result = directory / _PLAN
+    if result.exists():
+        return _read_plan(variants, json.loads(result.read_text()))
     return _new_plan(config, variants)
 
 
@@ -173,16 +173,16 @@ def write_plan(plan: Plan, directory: epath.Path) -> None:
 
 
 def _read_plan(
-    variants: dict[str, ml_collections.ConfigDict], found: dict[str, Any]
+    variants: dict[str, ml_collections.ConfigDict], result: dict[str, Any]
 ) -> Plan:
-    for name, fields in found["matched"].items():
+    for name, fields in result["matched"].items():
         variants[name] = defaults.replace(
-            variants[found["references"]["steps"]],
+            variants[result["references"]["steps"]],
             {"model.width": fields["width"], "train.num_steps": fields["num_steps"]},
         )
-    costs = {name: Costs(**cost) for name, cost in found["costs"].items()}
-    together = Together(**found["together"])
-    return Plan(variants, found["references"], costs, found["machine"], together)
+    costs = {name: Costs(**cost) for name, cost in result["costs"].items()}
+    together = Together(**result["together"])
+    return Plan(variants, result["references"], costs, result["machine"], together)
 
 
 def runs(
@@ -198,28 +198,30 @@ def runs(
     seeds = {
         name: config.seeds if name in compared else others for name in plan.variants
     }
-    parts = {name: experiment.build(config) for name, config in plan.variants.items()}
+    experiments = {
+        name: experiment.build(config) for name, config in plan.variants.items()
+    }
     places = {
         name: directory / "runs" / own
         for name, own in _directories(plan.variants).items()
     }
     first = config.first_seed
-    found = [
-        Run(name, seed, places[name] / str(seed), parts[name].with_seed(seed))
+    result = [
+        Run(name, seed, places[name] / str(seed), experiments[name].with_seed(seed))
         for seed in range(first, first + max(seeds.values()))
         for name in plan.variants
         if seed < first + seeds[name]
     ]
-    for run in found:
+    for run in result:
         if run.is_done:
             run_config.require_config(run.directory, run.experiment.config)
-    return found
+    return result
 
 
-def read(found: list[Run]) -> tuple[list[Run], dict[str, str]]:
+def read(result: list[Run]) -> tuple[list[Run], dict[str, str]]:
     """Returns the runs that ended well, and why the others did not, by directory."""
     finished, failed = [], {}
-    for run in found:
+    for run in result:
         failure = run.directory / FAILED
         if failure.exists():
             failed[str(run.directory)] = json.loads(failure.read_text())["error"]
@@ -230,15 +232,15 @@ def read(found: list[Run]) -> tuple[list[Run], dict[str, str]]:
 
 def _directories(variants: Iterable[str]) -> dict[str, str]:
     """Returns the name of each variant's directory, which no other variant has."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for name in variants:
         slug = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
         if not slug.strip("."):
             slug = "variant"
         numbered = (f"{slug}_{number}" for number in itertools.count(2))
         names = itertools.chain([slug], numbered)
-        found[name] = next(x for x in names if x not in found.values())
-    return found
+        result[name] = next(x for x in names if x not in result.values())
+    return result
 
 
 def _changed(

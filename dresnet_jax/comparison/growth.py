@@ -62,11 +62,11 @@ def run(
     Returns:
       The report.
     """
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    result: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         for name, report in _of_seed(config.base, seed, directory).items():
-            found[name].append(report)
-    report = _report(config, found, command)
+            result[name].append(report)
+    report = _report(config, result, command)
     json_files.write_json(directory / "report.json", report)
     figure = plots.accuracy(report["variants"])
     pictures.save(figure, directory / "accuracy.png")
@@ -92,13 +92,13 @@ def _of_seed(
         if "multiply_adds" in entry
     )
     longer = grown["steps"] + round(chosen / _each_step(structure))
-    found = {GROWN: grown}
+    result = {GROWN: grown}
     for name, own in ((LAST, structure), (FIRST, start)):
         steps = round(spent / _each_step(own))
         config = defaults.replace(own, {"growth.events": (), "train.num_steps": steps})
         report = _trained(config, place(name))
-        found[name] = report | {"training_multiply_adds": steps * _each_step(config)}
-    return found | {RANDOM: _by_chance(start, longer, spent, place)}
+        result[name] = report | {"training_multiply_adds": steps * _each_step(config)}
+    return result | {RANDOM: _by_chance(start, longer, spent, place)}
 
 
 def _by_chance(
@@ -118,7 +118,7 @@ def _by_chance(
     growth, epoch = start.growth, experiment.build(start).steps_per_epoch
     *_, event = optimizer.event_steps(growth, epoch)
     least = event + growth.trial_epochs * epoch
-    found: dict[int, dict[str, Any]] = {}
+    result: dict[int, dict[str, Any]] = {}
     for number in range(_TRIES):
         config = defaults.replace(
             start, {"train.num_steps": max(steps, least), "growth.choose": "random"}
@@ -126,12 +126,12 @@ def _by_chance(
         directory = place(f"{RANDOM} {number}")
         report = _trained(config, directory)
         off = spent - report["training_multiply_adds"]
-        found.setdefault(abs(off), report)
+        result.setdefault(abs(off), report)
         if abs(off) <= _NEAR * spent:
             break
         last = _each_step(_structure(start, directory))
         steps = report["steps"] + round(off / last)
-    return found[min(found)]
+    return result[min(result)]
 
 
 def _structure(
@@ -167,21 +167,21 @@ def _trained(
             training.run(config, directory, watch)
         else:
             loop.run(experiment.build(config), directory)
-    found = json.loads(path.read_text())
-    print(f"{directory}: test accuracy {found['test_accuracy']:.4f}", flush=True)
-    return found
+    result = json.loads(path.read_text())
+    print(f"{directory}: test accuracy {result['test_accuracy']:.4f}", flush=True)
+    return result
 
 
 def _report(
     config: ml_collections.ConfigDict,
-    found: Mapping[str, Sequence[dict[str, Any]]],
+    value: Mapping[str, Sequence[dict[str, Any]]],
     command: str,
 ) -> dict[str, Any]:
     """The figures of all variants, and how far the grown one is above the others."""
     fields = ("test_accuracy", "params", "steps", "training_multiply_adds")
     figures = {
         name: {field: [report[field] for report in reports] for field in fields}
-        for name, reports in found.items()
+        for name, reports in value.items()
     }
     values = {name: one["test_accuracy"] for name, one in figures.items()}
     spent = {name: one["training_multiply_adds"] for name, one in figures.items()}
@@ -208,7 +208,7 @@ def _report(
             name: {**dataclasses.asdict(one.estimate), "p": one.p, "corrected_p": p}
             for name, one, p in zip(others, differences, corrected, strict=True)
         },
-        "history": [report["history"] for report in found[GROWN]],
+        "history": [report["history"] for report in value[GROWN]],
     }
     return json_files.finite(result)
 

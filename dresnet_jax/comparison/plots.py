@@ -33,9 +33,9 @@ class Captioned:
     figure: Figure
 
 
-def figures(found: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned]:
+def figures(value: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned]:
     """Returns all figures, in the order of the report."""
-    names = list(found["variants"])
+    names = list(value["variants"])
     runs = {name: [run for run in finished if run.variant == name] for name in names}
     result = [
         Captioned(
@@ -43,7 +43,7 @@ def figures(found: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned
             "Test accuracy",
             "Mean test accuracy of each variant, with its 95 % interval; dots are "
             "seeds.",
-            accuracy(found["variants"]),
+            accuracy(value["variants"]),
         ),
         Captioned(
             "curves",
@@ -57,10 +57,10 @@ def figures(found: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned
             "Train, validation and test of each",
             "For each variant the accuracy on the training and the validation split "
             "over the steps, and on the test split at the step chosen on validation.",
-            _splits(runs, found["variants"]),
+            _splits(runs, value["variants"]),
         ),
     ]
-    gated = {name: runs[name] for name in names if "gates" in found["variants"][name]}
+    gated = {name: runs[name] for name in names if "gates" in value["variants"][name]}
     if gated:
         result += [
             Captioned(
@@ -91,11 +91,11 @@ def mean_gates(runs: Sequence[Run]) -> tuple[list[int], list[dict[str, Any]]]:
     steps = [line["step"] for line in lines[0]]
     means = []
     for number in range(len(steps)):
-        found = [of_run[number]["gates"] for of_run in lines]
+        result = [of_run[number]["gates"] for of_run in lines]
         means.append(
             {
-                i: {k: float(np.mean([one[i][k] for one in found])) for k in row}
-                for i, row in found[0].items()
+                i: {k: float(np.mean([one[i][k] for one in result])) for k in row}
+                for i, row in result[0].items()
             }
         )
     return steps, means
@@ -107,11 +107,11 @@ def accuracy(variants: Mapping[str, Any]) -> Figure:
     height = 1.2 + 0.4 * len(names)
     figure, axis = plt.subplots(figsize=(8, height), layout="constrained")
     for row, name in enumerate(names):
-        found = variants[name]["test_accuracy"]
-        if found["low"] is not None:
-            axis.plot([found["low"], found["high"]], [row, row], color="C0", lw=2)
-        axis.plot(found["mean"], row, "D", color="C0")
-        axis.plot(found["values"], [row] * found["runs"], ".", color="C1", alpha=0.7)
+        result = variants[name]["test_accuracy"]
+        if result["low"] is not None:
+            axis.plot([result["low"], result["high"]], [row, row], color="C0", lw=2)
+        axis.plot(result["mean"], row, "D", color="C0")
+        axis.plot(result["values"], [row] * result["runs"], ".", color="C1", alpha=0.7)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel("test accuracy")

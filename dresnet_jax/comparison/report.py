@@ -90,7 +90,7 @@ def _variant(
     losses = [_last(run, "train_loss") for run in runs]
     trained = [_last(run, "train_accuracy") for run in runs]
     overfit = list(np.subtract(trained, reported["test_accuracy"]))
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         **dataclasses.asdict(cost),
         "steps": runs[0].report["steps"],
         "seeds": [run.seed for run in runs],
@@ -106,19 +106,19 @@ def _variant(
     }
     if any("gates" in line for line in runs[0].lines):
         model = plan.variants[name].model
-        late = [_late_drift(run) for run in runs]
-        found |= {
+        last_quarter = [_late_drift(run) for run in runs]
+        result |= {
             "gate": model.connections.gate,
             "gate_drift": estimate([run.report["gate_drift"] for run in runs]),
-            "late_drift": estimate(late),
-            "solid": bool(np.mean(late) < findings.SOLID),
+            "late_drift": estimate(last_quarter),
+            "solid": bool(np.mean(last_quarter) < findings.SOLID),
             "gates": plots.mean_gates(runs)[1][-1],
         }
         sharpness = [run.report["gate_sharpness"] for run in runs]
         if None not in sharpness:
-            found["sharpness_at_start"] = model.connections.sharpness
-            found["gate_sharpness"] = estimate(sharpness)
-    return found
+            result["sharpness_at_start"] = model.connections.sharpness
+            result["gate_sharpness"] = estimate(sharpness)
+    return result
 
 
 def _step_of(run: Run, target: float) -> int | None:
@@ -135,7 +135,7 @@ def _late_drift(run: Run) -> float:
     """Mean change of F(w) in the last quarter of a run."""
     gates = [(line["step"], line["gates"]) for line in run.lines if "gates" in line]
     last_step, last = gates[-1]
-    before = [found for step, found in gates if step <= 0.75 * last_step][-1]
+    before = [result for step, result in gates if step <= 0.75 * last_step][-1]
     return gate_values.drift(before, last)
 
 
@@ -162,7 +162,7 @@ def _comparisons(
         seeds = sorted(ours.keys() & theirs.keys())
         if not seeds:
             continue
-        found = statistics.paired(
+        result = statistics.paired(
             *([of[seed] for seed in seeds] for of in (ours, theirs))
         )
         ratio = plan.costs[name].step_seconds / plan.costs[reference].step_seconds
@@ -173,11 +173,11 @@ def _comparisons(
                 "budget": budget,
                 "metric": metric,
                 "seeds": len(seeds),
-                "difference": found.estimate.mean,
-                "low": found.estimate.low,
-                "high": found.estimate.high,
-                "p": found.p,
-                "effect": found.effect,
+                "difference": result.estimate.mean,
+                "low": result.estimate.low,
+                "high": result.estimate.high,
+                "p": result.p,
+                "effect": result.effect,
                 "step_time_ratio": ratio,
             }
         )
@@ -231,10 +231,10 @@ def plan_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """Formats accuracies and comparisons, for a terminal."""
     lines = [f"{'test accuracy, %':34s}{'mean':>8s}{'95 % interval':>18s}{'seeds':>7s}"]
-    for name, variant in found["variants"].items():
+    for name, variant in result["variants"].items():
         estimate = variant["test_accuracy"]
         lines.append(
             f"{name:34s}{statistics.percent(estimate['mean']):>8s}"
@@ -246,7 +246,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"{'paired difference, points':60s}{'mean':>8s}{'95 % interval':>18s}"
         f"{'p':>8s}{'corrected':>11s}",
     ]
-    for row in accuracies(found):
+    for row in accuracies(result):
         p, corrected = (
             "-" if row[name] is None else f"{row[name]:.3f}"
             for name in ("p", "p_corrected")
@@ -259,18 +259,18 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def accuracies(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def accuracies(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Returns the comparisons of test accuracy."""
-    return [row for row in found["comparisons"] if row["metric"] == "test_accuracy"]
+    return [row for row in result["comparisons"] if row["metric"] == "test_accuracy"]
 
 
 def write(
-    found: Mapping[str, Any], finished: Sequence[Run], directory: epath.Path
+    result: Mapping[str, Any], finished: Sequence[Run], directory: epath.Path
 ) -> None:
     """Writes report.json, runs.csv, the figures, report.html and report.md."""
-    json_files.write_json(directory / "report.json", found)
+    json_files.write_json(directory / "report.json", result)
     (directory / "runs.csv").write_text(_csv(finished))
-    figures = plots.figures(found, finished)
+    figures = plots.figures(result, finished)
     for figure in figures:
         pictures.save(figure.figure, directory / f"{figure.name}.png")
     loader = jinja2.PackageLoader("dresnet_jax.comparison", "templates")
@@ -285,12 +285,12 @@ def write(
         "interval": statistics.percent_interval,
     }
     gates = {}
-    for name, variant in found["variants"].items():
+    for name, variant in result["variants"].items():
         if "gates" in variant:
             runs = [run for run in finished if run.variant == name]
             steps, means = plots.mean_gates(runs)
             gates[name] = {"steps": steps, "gates": means}
-    common = {"found": found, "accuracies": accuracies(found)}
+    common = {"found": result, "accuracies": accuracies(result)}
     html = environment.get_template("comparison.html").render(
         **common,
         alpha=findings.ALPHA,

@@ -190,9 +190,9 @@ def _train_there(
     """Trains a group in a worker, which keeps the programs of every variant."""
     if variant not in _EXPERIMENTS:
         _EXPERIMENTS[variant] = experiment.build(config)
-    parts = _EXPERIMENTS[variant]
+    exp = _EXPERIMENTS[variant]
     group = [
-        Run(variant, seed, epath.Path(directory), parts.with_seed(seed))
+        Run(variant, seed, epath.Path(directory), exp.with_seed(seed))
         for seed, directory in places.items()
     ]
     return train(group, together)

@@ -64,13 +64,13 @@ def estimate(
       within: what such a figure can be; the interval is cut there, since the true mean
         lies within, too.
     """
-    found = np.asarray(values, np.float64)
-    mean, low, high = float(found.mean()), np.nan, np.nan
-    if len(found) > 1:
-        error = float(stats.sem(found))
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
+    result = np.asarray(values, np.float64)
+    mean, low, high = float(result.mean()), np.nan, np.nan
+    if len(result) > 1:
+        error = float(stats.sem(result))
+        reach = float(stats.t.ppf((1 + LEVEL) / 2, len(result) - 1)) * error
         low, high = np.clip((mean - reach, mean + reach), *within).tolist()
-    return Estimate(mean, low, high, len(found))
+    return Estimate(mean, low, high, len(result))
 
 
 def summary(
@@ -93,15 +93,15 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
     differences = np.asarray(
         [a - b for a, b in zip(values, reference, strict=True)], np.float64
     )
-    found = estimate(differences)
+    result = estimate(differences)
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     if spread <= _ROUNDING * float(np.max(np.abs([values, reference]))):
         if len(differences) > 1 and not differences.any():
-            return Difference(found, 1.0, 0.0)
-        alone = dataclasses.replace(found, low=np.nan, high=np.nan)
+            return Difference(result, 1.0, 0.0)
+        alone = dataclasses.replace(result, low=np.nan, high=np.nan)
         return Difference(alone, np.nan, np.nan)
     p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return Difference(found, p, found.mean / spread)
+    return Difference(result, p, result.mean / spread)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -129,8 +129,8 @@ def percent(share: float, sign: str = "-") -> str:
     return f"{100 * share:{sign}.2f}"
 
 
-def percent_interval(found: Mapping[str, Any], sign: str = "-") -> str:
+def percent_interval(result: Mapping[str, Any], sign: str = "-") -> str:
     """Formats the interval of an estimate as `percent`; a dash for a single run."""
-    if found["low"] is None:
+    if result["low"] is None:
         return "-"
-    return f"{percent(found['low'], sign)} to {percent(found['high'], sign)}"
+    return f"{percent(result['low'], sign)} to {percent(result['high'], sign)}"

@@ -34,12 +34,12 @@ def of(
 
 def sharpness(params: Any) -> float | None:
     """Returns the mean k of a network's gauss gates; None where it has no k."""
-    found = [
+    result = [
         gates.positive(leaf).mean()
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if getattr(path[-1], "key", None) == "gate_sharpness"
     ]
-    return float(np.mean(jax.device_get(found))) if found else None
+    return float(np.mean(jax.device_get(result))) if result else None
 
 
 def drift(start: GateValues, end: GateValues) -> float:
@@ -78,7 +78,7 @@ def _values(
     if not spec.topology.edges:
         return {}
     module = Connections(spec, channels)
-    arrays: Any = module.apply({"params": parameters}, method=Connections.openings)
+    arrays: Any = module.apply({"params": parameters}, method=Connections.gate_values)
     return arrays
 
 

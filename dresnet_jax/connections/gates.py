@@ -1,4 +1,4 @@
-"""Gate functions: from a raw weight w to the opening F(w) of a connection."""
+"""Gate functions: from a raw weight w to the gate value F(w) of a connection."""
 
 import dataclasses
 import math
@@ -15,16 +15,16 @@ class Gate:
     """A gate function with its inverse.
 
     Attributes:
-      function: (weights, sharpness) -> openings: arrays of shape [sources], or
+      function: (weights, sharpness) -> gate_values: arrays of shape [sources], or
         [sources, channels] for a weight per channel, float32; sharpness is of a shape
         that broadcasts. `weights` are all weights of one block, so a gate may also
         compare a block's sources.
-      inverse: (opening, sharpness) -> the starting weight that gives the opening, of a
+      inverse: (value, sharpness) -> the starting weight that gives the value, of a
         gate that compares sources the one at which a single source has it by `or_none`.
       formula: F(w), as people write it.
       has_sharpness: whether the function reads the sharpness k.
       or_none: of a gate that compares sources, as `function`, but with them stands
-        no source at all, with weight 0, so that openings may add up to less than 1.
+        no source at all, with weight 0, so that gate_values may add up to less than 1.
       closed: a weight with F(w) = 0 from which it can learn, or None where F has none.
       dies: whether a gate that has closed stays so, since its gradient is gone.
     """
@@ -41,14 +41,14 @@ class Gate:
     def compares_sources(self) -> bool:
         """Whether F depends on a block's other weights.
 
-        By `function`, they then all start equal, and no opening can be asked for.
+        By `function`, they then all start equal, and no value can be asked for.
         """
         return self.or_none is not None
 
 
-def _logit(opening: float, sharpness: float) -> float:
+def _logit(value: float, sharpness: float) -> float:
     del sharpness
-    return math.log(opening / (1 - opening))
+    return math.log(value / (1 - value))
 
 
 def _softmax_or_none(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ def _hard_sigmoid(weights: jax.Array, sharpness: jax.Array) -> jax.Array:
 GATES = {
     "identity": Gate(
         function=lambda weights, sharpness: weights,
-        inverse=lambda opening, sharpness: opening,
+        inverse=lambda value, sharpness: value,
         formula="w",
         closed=0.0,
     ),
@@ -82,20 +82,20 @@ GATES = {
     ),
     "gauss": Gate(
         function=lambda weights, sharpness: jnp.exp(-sharpness * weights**2),
-        inverse=lambda opening, sharpness: math.sqrt(-math.log(opening) / sharpness),
+        inverse=lambda value, sharpness: math.sqrt(-math.log(value) / sharpness),
         formula="exp(-k w^2)",
         has_sharpness=True,
         dies=True,
     ),
     "tanh": Gate(
         function=lambda weights, sharpness: jnp.tanh(weights),
-        inverse=lambda opening, sharpness: math.atanh(opening),
+        inverse=lambda value, sharpness: math.atanh(value),
         formula="tanh(w)",
         closed=0.0,
     ),
     "hard_sigmoid": Gate(
         function=_hard_sigmoid,
-        inverse=lambda opening, sharpness: 6 * opening - 3,
+        inverse=lambda value, sharpness: 6 * value - 3,
         formula="min(max(w / 6 + 1/2, 0), 1)",
         closed=-3.0,
     ),
@@ -108,19 +108,19 @@ GATES = {
 }
 
 
-def starting_weight(gate: Gate, opening: float, sharpness: float) -> float:
-    """Returns the weight at which a gate is open by `opening`.
+def starting_weight(gate: Gate, value: float, sharpness: float) -> float:
+    """Returns the weight at which a gate has a value.
 
     Raises:
-      UserError: the opening is outside (0, 1), where a gate either has no such
+      UserError: the value is outside (0, 1), where a gate either has no such
         weight or would start with a zero gradient.
     """
-    if not (isinstance(opening, int | float) and 0 < opening < 1):
+    if not (isinstance(value, int | float) and 0 < value < 1):
         raise UserError(
-            f"Gate opening {opening} is outside (0, 1): "
+            f"Initial gate value {value} is outside (0, 1): "
             "choose a number between 0 and 1, neither included."
         )
-    return gate.inverse(opening, sharpness)
+    return gate.inverse(value, sharpness)
 
 
 def positive(raw: jax.Array) -> jax.Array:

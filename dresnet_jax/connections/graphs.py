@@ -49,11 +49,11 @@ def build(pattern: str, blocks: int) -> list[Edge]:
     make, names = RANDOM_GRAPHS[name]
     if len(numbers) != len(names):
         raise UserError(f"Topology '{pattern}' must be {_form(name)}.")
-    found = {
+    result = {
         number: _parsed(pattern, number, text, blocks)
         for number, text in zip(names, numbers, strict=True)
     }
-    return _directed(make(blocks, **found).edges, blocks)
+    return _directed(make(blocks, **result).edges, blocks)
 
 
 def written() -> list[str]:

@@ -76,14 +76,16 @@ class Connections(nn.Module):
         sources = spec.topology.sources(block)
         if not sources:
             return outputs.last
-        openings = self._openings(block)
+        gate_values = self._gate_values(block)
         projections = [self._projection(block, k) for k in sources]
         if self.is_mutable_collection("intermediates"):
-            carried = weighted_sum.carried(outputs, sources, openings, projections)
-            self.sow("intermediates", f"carried_{block}", carried)
+            each = weighted_sum.contributions(
+                outputs, sources, gate_values, projections
+            )
+            self.sow("intermediates", f"contributions_{block}", each)
         # By `stacked`, only a block that is not like its neighbours gets here.
         weigh = weighted_sum.FORMS.get(spec.form, weighted_sum.folded)
-        return weigh(outputs, sources, openings, projections)
+        return weigh(outputs, sources, gate_values, projections)
 
     def run(
         self, first: int, block: stacked.Block, parameters: Any, outputs: BlockOutputs
@@ -116,8 +118,8 @@ class Connections(nn.Module):
         ]
         through_kernel = frozenset(k for _, k in own)
         kernel = self._projection(*own[0])["kernel"] if own else None
-        openings = self._openings_of([i for i in blocks if topology.sources(i)])
-        offsets = self._offsets(blocks, edges, openings)
+        gate_values = self._gate_values_of([i for i in blocks if topology.sources(i)])
+        offsets = self._offsets(blocks, edges, gate_values)
 
         def shifted(given: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             one, offset = given
@@ -131,21 +133,21 @@ class Connections(nn.Module):
             self.spec.unroll,
             any(i not in blocks and k in blocks[:-1] for i, k in topology.edges),
             (parameters, offsets),
-            _mixing(blocks, edges, openings, buffered, through_kernel),
+            _mixing(blocks, edges, gate_values, buffered, through_kernel),
             kernel,
             jnp.stack([*start, outputs.last]),
         )
         outputs.extend([*buffer[len(before) + 1 :], last])
         return auxiliary
 
-    def openings(self) -> dict[int, jax.Array]:
+    def gate_values(self) -> dict[int, jax.Array]:
         """Computes F(w), {block: [sources] or [sources, channels]}, float32."""
-        return {i: self._openings(i) for i in self.spec.topology.readers}
+        return {i: self._gate_values(i) for i in self.spec.topology.readers}
 
-    def _openings(self, block: int) -> jax.Array:
+    def _gate_values(self, block: int) -> jax.Array:
         return self.spec.gate_function(*self._raw_gates(block))
 
-    def _openings_of(self, blocks: Sequence[int]) -> jax.Array:
+    def _gate_values_of(self, blocks: Sequence[int]) -> jax.Array:
         """F(w) of several readers in one array, [edges] or [edges, channels]."""
         raw = [self._raw_gates(i) for i in blocks]
         function = self.spec.gate_function
@@ -191,7 +193,7 @@ class Connections(nn.Module):
     @property
     def _shared_projections(self) -> dict[str, tuple[Callable[..., Any], tuple]]:
         """How each projection between stages starts, and the shape of its kernel."""
-        found: dict[str, tuple[Callable[..., Any], tuple]] = {}
+        result: dict[str, tuple[Callable[..., Any], tuple]] = {}
         topology = self.spec.topology
         into = collections.Counter(
             topology.input_stage(i)
@@ -202,13 +204,13 @@ class Connections(nn.Module):
             shape = self.channels[k], self.channels[i - 1]
             match self.spec.shared_projections(i, k):
                 case (name,):
-                    found[name] = self._init_projection, shape
+                    result[name] = self._init_projection, shape
                 case (narrowing, name):
                     rank = min(self.spec.projection_rank, shape[0])
-                    found[narrowing] = _init_kernel, (shape[0], rank)
+                    result[narrowing] = _init_kernel, (shape[0], rank)
                     count = into[topology.input_stage(i)]
-                    found[name] = self._init_projection, (rank, shape[1], count)
-        return found
+                    result[name] = self._init_projection, (rank, shape[1], count)
+        return result
 
     def _buffered(
         self, block: int, source: int, outputs: BlockOutputs, as_it_is: frozenset[int]
@@ -227,7 +229,7 @@ class Connections(nn.Module):
         return pooled @ projection["kernel"].astype(pooled.dtype)
 
     def _offsets(
-        self, blocks: range, edges: Sequence[tuple[int, int]], openings: jax.Array
+        self, blocks: range, edges: Sequence[tuple[int, int]], gate_values: jax.Array
     ) -> jax.Array | None:
         """sum_k F(w_ik) b_k of each block, [blocks, channels]; None without biases."""
         names = [self.spec.shared_projections(i, k)[-1:] for i, k in edges]
@@ -239,7 +241,7 @@ class Connections(nn.Module):
         columns = np.asarray([order.index(names[n][0]) for n in projected])
         biases = jnp.stack([self.stages[name]["bias"] for name in order])
         # A weight per channel is its bias's; others are all the channels'.
-        of_edges = openings[np.asarray(projected)].reshape(len(projected), -1)
+        of_edges = gate_values[np.asarray(projected)].reshape(len(projected), -1)
         total = jnp.zeros((len(blocks), len(order), of_edges.shape[1]))
         return (total.at[rows, columns].add(of_edges) * biases[None]).sum(axis=1)
 
@@ -261,7 +263,7 @@ class Connections(nn.Module):
 
     def _init_weights(self, key: jax.Array, starts: jax.Array) -> jax.Array:
         """Starting weights, the nearest source first."""
-        if self.spec.opening != "published":
+        if self.spec.initial_gate != "published":
             return starts
         return jax.random.uniform(key, starts.shape, maxval=0.1).at[0].set(1.0)
 
@@ -330,21 +332,21 @@ def _run_plain(
 def _mixing(
     blocks: range,
     edges: Sequence[tuple[int, int]],
-    openings: jax.Array,
+    gate_values: jax.Array,
     buffered: Sequence[int],
     through_kernel: frozenset[int],
 ) -> jax.Array:
     """The weight of each y_k in the input of each block, as `stacked.run` takes it.
 
-    The openings are [edges] or [edges, channels]; `buffered` are the k that stand in
+    The gate_values are [edges] or [edges, channels]; `buffered` are the k that stand in
     the buffer, and `through_kernel` those of the second sum.
     """
     sums = 2 if through_kernel else 1
-    shape = (len(blocks), sums, len(buffered), *openings.shape[1:])
+    shape = (len(blocks), sums, len(buffered), *gate_values.shape[1:])
     places = {k: place for place, k in enumerate(buffered)}
     of_edges = np.asarray(
         [(i - blocks.start, k in through_kernel, places[k]) for i, k in edges]
     )
     of_bases = np.asarray([(i - blocks.start, 0, places[i - 1]) for i in blocks])
-    mixing = jnp.zeros(shape).at[tuple(of_edges.T)].set(openings)
+    mixing = jnp.zeros(shape).at[tuple(of_edges.T)].set(gate_values)
     return mixing.at[tuple(of_bases.T)].add(1.0)

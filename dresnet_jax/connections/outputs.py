@@ -49,9 +49,9 @@ class BlockOutputs:
     ) -> "BlockOutputs":
         """Continues from what `kept` gave; the outputs between must not be read."""
         of_all: list[Any] = [kept.get(k) for k in range(max(kept) + 1)]
-        found = cls(of_all[0], normalise=normalise)
-        found.extend(of_all[1:])
-        return found
+        result = cls(of_all[0], normalise=normalise)
+        result.extend(of_all[1:])
+        return result
 
     def kept(self, blocks: Iterable[int]) -> dict[int, jax.Array]:
         """Returns some y_k, and the newest, as they are."""
@@ -161,7 +161,7 @@ class BlockOutputs:
                 and all(_divides(middle, self.size(k)) for k in first)
             ),
             # Of equally long ones the smallest.
-            key=lambda found: (len(found[0]), -found[1][0].shape[1]),
+            key=lambda result: (len(result[0]), -result[1][0].shape[1]),
             default=((), []),
         )
 
@@ -184,7 +184,7 @@ def average_pool(images: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
     Args:
       images: [batch, height, width, channels].
-      size: the (height, width) wanted, neither larger than the images'.
+      size: the (height, width) of the result, neither larger than the images'.
 
     Returns:
       [batch, *size, channels]; the images themselves where the size is theirs.

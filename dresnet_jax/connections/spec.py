@@ -34,7 +34,7 @@ STACKED_FROM = 16
 # keeps the growth through each stage below `MAX_GROWTH`; 1 / n^2 for n blocks; 0, by
 # gates that learn from there; and that of the published code, weights w of 1 for a
 # block's newest source and of 0 to 0.1, at random, for the others.
-NAMED_OPENINGS = ("bounded", "1/n^2", "closed", "published")
+INITIAL_GATES = ("bounded", "1/n^2", "closed", "published")
 
 # Owner of weights that all edges of one distance share; else a reader, "block_5", owns
 # those of its edges.
@@ -52,7 +52,7 @@ class ConnectionSpec:
     Attributes:
       topology: which earlier blocks each block reads.
       gate: name of the gate function, a key of `gates.GATES`.
-      opening: F(w) at the start, in (0, 1), or one of `NAMED_OPENINGS`. A gate that
+      initial_gate: F(w) at the start, in (0, 1), or one of `INITIAL_GATES`. A gate that
         compares sources starts them equal, whatever is asked, but if "bounded": then it
         may choose no source at all, where there is a base.
       weights: what has a weight of its own, one of `WEIGHTS`.
@@ -69,7 +69,7 @@ class ConnectionSpec:
 
     topology: Topology
     gate: str = "sigmoid"
-    opening: float | str = "bounded"
+    initial_gate: float | str = "bounded"
     weights: str = "per_edge"
     projection: str = "per_edge"
     projection_rank: int = 8
@@ -88,9 +88,9 @@ class ConnectionSpec:
         pick("connection weights", self.weights, dict.fromkeys(WEIGHTS))
         pick("projection", self.projection, dict.fromkeys(PROJECTIONS))
         gates.positive_inverse(self.sharpness)
-        if isinstance(self.opening, str):
-            pick("gate opening", self.opening, dict.fromkeys(NAMED_OPENINGS))
-            if self.opening == "closed" and gate.closed is None:
+        if isinstance(self.initial_gate, str):
+            pick("initial gate", self.initial_gate, dict.fromkeys(INITIAL_GATES))
+            if self.initial_gate == "closed" and gate.closed is None:
                 able = [
                     name for name, one in gates.GATES.items() if one.closed is not None
                 ]
@@ -99,7 +99,7 @@ class ConnectionSpec:
                     f"use one of {', '.join(able)}."
                 )
         else:
-            gates.starting_weight(gate, self.opening, self.sharpness)
+            gates.starting_weight(gate, self.initial_gate, self.sharpness)
         for field in ("projection_rank", "unroll"):
             value = getattr(self, field)
             if type(value) is not int or value < 1:
@@ -153,7 +153,7 @@ class ConnectionSpec:
     @property
     def _may_choose_none(self) -> bool:
         """Whether a gate that compares sources may choose none of them."""
-        return self.opening == "bounded" and not self.topology.is_free
+        return self.initial_gate == "bounded" and not self.topology.is_free
 
     @property
     def has_biases(self) -> bool:
@@ -179,23 +179,23 @@ class ConnectionSpec:
                 )
 
     def starting_weight(self, reader: int, source: int) -> float:
-        """Returns the weight of an edge at the start, where that is an opening."""
-        opening, gate = self.opening, gates.GATES[self.gate]
-        if opening == "published":
+        """Returns the weight of an edge at the start, where that is given by F(w)."""
+        value, gate = self.initial_gate, gates.GATES[self.gate]
+        if value == "published":
             return 0.0  # Until it is drawn.
-        if opening == "closed":
+        if value == "closed":
             assert gate.closed is not None
             return gate.closed
         if gate.compares_sources and not self._may_choose_none:
-            opening = 0.5
-        if opening == "1/n^2":
-            opening = 1 / self.topology.num_blocks**2
-        if opening == "bounded":
+            value = 0.5
+        if value == "1/n^2":
+            value = 1 / self.topology.num_blocks**2
+        if value == "bounded":
             shared = self.weights == "by_distance"
             bare = shared or not self._is_projected(reader, source)
-            opening = self._bounded_opening if bare else 0.5
-        assert not isinstance(opening, str), "each name stands for a number"
-        return gates.starting_weight(gate, opening, self.sharpness)
+            value = self._bounded_gate if bare else 0.5
+        assert not isinstance(value, str), "each name stands for a number"
+        return gates.starting_weight(gate, value, self.sharpness)
 
     def _is_projected(self, reader: int, source: int) -> bool:
         """Whether an edge passes a kernel, whose start is not too large."""
@@ -206,7 +206,7 @@ class ConnectionSpec:
         return own or bool(self.shared_projections(reader, source))
 
     @functools.cached_property
-    def _bounded_opening(self) -> float:
+    def _bounded_gate(self) -> float:
         """The largest F, up to 1/2, that bounds the growth through every stage.
 
         A block whose n unprojected sources are all as large as its base, and like it,
@@ -227,30 +227,30 @@ class ConnectionSpec:
 
         1 where that is not known, by the published start.
         """
-        opening = self.opening
-        if isinstance(opening, str):
+        value = self.initial_gate
+        if isinstance(value, str):
             n = self.topology.num_blocks
-            named = {"bounded": self._bounded_opening, "1/n^2": 1 / n**2}
-            opening = named.get(opening, 0.0)
-        return self._growth(opening)
+            named = {"bounded": self._bounded_gate, "1/n^2": 1 / n**2}
+            value = named.get(value, 0.0)
+        return self._growth(value)
 
-    def _growth(self, opening: float) -> float:
-        """The same for one opening of all."""
+    def _growth(self, value: float) -> float:
+        """The same for one gate value of all."""
         bare = collections.Counter(
             i for i, k in self.topology.edges if not self._is_projected(i, k)
         )
         stages: dict[int, float] = collections.defaultdict(lambda: 1.0)
         for i, count in bare.items():
-            stages[self.topology.input_stage(i)] *= 1 + self._sum(count, opening)
+            stages[self.topology.input_stage(i)] *= 1 + self._sum(count, value)
         return max(stages.values(), default=1.0)
 
-    def _sum(self, count: int, opening: float) -> float:
-        """What the openings of this many sources of a block add up to."""
+    def _sum(self, count: int, value: float) -> float:
+        """What the gate values of this many sources of a block add up to."""
         if not gates.GATES[self.gate].compares_sources:
-            return count * opening
+            return count * value
         if not self._may_choose_none:
             return 1.0
-        odds = count * opening / (1 - opening)
+        odds = count * value / (1 - value)
         return odds / (1 + odds)
 
     @property

@@ -46,18 +46,18 @@ def subset(
             )
     kept = topology.from_edges(before.stages, edges, before.base)
     left = dataclasses.replace(spec, topology=kept)
-    found = {
+    result = {
         f"block_{i}": own
         for i in kept.readers
         if f"block_{i}" in parameters
         and (own := _block(parameters[f"block_{i}"], spec, left, i))
     }
-    found |= {name: parameters[name] for name in left.projections & parameters.keys()}
+    result |= {name: parameters[name] for name in left.projections & parameters.keys()}
     if kept.edges and "gate_sharpness" in parameters:
-        found["gate_sharpness"] = parameters["gate_sharpness"]
+        result["gate_sharpness"] = parameters["gate_sharpness"]
     if kept.edges and "gate_weights" in parameters:
-        found["gate_weights"] = parameters["gate_weights"][spec.places(left, SHARED)]
-    return left, found
+        result["gate_weights"] = parameters["gate_weights"][spec.places(left, SHARED)]
+    return left, result
 
 
 def _block(

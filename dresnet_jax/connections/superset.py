@@ -41,12 +41,14 @@ class Superset:
     def initialised(self, key: jax.Array) -> dict[str, Any]:
         """Makes fresh parameters for all edges, of which the new ones are silent."""
         module = Connections(self.after, self.channels)
-        fresh = module.init(key, method=Connections.openings).get("params", {})
+        fresh = module.init(key, method=Connections.gate_values).get("params", {})
         for edge in self.new:
             self._silence(fresh, edge)
         return fresh
 
-    def carried(self, name: str, old: jax.Array | None, fresh: jax.Array) -> jax.Array:
+    def converted(
+        self, name: str, old: jax.Array | None, fresh: jax.Array
+    ) -> jax.Array:
         """Returns an array for all edges, which keeps what it held for the old ones.
 
         Works for parameters and for whatever has their shapes, such as an optimiser's
@@ -82,8 +84,8 @@ class Superset:
                 return nothing.at[self.after.place(owner, edge)].set(1)
             return jnp.ones_like(leaf) if inner[0] == f"from_{source}" else nothing
 
-        found: dict[str, Any] = jax.tree_util.tree_map_with_path(mark, parameters)
-        return found
+        result: dict[str, Any] = jax.tree_util.tree_map_with_path(mark, parameters)
+        return result
 
     def _silence(self, parameters: dict[str, Any], edge: Edge) -> None:
         """Sets the factor of a new edge to 0 by which it is silent, if it has one."""
@@ -139,10 +141,10 @@ def superset(
             if before.sources(edge[0]):
                 why = f"gate '{spec.gate}' shares 1 among all sources of a block"
                 raise _no_silence(edge, why)
-    found = Superset(spec, larger, tuple(channels))
+    result = Superset(spec, larger, tuple(channels))
     # Whether each can be silent does not hang on values.
-    jax.eval_shape(found.initialised, jax.random.key(0))
-    return found
+    jax.eval_shape(result.initialised, jax.random.key(0))
+    return result
 
 
 def _no_silence(edge: Edge, why: str) -> UserError:

@@ -263,17 +263,17 @@ def _edges(pattern: str, stages: Stages, base: str) -> list[tuple[int, int]]:
             return edges
         return [(i, k) for i, k in edges if 1 <= k < i - 1 and i <= blocks]
     if pattern in PATTERNS:
-        found = PATTERNS[pattern](stages)
+        result = PATTERNS[pattern](stages)
     elif name not in COUNTED_PATTERNS:
         raise unknown("topology", pattern, _written())
     elif count.isdecimal() and int(count) > 0:
-        found = COUNTED_PATTERNS[name](stages, int(count))
+        result = COUNTED_PATTERNS[name](stages, int(count))
     else:
         raise UserError(
             f"Topology '{pattern}' needs a whole number above 0, as in '{name}:2'."
         )
     chain = [(i, i - 1) for i in range(1, blocks + 2)] if base == "learned" else []
-    return [*chain, *found.edges]
+    return [*chain, *result.edges]
 
 
 def _written() -> list[str]:

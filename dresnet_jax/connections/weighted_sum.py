@@ -47,7 +47,7 @@ def reference(
     return functools.reduce(operator.add, terms, *outputs.base)
 
 
-def carried(
+def contributions(
     outputs: BlockOutputs, sources: Sources, gates: jax.Array, projections: Projections
 ) -> jax.Array:
     """Returns the root mean square of each F(w_ik) P_ik(y_k), float32, [sources]."""

@@ -177,7 +177,7 @@ def devices(target: Target) -> list[jax.Device]:
     if math.prod(target.shape) == 1:
         settings["chips_per_host_bounds"] = [1, 1, 1]
     try:
-        found = topologies.get_topology_desc(
+        result = topologies.get_topology_desc(
             platform="tpu", topology_name=target.slice_name, **settings
         )
     except (ValueError, RuntimeError) as error:
@@ -185,4 +185,4 @@ def devices(target: Target) -> list[jax.Device]:
         raise UserError(
             f"--target={target.name} is not possible: {first_line}"
         ) from error
-    return list(found.devices)
+    return list(result.devices)

@@ -51,7 +51,7 @@ def of(program: str, chips: int, slices: int = 1) -> list[Collective]:
       slices: of which they are made up.
     """
     instructions = hlo.instructions(program.splitlines())
-    found = []
+    result = []
     for instruction in instructions.values():
         operands = hlo.operand_bytes(instruction, instructions)
         across = _across_slices(instruction)
@@ -59,8 +59,8 @@ def of(program: str, chips: int, slices: int = 1) -> list[Collective]:
         if kind in KINDS:
             k = slices if across else _chips(instruction) or chips // slices
             whole = operands * k if kind == "all-gather" else operands
-            found.append(Collective(kind, whole, k, across_slices=bool(across)))
-    return found
+            result.append(Collective(kind, whole, k, across_slices=bool(across)))
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Group:
     sent_bytes: float
 
 
-def grouped(found: Sequence[Collective]) -> list[Group]:
+def grouped(result: Sequence[Collective]) -> list[Group]:
     """Groups collectives by kind, those within a slice first."""
     groups: dict[tuple[bool, str], list[Collective]] = {}
-    for collective in found:
+    for collective in result:
         key = collective.across_slices, collective.kind
         groups.setdefault(key, []).append(collective)
     return [

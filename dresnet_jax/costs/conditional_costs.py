@@ -77,11 +77,11 @@ class Network:
     batches: Sequence[jax.Array]
 
 
-def trained(parts: Experiment, state: TrainState, batch_size: int | None) -> Network:
+def trained(exp: Experiment, state: TrainState, batch_size: int | None) -> Network:
     """Returns the network of a run, on images of the validation split.
 
     Args:
-      parts: the run's experiment.
+      exp: the run's experiment.
       state: of it.
       batch_size: of the batches that are measured; `BATCH_SIZE` for None, or the whole
         split where it has fewer images.
@@ -89,21 +89,21 @@ def trained(parts: Experiment, state: TrainState, batch_size: int | None) -> Net
     Raises:
       UserError: the network has no gates, or the split has too few images.
     """
-    examples = parts.open_splits()["validation"]
+    examples = exp.open_splits()["validation"]
     batch_size = batch_size or min(BATCH_SIZE, len(examples))
-    parts = _gated(defaults.replace(parts.config, {"data.batch_size": batch_size}))
+    exp = _gated(defaults.replace(exp.config, {"data.batch_size": batch_size}))
     if len(examples) < batch_size:
         raise UserError(
             f"The validation split has {len(examples)} images: give a --batch_size "
             "that is not above it."
         )
-    read = EvalBatches(examples, parts.recipe, np.arange(batch_size))
+    read = EvalBatches(examples, exp.recipe, np.arange(batch_size))
     batches = [
-        pipeline.normalise(parts.recipe, jnp.asarray(read[n].images))
+        pipeline.normalise(exp.recipe, jnp.asarray(read[n].images))
         for n in range(min(_BATCHES, len(examples) // batch_size))
     ]
     variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
-    return Network(parts.model, {None: variables}, batches)
+    return Network(exp.model, {None: variables}, batches)
 
 
 def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
@@ -123,9 +123,9 @@ def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
         if not 0 < rate <= 1:
             raise UserError(f"--rates: {rate} must be in (0, 1].")
     # Any: each rate is set by the biases.
-    parts = _gated(defaults.replace(config, {"model.conditional.target_rate": 0.5}))
-    size = parts.dataset.image_size
-    shape = (config.data.batch_size, size, size, parts.dataset.channels)
+    exp = _gated(defaults.replace(config, {"model.conditional.target_rate": 0.5}))
+    size = exp.dataset.image_size
+    shape = (config.data.batch_size, size, size, exp.dataset.channels)
     # Of several colours, since gates see what is left of an image on average.
     keys = jax.random.split(jax.random.key(config.seed), _BATCHES + 1)
     setting, *batches = [
@@ -133,12 +133,12 @@ def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
         + jax.random.normal(jax.random.fold_in(key, 0), (shape[0], 1, 1, shape[-1]))
         for key in keys
     ]
-    state = parts.create_state()
+    state = exp.create_state()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = jax.jit(functools.partial(_logits, uncompacted(parts.model)))
+    logits = jax.jit(functools.partial(_logits, uncompacted(exp.model)))
     return Network(
-        parts.model,
-        {rate: _set(parts.model, logits, variables, setting, rate) for rate in rates},
+        exp.model,
+        {rate: _set(exp.model, logits, variables, setting, rate) for rate in rates},
         batches,
     )
 
@@ -149,19 +149,19 @@ def _gated(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       UserError: a value of the config is wrong, or it has no gates.
     """
-    parts = experiment.build(config, jax.devices()[:1])
-    if not parts.model.spec.gated:
+    exp = experiment.build(config, jax.devices()[:1])
+    if not exp.model.spec.gated:
         raise UserError(
             "The run has no conditional paths: train it with "
             "--config.model.conditional.target_rate=."
         )
-    return parts
+    return exp
 
 
 def _logits(model: Backbone, variables: Any, images: jax.Array) -> dict[int, jax.Array]:
     """The logits of every gate: {block: [batch]}."""
-    _, found = model.apply(variables, images, train=False, mutable=["intermediates"])
-    gates = found["intermediates"]
+    _, result = model.apply(variables, images, train=False, mutable=["intermediates"])
+    gates = result["intermediates"]
     return {i: gates[f"gate_{i}"]["logits"][0] for i in model.spec.gated}
 
 
@@ -176,11 +176,11 @@ def _set(
     params = dict(variables["params"])
     # One after the other, since a gate sees what those before it let through.
     for i in model.spec.gated:
-        found = logits({**variables, "params": params}, images)[i]
+        result = logits({**variables, "params": params}, images)[i]
         gate = params[f"gate_{i}"]
         bias = gate["logit"]["bias"]
         # 1 is above every logit of the other batches, too.
-        shift = 1e3 if rate == 1 else -jnp.quantile(found, 1 - rate)
+        shift = 1e3 if rate == 1 else -jnp.quantile(result, 1 - rate)
         params[f"gate_{i}"] = {**gate, "logit": {**gate["logit"], "bias": bias + shift}}
     return {**variables, "params": params}
 
@@ -220,9 +220,9 @@ def measure(network: Network, runs: int) -> list[Row]:
     logits = jax.jit(functools.partial(_logits, forms["masked"]))
     rows = []
     for rate, variables in network.variables.items():
-        found = [logits(variables, images) for images in batches]
+        result = [logits(variables, images) for images in batches]
         counts = {
-            i: np.array([int((of_gates[i] > 0).sum()) for of_gates in found])
+            i: np.array([int((of_gates[i] > 0).sum()) for of_gates in result])
             for i in model.spec.gated
         }
         savings, masked = (

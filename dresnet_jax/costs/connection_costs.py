@@ -118,15 +118,15 @@ class Subject:
             pick("connection form", form, dict.fromkeys(FORMS))
         connected = {form: self._experiment(form=form) for form in forms}
         plain = {"topology": PLAIN, "base": "fixed"}
-        parts = {PLAIN: self._experiment(form="folded", **plain)}
+        experiments = {PLAIN: self._experiment(form="folded", **plain)}
         if "stacked" in forms:
-            parts[PLAIN_SCANNED] = self._experiment(form="stacked", **plain)
+            experiments[PLAIN_SCANNED] = self._experiment(form="stacked", **plain)
         for name, scheme in self.schemes.items():
             spec = folded.model.spec
             scheme(spec.connections, spec.channels)  # Checks that it can express them.
             model = folded.model.copy(scheme=scheme)
             connected[name] = dataclasses.replace(folded, model=model)
-        return parts | connected
+        return experiments | connected
 
     def _experiment(self, **connections: str) -> experiment.Experiment:
         fields = {f"model.connections.{name}": x for name, x in connections.items()}
@@ -157,7 +157,7 @@ def subjects(
     if model:
         config = defaults.replace(config, {"model.name": model})
         return [Subject(config, forms, schemes=schemes)]
-    found = []
+    result = []
     for depth in depths:
         if not depth.isdecimal() or int(depth) < 3:
             raise UserError(
@@ -171,8 +171,8 @@ def subjects(
                 "model.connections.projection": projection,
             },
         )
-        found.append(Subject(stage, forms, is_stage=True, schemes=schemes))
-    return found
+        result.append(Subject(stage, forms, is_stage=True, schemes=schemes))
+    return result
 
 
 def measure(
@@ -249,10 +249,12 @@ def _compiled(
     subjects: Sequence[Subject], devices: Sequence[jax.Device] | None = None
 ) -> Iterator[tuple[Subject, dict[str, Program]]]:
     """Checks all subjects, and then compiles the programs of one after the other."""
-    for subject, parts in [(subject, subject.experiments()) for subject in subjects]:
+    for subject, experiments in [
+        (subject, subject.experiments()) for subject in subjects
+    ]:
         programs = {
-            name: build(part, is_stage=subject.is_stage, devices=devices)
-            for name, part in parts.items()
+            name: build(exp, is_stage=subject.is_stage, devices=devices)
+            for name, exp in experiments.items()
         }
         yield subject, programs
 

@@ -72,13 +72,13 @@ def traffic(program: str) -> dict[str, float]:
       {part: bytes}, the largest first: "forward, connections: dot_general" and so on.
     """
     lines = program[program.index("ENTRY") :].splitlines()[1:]
-    found = instructions(lines)
+    result = instructions(lines)
     parts: collections.Counter[str] = collections.Counter()
-    for instruction in found.values():
+    for instruction in result.values():
         shape, operation, rest = instruction
         if operation in _FREE:
             continue
-        operands = operand_bytes(instruction, found)
+        operands = operand_bytes(instruction, result)
         if operation == "copy-start":
             # Its result names both ends of the copy.
             moved = size(shape)

@@ -72,16 +72,16 @@ def measure(
     measurements: dict[tuple[str, str], _Measurement] = {}
     for mode in modes:
         pick("mode", mode, dict.fromkeys(MODES))
-        parts = experiment.build(defaults.replace(config, {"data.mode": mode}))
-        for what, measurement in _measurements(parts, steps).items():
+        exp = experiment.build(defaults.replace(config, {"data.mode": mode}))
+        for what, measurement in _measurements(exp, steps).items():
             measurements[mode, what] = measurement
     # [rounds, measurements, 2]
-    found = np.asarray(
+    result = np.asarray(
         [[time() for time in measurements.values()] for _ in range(runs)]
     )
     rows = []
     for n, (mode, what) in enumerate(measurements):
-        seconds, waited = found[:, n].T
+        seconds, waited = result[:, n].T
         per_call = config.train.steps_per_call
         speeds = _calls(config, steps) * per_call * config.data.batch_size / seconds
         rows.append(
@@ -100,17 +100,17 @@ def measure(
 _Measurement = Callable[[], tuple[float, float]]
 
 
-def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measurement]:
-    per_call = parts.config.train.steps_per_call
-    train_step = parts.compile_train_step(per_call)
-    make_batches = _compile_batches(parts, per_call)
-    split = parts.inputs.place(parts.open_splits()["train"])
+def _measurements(exp: experiment.Experiment, steps: int) -> dict[str, _Measurement]:
+    per_call = exp.config.train.steps_per_call
+    train_step = exp.compile_train_step(per_call)
+    make_batches = _compile_batches(exp, per_call)
+    split = exp.inputs.place(exp.open_splits()["train"])
     # So many calls first that all that was read ahead of them is used up.
-    data = parts.config.data
+    data = exp.config.data
     before = 2 * data.num_threads * max(1, data.num_workers)
-    count = before + _calls(parts.config, steps)
+    count = before + _calls(exp.config, steps)
     calls = [Call(i * per_call, per_call) for i in range(count)]
-    state = parts.create_state()
+    state = exp.create_state()
 
     def train(inputs: StepInputs) -> jax.Array:
         nonlocal state
@@ -121,7 +121,7 @@ def _measurements(parts: experiment.Experiment, steps: int) -> dict[str, _Measur
         return make_batches(inputs, state.key, state.step)
 
     def read() -> Iterator[StepInputs]:
-        data = parts.inputs.data(split, parts.config.seed, calls)
+        data = exp.inputs.data(split, exp.config.seed, calls)
         return (inputs for inputs, _ in data)
 
     same = next(read())
@@ -153,13 +153,13 @@ def _calls(config: ml_collections.ConfigDict, steps: int) -> int:
 
 
 def _compile_batches(
-    parts: experiment.Experiment, num_steps: int
+    exp: experiment.Experiment, num_steps: int
 ) -> Callable[..., jax.Array]:
     """A program that makes the batches of a call and returns a number of them all."""
 
     def make(inputs: StepInputs, key: jax.Array, step: jax.Array) -> jax.Array:
         def one(step: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            batch = parts.batch(inputs, key, step, i)
+            batch = exp.batch(inputs, key, step, i)
             return step + 1, batch.images.sum() + batch.targets.sum()
 
         return jax.lax.scan(one, step, jnp.arange(num_steps))[1]

@@ -25,19 +25,19 @@ def connection_costs(rows: Sequence[Row]) -> Figure:
     depths = sorted({row.depth for row in rows})
     for axis, (field, title) in zip(axes.flat, panels.items(), strict=True):
         for n, (model, form) in enumerate(names):
-            found = {
+            result = {
                 row.depth: getattr(row, field)
                 for row in rows
                 if (row.model, row.form) == (model, form)
                 and getattr(row, field) is not None
             }
             style = {"color": f"C{n}", "label": f"{model}: {form}"}
-            if not found:
+            if not result:
                 continue
             if len(depths) > 1:
-                axis.plot(list(found), list(found.values()), marker="o", **style)
+                axis.plot(list(result), list(result.values()), marker="o", **style)
             else:
-                axis.bar([n] * len(found), list(found.values()), **style)
+                axis.bar([n] * len(result), list(result.values()), **style)
         axis.set_title(title)
         axis.set_ylim(bottom=0)
         if len(depths) > 1 and axis.has_data():

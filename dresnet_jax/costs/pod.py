@@ -260,7 +260,7 @@ def of(
 ) -> Plan:
     """Returns what a compiled training step takes of each chip of a target."""
     counts = cost.of(compiled, part.step_flops)
-    found = collectives.grouped(
+    result = collectives.grouped(
         collectives.of(compiled.as_text() or "", part.mesh.size, target.slices)
     )
     has_loops = part.config.train.accumulate_steps > 1 or programs.loops(part)
@@ -269,15 +269,15 @@ def of(
         target=target,
         memory=_memory(part, target, compiled),
         cost=counts,
-        collectives=found,
-        seconds=None if has_loops else estimate(target, counts, found),
+        collectives=result,
+        seconds=None if has_loops else estimate(target, counts, result),
     )
 
 
-def estimate(target: Target, counts: cost.Cost, found: Sequence[Group]) -> Seconds:
+def estimate(target: Target, counts: cost.Cost, result: Sequence[Group]) -> Seconds:
     """Returns the time of a step, from the compiler's counts and its collectives."""
-    within = sum(group.sent_bytes for group in found if not group.across_slices)
-    across = sum(group.sent_bytes for group in found if group.across_slices)
+    within = sum(group.sent_bytes for group in result if not group.across_slices)
+    across = sum(group.sent_bytes for group in result if group.across_slices)
     chip = target.chip
     return Seconds(
         arithmetic=counts.flops / chip.flops_per_second,
@@ -292,20 +292,20 @@ def _memory(
     part: experiment.Experiment, target: Target, compiled: jax.stages.Compiled
 ) -> Memory:
     state = part.create_state(abstract=True)
-    found = compiled.memory_analysis()
-    if found is None:
+    result = compiled.memory_analysis()
+    if result is None:
         raise RuntimeError("The compiler of this platform reports no memory.")
     return Memory(
         params=sharding.local_bytes(state.params),
         optimizer=sharding.local_bytes(state.opt_state),
         average=sharding.local_bytes(state.ema_params),
         data=sharding.local_bytes(part.inputs.abstract(1)),
-        temporary=found.temp_size_in_bytes,
+        temporary=result.temp_size_in_bytes,
         # The state's new values take the place of the old.
-        used=found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes,
+        used=result.argument_size_in_bytes
+        + result.output_size_in_bytes
+        - result.alias_size_in_bytes
+        + result.temp_size_in_bytes
+        + result.generated_code_size_in_bytes,
         total=target.chip.hbm_bytes,
     )

@@ -31,8 +31,8 @@ class SingleSteps(Sequence[Call]):
         return len(self.starts)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.starts[index]
-        return SingleSteps(found) if isinstance(found, range) else Call(found, 1)
+        result = self.starts[index]
+        return SingleSteps(result) if isinstance(result, range) else Call(result, 1)
 
 
 def divided(

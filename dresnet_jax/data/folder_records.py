@@ -32,7 +32,7 @@ class UnreadableImageError(RunFailedError):
 
 
 def write(
-    root: Path, found: Found, directory: epath.Path, *, skip_corrupt: bool
+    root: Path, result: Found, directory: epath.Path, *, skip_corrupt: bool
 ) -> None:
     """Writes the images of a directory as a dataset, whole or not at all.
 
@@ -40,7 +40,7 @@ def write(
 
     Args:
       root: the directory.
-      found: what `find` found there; files that are left out are counted there.
+      result: what `find` result there; files that are left out are counted there.
       directory: where the dataset will lie, a local one.
       skip_corrupt: whether images that cannot be read are left out.
 
@@ -52,9 +52,9 @@ def write(
     partial = Path(os.fspath(directory) + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    digest = hashlib.sha256(json.dumps(found.class_names).encode())
+    digest = hashlib.sha256(json.dumps(result.class_names).encode())
     try:
-        for split, files in found.files.items():
+        for split, files in result.files.items():
             writer = array_record_module.ArrayRecordWriter(
                 str(partial / f"{split}.array_record"), "group_size:1"
             )
@@ -69,7 +69,7 @@ def write(
                             f"{images.printable(name)} cannot be read: {why}. Mend or "
                             "remove it, or leave out such images with --skip_corrupt."
                         ) from data
-                    found.left_out["images that cannot be read"] += 1
+                    result.left_out["images that cannot be read"] += 1
                     continue
                 text = os.fsencode(name)
                 record = _HEAD.pack(label, len(text)) + text + data
@@ -77,12 +77,12 @@ def write(
                 writer.write(record)
                 kept.append((name, label))
             writer.close()
-            found.files[split] = kept
+            result.files[split] = kept
             if not kept:
                 raise UnreadableImageError(f"No image of {split} can be read.")
         about = {
-            "class_names": found.class_names,
-            "splits": {split: len(files) for split, files in found.files.items()},
+            "class_names": result.class_names,
+            "splits": {split: len(files) for split, files in result.files.items()},
             "digest": digest.hexdigest(),
         }
         (partial / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
@@ -111,9 +111,9 @@ def about(directory: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
-        if set(found) >= {"class_names", "splits", "digest"}:
-            return found
+        result = json.loads(path.read_text())
+        if set(result) >= {"class_names", "splits", "digest"}:
+            return result
         raise ValueError("it lacks a field")
     except (ValueError, TypeError) as error:
         raise UserError(

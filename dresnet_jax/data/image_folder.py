@@ -58,7 +58,7 @@ def find(root: Path) -> Found:
 
     Images lie at any depth below the directory of their class; the directories of
     classes lie in `root`, or in those of the splits there. Links are followed where
-    they lead to what is in `root` and was not found without them.
+    they lead to what is in `root` and was not result without them.
 
     Raises:
       UserError: there are no classes, they differ between splits, one has no training
@@ -76,7 +76,7 @@ def find(root: Path) -> Found:
     if len(names) < 2:
         raise UserError(
             f"{root} holds no directories of images, one for each class: "
-            f"{len(names)} found."
+            f"{len(names)} result."
         )
     for name in names:
         if not name.isprintable():
@@ -98,14 +98,14 @@ def find(root: Path) -> Found:
         for label, name in enumerate(names)
     }
     links: dict[tuple[str, int], list[Path]] = {place: [] for place in places}
-    found = {place: walk.below(places[place], links[place]) for place in places}
+    result = {place: walk.below(places[place], links[place]) for place in places}
     # Links last: what can be found without them is.
     for place in places:
-        found[place] += walk.behind(links[place])
+        result[place] += walk.behind(links[place])
     files: dict[str, list[tuple[str, int]]] = {split: [] for split in of_classes}
-    for (split, label), paths in found.items():
+    for (split, label), paths in result.items():
         files[split] += [(path, label) for path in paths]
-    if empty := [i for i in range(len(names)) if not found["train", i]]:
+    if empty := [i for i in range(len(names)) if not result["train", i]]:
         more = "; ".join(f"{n} {why}" for why, n in sorted((+walk.left_out).items()))
         raise UserError(
             f"{places['train', empty[0]]} holds no training image"
@@ -123,30 +123,30 @@ def find(root: Path) -> Found:
 def _splits(root: Path, left_out: collections.Counter[str]) -> dict[str, Path]:
     """The directory of each split; all of it for training where none is named so."""
     inside = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    found: dict[str, Path] = {}
+    result: dict[str, Path] = {}
     others = []
     for path in inside:
         split = _SPLITS.get(path.name.lower())
-        if split in found:
+        if split in result:
             raise UserError(
-                f"{root} has both {found[split].name} and {path.name}: keep one."
+                f"{root} has both {result[split].name} and {path.name}: keep one."
             )
         if split:
-            found[split] = path
+            result[split] = path
         elif not _is_hidden(path):
             others.append(path.name)
-    if not found:
+    if not result:
         return {"train": root}
-    if "train" not in found or others:
-        have = ", ".join(repr(path.name) for path in found.values())
-        lacks = "has no train" if "train" not in found else f"has also {others[0]!r}"
+    if "train" not in result or others:
+        have = ", ".join(repr(path.name) for path in result.values())
+        lacks = "has no train" if "train" not in result else f"has also {others[0]!r}"
         raise UserError(
             f"{root} has the splits {have} and {lacks}: next to train there may be "
             "validation (or val, valid) and test, and nothing else."
         )
     left_out["files next to the splits"] += sum(p.is_file() for p in root.iterdir())
-    left_out["hidden or system directories"] += len(inside) - len(found)
-    return dict(sorted(found.items(), key=lambda x: list(_SPLITS).index(x[0])))
+    left_out["hidden or system directories"] += len(inside) - len(result)
+    return dict(sorted(result.items(), key=lambda x: list(_SPLITS).index(x[0])))
 
 
 def _classes(split: Path, walk: "_Walk") -> Iterator[tuple[str, Path]]:
@@ -179,7 +179,7 @@ class _Walk:
           links: gets every other link, none of which is followed.
           follow: as `top` has it.
         """
-        found, waiting = [], [top]
+        result, waiting = [], [top]
         while waiting:
             path = waiting.pop()
             if path.is_symlink() and not (follow and path == top):
@@ -200,16 +200,16 @@ class _Walk:
                 self.left_out[f"files that end in {path.suffix or 'nothing'!r}"] += 1
             else:
                 self._seen.add(real)
-                found.append(os.fspath(path.relative_to(self._root)))
-        return found
+                result.append(os.fspath(path.relative_to(self._root)))
+        return result
 
     def behind(self, links: list[Path]) -> list[str]:
         """Returns the images that links lead to, and those links that are met there."""
-        found: list[str] = []
+        result: list[str] = []
         while links:
             link = links.pop(0)
             if link.resolve().is_relative_to(self._root):
-                found += self.below(link, links, follow=True)
+                result += self.below(link, links, follow=True)
             else:
                 self.left_out["links out of the directory"] += 1
-        return found
+        return result

@@ -100,16 +100,16 @@ def _by_header(image: bytes, channels: int, background: int) -> np.ndarray:
             # Its header says how large white is; Pillow scales by that.
             whole = _loaded(opened)
             if whole.mode == "I":
-                found = (np.asarray(whole) >> 8).astype(np.uint8)
+                result = (np.asarray(whole) >> 8).astype(np.uint8)
             else:
-                found = np.asarray(whole.convert("L" if whole.mode == "1" else None))
-            return _of_channels(found, channels)
+                result = np.asarray(whole.convert("L" if whole.mode == "1" else None))
+            return _of_channels(result, channels)
         has_alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa")
         if has_alpha or "transparency" in opened.info:
             _check_depth(_by_opencv(image, cv2.IMREAD_UNCHANGED))
             turned = ImageOps.exif_transpose(_loaded(opened))
-            found = np.asarray(turned.convert("RGBA")).astype(np.uint16)
-            colour, alpha = found[..., :3], found[..., 3:]
+            result = np.asarray(turned.convert("RGBA")).astype(np.uint16)
+            colour, alpha = result[..., :3], result[..., 3:]
             laid = (colour * alpha + background * (255 - alpha) + 127) // 255
             return _of_channels(laid.astype(np.uint8), channels)
     # Not as RGB, which OpenCV 5.0 reads wrongly out of a TIFF of 16 bits.
@@ -169,11 +169,11 @@ def _loaded(opened: Image.Image) -> Image.Image:
 def _orientation(opened: Image.Image) -> int:
     """As a camera noted it: 1 for upright, 5 to 8 where sides are exchanged."""
     try:
-        found = opened.getexif().get(_ORIENTATION, 1)
+        result = opened.getexif().get(_ORIENTATION, 1)
     # As in `_opened`: a note that cannot be read is none.
     except Exception:
         return 1
-    return found if found in range(1, 9) else 1
+    return result if result in range(1, 9) else 1
 
 
 def decode_crop(
@@ -203,9 +203,9 @@ def decode_crop(
     """
     top, left, height, width = box
     whole = decode(image, channels, rule, background)
-    found = whole[top : top + height, left : left + width]
+    result = whole[top : top + height, left : left + width]
     if rule >= 2:
         smaller = min(size[0], height), min(size[1], width)
-        found = cv2.resize(found, smaller[::-1], interpolation=cv2.INTER_AREA)
-    found = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return found.reshape(*size, channels)
+        result = cv2.resize(result, smaller[::-1], interpolation=cv2.INTER_AREA)
+    result = cv2.resize(result, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return result.reshape(*size, channels)

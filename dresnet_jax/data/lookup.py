@@ -155,7 +155,7 @@ def _folder_splits(official: dict[str, int]) -> dict[str, Any]:
 
 def _normalised(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
     """The dataset with the mean and deviation that are asked for."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for field, least in (("mean", -math.inf), ("std", 0)):
         values = config[field]
         if values is None:
@@ -166,8 +166,8 @@ def _normalised(config: ml_collections.ConfigDict, dataset: Dataset) -> Dataset:
                 f"data.{field} = {tuple(values)} must be {dataset.channels} numbers"
                 + (" above 0." if field == "std" else ".")
             )
-        found[field] = tuple(map(float, values))
-    return dataclasses.replace(dataset, **found)
+        result[field] = tuple(map(float, values))
+    return dataclasses.replace(dataset, **result)
 
 
 def _with_validation(dataset: Dataset, asked: int | None) -> Dataset:

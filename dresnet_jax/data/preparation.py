@@ -39,7 +39,7 @@ def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path
 
     Raises:
       UserError: TensorFlow is missing, an archive is missing or is not the original,
-        or archives that cannot be fetched are wanted from the network.
+        or archives that cannot be fetched are to come from the network.
     """
     if not dataset.tfds_splits:
         raise UserError(f"{dataset.name} needs no preparation. {dataset.source}")
@@ -107,9 +107,9 @@ def prepare_folder(
     if from_dir is None:
         raise UserError("folder needs --from_dir: the directory of class/image files.")
     root = Path(from_dir).expanduser()
-    found = image_folder.find(root)
-    folder_records.write(root, found, path, skip_corrupt=skip_corrupt)
-    return path, found
+    result = image_folder.find(root)
+    folder_records.write(root, result, path, skip_corrupt=skip_corrupt)
+    return path, result
 
 
 def _collect(checksums: dict[str, str], from_dir: Path, originals: Path) -> None:
@@ -118,17 +118,17 @@ def _collect(checksums: dict[str, str], from_dir: Path, originals: Path) -> None
         path = from_dir.expanduser() / name
         if not path.exists():
             names = ", ".join(sorted(checksums))
-            raise UserError(f"{path} does not exist: wanted are {names}.")
+            raise UserError(f"{path} does not exist: {names} are needed.")
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            result = hashlib.file_digest(file, "sha256").hexdigest()
         target = originals / name
-        if found == checksum:
+        if result == checksum:
             target.symlink_to(path.resolve())
             continue
         restored = _with_original_header(path)
         if hashlib.sha256(restored).hexdigest() != checksum:
             raise UserError(
-                f"{path} is not the original archive: its SHA-256 is {found}, "
+                f"{path} is not the original archive: its SHA-256 is {result}, "
                 f"registered is {checksum}."
             )
         target.write_bytes(restored)

@@ -75,8 +75,8 @@ def open_splits(builder: Any) -> dict[str, Records]:
 
 
 def _parse(features: Any, decoders: Any, record: bytes) -> tuple[str, Example]:
-    found = features.deserialize_example_np(record, decoders=decoders)
-    return "", Example(found["image"], int(found["label"]))
+    result = features.deserialize_example_np(record, decoders=decoders)
+    return "", Example(result["image"], int(result["label"]))
 
 
 def _check_content(dataset: Dataset, info: Any, path: str) -> None:
@@ -95,9 +95,9 @@ def _check_content(dataset: Dataset, info: Any, path: str) -> None:
         )
     for name in SPLITS:
         official, _, stop = dataset.tfds_range(name)
-        found = info.splits[official].num_examples
-        if found < stop:
+        result = info.splits[official].num_examples
+        if result < stop:
             raise UserError(
-                f"{path} has {found} {official} examples; {name} asks for them up to "
+                f"{path} has {result} {official} examples; {name} asks for them up to "
                 f"the {stop}th."
             )

@@ -84,8 +84,8 @@ class Records:
         """Returns the examples at some places."""
         try:
             # array_record reads no empty list.
-            found = self._source.__getitems__(indices) if indices else []
-            return [self.parse(record)[1] for record in found]
+            result = self._source.__getitems__(indices) if indices else []
+            return [self.parse(record)[1] for record in result]
         except RuntimeError:
             # array_record does not say which; one of them is unreadable.
             return [self._read_alone(index)[1] for index in indices]
@@ -125,13 +125,13 @@ class Records:
         def check(shard: Shard) -> None:
             try:
                 reader = array_record_module.ArrayRecordReader(shard.filename)
-                found = reader.num_records() if reader.ok() else 0
+                result = reader.num_records() if reader.ok() else 0
                 reader.close()
             except RuntimeError:
-                found = 0
-            if found != shard.examples_in_shard:
+                result = 0
+            if result != shard.examples_in_shard:
                 raise UserError(
-                    f"{shard.filename} is truncated or missing: it has {found} of "
+                    f"{shard.filename} is truncated or missing: it has {result} of "
                     f"{shard.examples_in_shard} records. {self.remedy}"
                 )
 

@@ -104,15 +104,15 @@ def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Ar
     """
     if isinstance(examples, Arrays):
         return examples
-    found = list(_pairs(examples, host_image, skip_corrupt))
-    corrupt = tuple(index for index, pair in enumerate(found) if pair is None)
-    if len(corrupt) == len(found):
+    result = list(_pairs(examples, host_image, skip_corrupt))
+    corrupt = tuple(index for index, pair in enumerate(result) if pair is None)
+    if len(corrupt) == len(result):
         raise CorruptRecordError("No example can be read.")
     # After the last one comes the first that can be read.
-    following = next(filter(None, found))
-    for index in reversed(range(len(found))):
-        following = found[index] = found[index] or following
-    images, labels = zip(*found, strict=True)
+    following = next(filter(None, result))
+    for index in reversed(range(len(result))):
+        following = result[index] = result[index] or following
+    images, labels = zip(*result, strict=True)
     return Arrays(np.stack(images), np.asarray(labels, np.int32), corrupt)
 
 

@@ -70,8 +70,8 @@ class TrainBatches:
         order = epoch_order(self.seed, epoch, len(examples))
         indices = order[place * recipe.batch_size + self.rows].tolist()
         rows = []
-        found = examples.read(indices)
-        for row, index, example in zip(self.rows, indices, found, strict=True):
+        result = examples.read(indices)
+        for row, index, example in zip(self.rows, indices, result, strict=True):
             seed = (self.seed, step, int(row))
             view = functools.partial(recipe.view.train, seed=seed)
             rows.append(self._readable(index, example, view))
@@ -124,8 +124,8 @@ class EvalBatches:
         images = np.zeros((len(indices), view.size, view.size, view.channels), np.uint8)
         labels = np.zeros(len(indices), np.int32)
         mask = np.zeros(len(indices), bool)
-        found = zip(real, self.examples.read(real), strict=True)
-        for row, (place, example) in enumerate(found):
+        result = zip(real, self.examples.read(real), strict=True)
+        for row, (place, example) in enumerate(result):
             try:
                 images[row] = sources.pixels(
                     self.examples, place, example, view.evaluate

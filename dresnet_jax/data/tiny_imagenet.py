@@ -107,10 +107,10 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
         raise UserError(f"{_ARCHIVE} lacks {_ROOT}/{name}.") from error
 
 
-def _require_all_classes(found: Iterable[str], where: str) -> None:
+def _require_all_classes(result: Iterable[str], where: str) -> None:
     classes = TINY_IMAGENET_CLASSES.keys()
-    wrong = [f"without {wnid}" for wnid in sorted(classes - set(found))]
-    wrong += [f"with {wnid}" for wnid in sorted(set(found) - classes)]
+    wrong = [f"without {wnid}" for wnid in sorted(classes - set(result))]
+    wrong += [f"with {wnid}" for wnid in sorted(set(result) - classes)]
     if wrong:
         raise UserError(
             f"{_ARCHIVE} does not have the 200 classes of Tiny ImageNet: {where} is "

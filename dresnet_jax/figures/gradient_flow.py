@@ -73,13 +73,13 @@ def norms(
         return steps.forward(model, *own, batch.images, state.key, **options)
 
     def outputs(state: TrainState, batch: pipeline.Batch) -> dict[str, jax.Array]:
-        _, found = forward(
+        _, result = forward(
             state,
             batch,
             mutable=["batch_stats", "intermediates"],
             capture_intermediates=lambda module, _: module.name in names,
         )
-        calls = found["intermediates"]
+        calls = result["intermediates"]
         return {name: calls[name]["__call__"][0] for name in names}
 
     def of_state(state: TrainState, batch: pipeline.Batch) -> jax.Array:
@@ -119,7 +119,7 @@ def panels(
     opened = [evaluation.open_run(directory) for directory in runs]
     at_start = stacks(config)
     batch = evaluation.first_batch(at_start["plain"])  # The data of all.
-    found = {
+    result = {
         f"at the start, {seeds} seeds": {
             name: norms(
                 part, batch, [part.with_seed(n).create_state() for n in range(seeds)]
@@ -131,8 +131,8 @@ def panels(
         states = [part.create_state(), restored.state]
         of_run = norms(part, evaluation.first_batch(part), states)
         ends = ("step 0", f"step {restored.step}")
-        found[str(directory)] = dict(zip(ends, of_run[:, None], strict=True))
-    return found
+        result[str(directory)] = dict(zip(ends, of_run[:, None], strict=True))
+    return result
 
 
 def table(title: str, flows: Mapping[str, np.ndarray]) -> str:

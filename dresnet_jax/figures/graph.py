@@ -19,7 +19,7 @@ _WIDEST = 3.5
 _BEND = 0.32
 
 
-def draw(topology: Topology, openings: GateValues) -> Figure:
+def draw(topology: Topology, gates: GateValues) -> Figure:
     """Draws the stem, the blocks in their order and the classifier.
 
     Connections of an even length run above the blocks, those of an odd one below, and
@@ -27,13 +27,13 @@ def draw(topology: Topology, openings: GateValues) -> Figure:
 
     Args:
       topology: who reads whom.
-      openings: F(w) of every edge.
+      gates: F(w) of every edge.
     """
     heights = [-_bend(i, k) * (i - k) / 2 for i, k in topology.edges]
     above, below = max([0, *heights]), -min([0, *heights])
     size = 1.5 + 0.95 * topology.classifier, 1.4 + 0.95 * (above + below)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
-    values = [opening for row in openings.values() for opening in row.values()]
+    values = [gate for row in gates.values() for gate in row.values()]
     # The identity gate is not bounded: the scale then grows with its values.
     scale = matplotlib.colors.Normalize(min([0.0, *values]), max([1.0, *values]))
     colours = ScalarMappable(scale, "viridis_r")
@@ -41,17 +41,17 @@ def draw(topology: Topology, openings: GateValues) -> Figure:
     if not topology.is_free:
         for reader in range(1, topology.classifier + 1):
             _arrow(axis, reader, reader - 1, color="black", linewidth=1)
-    for reader, row in openings.items():
-        for source, opening in row.items():
-            width = _WIDEST * abs(opening) / widest
-            colour = colours.to_rgba(np.asarray(opening))
+    for reader, row in gates.items():
+        for source, gate in row.items():
+            width = _WIDEST * abs(gate) / widest
+            colour = colours.to_rgba(np.asarray(gate))
             _arrow(axis, reader, source, color=colour, linewidth=width)
     _nodes(axis, topology)
     axis.set(ylim=(-below - 0.6, above + 0.6), xlim=(-0.6, topology.classifier + 0.6))
     axis.set_aspect("equal")
     axis.axis("off")
     if values:
-        figure.colorbar(colours, ax=axis, label="opening F(w)", shrink=0.9)
+        figure.colorbar(colours, ax=axis, label="gate value F(w)", shrink=0.9)
     return figure
 
 

@@ -14,23 +14,23 @@ from dresnet_jax.training.state import TrainState
 Scales = dict[int, np.ndarray]
 
 
-def scales(parts: Experiment, state: TrainState) -> Scales:
+def scales(exp: Experiment, state: TrainState) -> Scales:
     """Returns the a of each block, averaged over steps where the run averages.
 
     Raises:
       UserError: residuals are not scaled.
     """
-    blocks = parts.model.spec.connections.topology.blocks
+    blocks = exp.model.spec.connections.topology.blocks
     of_blocks = {i: state.eval_params[f"block_{i}"] for i in blocks}
-    found = {
+    result = {
         i: np.asarray(own["scale"]) for i, own in of_blocks.items() if "scale" in own
     }
-    if not found:
+    if not result:
         raise UserError(
-            f"{parts.config.model.name} has no learned residuals: model.residual_scale "
+            f"{exp.config.model.name} has no learned residuals: model.residual_scale "
             "is none."
         )
-    return found
+    return result
 
 
 def table(scales: Scales) -> str:
@@ -51,12 +51,12 @@ def draw(scales: Mapping[int, np.ndarray]) -> Figure:
     size = 2 + 0.5 * len(scales), 4
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     blocks = list(scales)
-    for i, found in scales.items():
+    for i, result in scales.items():
         # In a row from low to high, so that all are seen.
-        places = i + np.linspace(-0.3, 0.3, len(found)) if len(found) > 1 else [i]
-        axis.plot(places, np.sort(found), ".", color="tab:blue", markersize=3)
+        places = i + np.linspace(-0.3, 0.3, len(result)) if len(result) > 1 else [i]
+        axis.plot(places, np.sort(result), ".", color="tab:blue", markersize=3)
     # F may have either sign, so that the mean of a says little.
-    means = [abs(found).mean() for found in scales.values()]
+    means = [abs(result).mean() for result in scales.values()]
     axis.plot(blocks, means, "D", color="tab:orange", label="mean of |a|")
     axis.axhline(0, color="grey", linestyle="--", label="an identity")
     axis.set(xticks=blocks, xlabel="block", ylabel="a of x + a F(x)")

@@ -18,17 +18,17 @@ from dresnet_jax.figures import pictures
 from dresnet_jax.training import metrics, workdir
 
 
-def gate_table(openings: GateValues) -> str:
+def gate_table(gates: GateValues) -> str:
     """Returns F(w) of every edge: a row per reader, a column per source.
 
     A free graph alone has the stem, 0, as a source; its last reader is the classifier.
     """
-    found = {k for row in openings.values() for k in row}
-    is_free, last = 0 in found, max(openings)
-    sources = range(min(1, *found), max(found) + 1)
+    result = {k for row in gates.values() for k in row}
+    is_free, last = 0 in result, max(gates)
+    sources = range(min(1, *result), max(result) + 1)
     names = ("     stem" if k == 0 else f"  from {k:2d}" for k in sources)
     lines = ["F(w)     " + "".join(names)]
-    for reader, row in sorted(openings.items()):
+    for reader, row in sorted(gates.items()):
         name = "head     " if is_free and reader == last else f"block {reader:2d} "
         cells = (f"{row[k]:9.3f}" if k in row else " " * 9 for k in sources)
         lines.append(name + "".join(cells))
@@ -96,17 +96,17 @@ def gate_maps(start: Mapping[str, Any], end: Mapping[str, Any]) -> Figure:
         axes, values, ("at the start", "at the end"), strict=True
     ):
         image = axis.imshow(value, vmin=low, vmax=high, cmap="viridis")
-        for (y, x), opening in np.ndenumerate(value):
-            if blocks <= 12 and not np.isnan(opening):
-                text = f"{opening:.2f}"
-                colour = "white" if opening < (low + high) / 2 else "black"
+        for (y, x), gate in np.ndenumerate(value):
+            if blocks <= 12 and not np.isnan(gate):
+                text = f"{gate:.2f}"
+                colour = "white" if gate < (low + high) / 2 else "black"
                 axis.text(x, y, text, ha="center", va="center", size=8, color=colour)
         step, (rows, columns) = max(1, blocks // 10), value.shape
         axis.set_xticks(range(0, columns, step), range(first, columns + first, step))
         axis.set_yticks(range(0, rows, step), range(1, rows + 1, step))
         axis.set(xlabel="source block k", title=title)
     axes[0].set_ylabel("reading block i")
-    figure.colorbar(image, ax=axes, label="opening F(w)", shrink=0.85)
+    figure.colorbar(image, ax=axes, label="gate value F(w)", shrink=0.85)
     return figure
 
 
@@ -124,7 +124,7 @@ def gate_functions() -> Figure:
         draw(name, 1.0, linewidth=2)
     for k in (0.1, 1.0, 10.0):
         draw("gauss", k, f", k = {k:g}", linewidth=1.5, linestyle="--")
-    axis.set(xlabel="weight w", ylabel="opening F(w)", ylim=(-1.08, 1.9))
+    axis.set(xlabel="weight w", ylabel="gate value F(w)", ylim=(-1.08, 1.9))
     axis.grid(alpha=0.3)
     axis.legend(loc="upper center", ncols=2, fontsize=8)
     return figure
@@ -180,6 +180,6 @@ def _matrix(gates: Mapping[str, Any], blocks: int, first: int) -> np.ndarray:
     sources = max(int(k) for row in gates.values() for k in row) - first + 1
     matrix = np.full((blocks, sources), np.nan)
     for block, row in gates.items():
-        for source, opening in row.items():
-            matrix[int(block) - 1, int(source) - first] = opening
+        for source, gate in row.items():
+            matrix[int(block) - 1, int(source) - first] = gate
     return matrix

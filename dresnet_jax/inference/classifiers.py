@@ -15,7 +15,7 @@ from dresnet_jax.inference.early_exit import EarlyExit, by_threshold
 from dresnet_jax.training import evaluation
 
 # Probabilities [classes], and {"depth": blocks passed} where exits may answer.
-Answer = tuple[np.ndarray, dict[str, int]]
+Prediction = tuple[np.ndarray, dict[str, int]]
 # Images that an exported network is given at once.
 _BATCH = 128
 
@@ -32,7 +32,7 @@ class ImageClassifier:
       about: where it comes from, of JSON's types.
     """
 
-    answers: Callable[[Sequence[np.ndarray]], Iterable[Answer]]
+    answers: Callable[[Sequence[np.ndarray]], Iterable[Prediction]]
     batch_size: int
     view: View
     class_names: Sequence[str]
@@ -45,13 +45,13 @@ def of_run(directory: epath.Path) -> ImageClassifier:
     Raises:
       UserError: there is none.
     """
-    parts, restored = evaluation.open_run(directory)
-    predict = evaluation.Predictor(parts)
+    exp, restored = evaluation.open_run(directory)
+    predict = evaluation.Predictor(exp)
 
-    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Answer]:
+    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Prediction]:
         return ((row, {}) for row in predict(restored.state, pixels))
 
-    view, class_names = parts.recipe.view, parts.dataset.class_names
+    view, class_names = exp.recipe.view, exp.dataset.class_names
     about = {"workdir": str(directory), "step": restored.step}
     return ImageClassifier(answers, predict.batch_size, view, class_names, about)
 
@@ -68,7 +68,7 @@ def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifie
       UserError: there is no run with exits, no thresholds for its newest checkpoint, or
         no exit is in time.
     """
-    parts, restored = evaluation.open_run(directory)
+    exp, restored = evaluation.open_run(directory)
     about: dict[str, Any] = {"workdir": str(directory), "step": restored.step}
     if within_ms is None:
         policy = early_exit_report.read(directory)
@@ -77,10 +77,10 @@ def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifie
                 f"The thresholds of {directory} are those of step {policy['step']}, "
                 f"its newest checkpoint is that of {restored.step}: run evaluate again."
             )
-        network = EarlyExit(parts, restored.state, policy["confidence"])
+        network = EarlyExit(exp, restored.state, policy["confidence"])
         rule, batch_size = by_threshold(policy["thresholds"]), network.batch_size
     else:
-        network = EarlyExit(parts, restored.state)
+        network = EarlyExit(exp, restored.state)
         milliseconds = 1000 * network.latencies()
         in_time = np.flatnonzero(milliseconds <= within_ms)
         if not len(in_time):
@@ -94,14 +94,14 @@ def with_exits(directory: epath.Path, within_ms: float | None) -> ImageClassifie
         )
         rule, batch_size = (lambda number, sure: np.full(len(sure), number == last)), 1
 
-    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Answer]:
-        found = network([np.stack(pixels)], rule)
-        probabilities = np.asarray(jax.nn.softmax(found.logits))
-        for row, exit_ in zip(probabilities, found.exits, strict=True):
+    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Prediction]:
+        result = network([np.stack(pixels)], rule)
+        probabilities = np.asarray(jax.nn.softmax(result.logits))
+        for row, exit_ in zip(probabilities, result.exits, strict=True):
             yield row, {"depth": network.depths[exit_]}
 
     return ImageClassifier(
-        answers, batch_size, parts.recipe.view, parts.dataset.class_names, about
+        answers, batch_size, exp.recipe.view, exp.dataset.class_names, about
     )
 
 
@@ -111,11 +111,11 @@ def of_exported(directory: epath.Path) -> ImageClassifier:
     Raises:
       UserError: the directory holds no such thing.
     """
-    found = exported.read(directory)
+    result = exported.read(directory)
 
-    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Answer]:
-        rows = np.asarray(jax.nn.softmax(found.call(np.stack(pixels))))
+    def answers(pixels: Sequence[np.ndarray]) -> Iterator[Prediction]:
+        rows = np.asarray(jax.nn.softmax(result.call(np.stack(pixels))))
         return ((row, {}) for row in rows)
 
-    about = {"exported": str(directory), "step": found.signature["step"]}
-    return ImageClassifier(answers, _BATCH, found.view, found.class_names, about)
+    about = {"exported": str(directory), "step": result.signature["step"]}
+    return ImageClassifier(answers, _BATCH, result.view, result.class_names, about)

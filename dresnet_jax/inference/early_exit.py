@@ -74,12 +74,12 @@ class EarlyExit:
     """
 
     def __init__(
-        self, parts: Experiment, state: TrainState, confidence: str = "probability"
+        self, exp: Experiment, state: TrainState, confidence: str = "probability"
     ) -> None:
         """Compiles nothing yet.
 
         Args:
-          parts: the experiment.
+          exp: the experiment.
           state: of it; averaged weights are taken where there are.
           confidence: a key of `CONFIDENCES`.
 
@@ -87,11 +87,11 @@ class EarlyExit:
           UserError: the network has no exits, or has not learned a confidence, or it
             is asked of one process of several.
         """
-        spec = parts.model.spec
+        spec = exp.model.spec
         pick("confidence", confidence, CONFIDENCES)
         if not spec.exits.after:
             raise UserError(
-                f"{parts.config.model.name} has one exit, its last: train it with "
+                f"{exp.config.model.name} has one exit, its last: train it with "
                 "config.model.exits.after."
             )
         if confidence == "learned" and not spec.exits.learn_confidence:
@@ -102,9 +102,9 @@ class EarlyExit:
         if jax.process_count() > 1:
             raise UserError("Early exits run on one process.")
         self.depths = [blocks[-1] for blocks in spec.parts]
-        self.batch_size = size = parts.recipe.batch_size
+        self.batch_size = size = exp.recipe.batch_size
         self._sizes = sorted({1, math.ceil(size / 16), math.ceil(size / 4), size})
-        self._parts, self._confidence = parts, confidence
+        self._parts, self._confidence = exp, confidence
         variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
         self._variables = jax.device_put(variables, jax.local_devices()[0])
         # Each is compiled once for each size of its batches.
@@ -120,28 +120,28 @@ class EarlyExit:
             uint8.
           rule: which images leave at an exit.
         """
-        found: dict[int, tuple[np.ndarray, int]] = {}
+        result: dict[int, tuple[np.ndarray, int]] = {}
         rows = np.zeros(len(self.depths), int)
         last = len(self.depths) - 1
 
         def after(number: int, batches: Iterable[_Batch]) -> Iterator[_Stays]:
             for before, ids in batches:
-                carried, logits, sure = self.run(number, before)
+                handover, logits, sure = self.run(number, before)
                 rows[number] += len(logits)
                 leaves = np.ones(len(ids), bool)
                 if number < last:
                     leaves = rule(number, sure[: len(ids)])
                 for row in np.flatnonzero(leaves):
-                    found[ids[row]] = logits[row], number
+                    result[ids[row]] = logits[row], number
                 if not leaves.all():
-                    yield carried, ids[~leaves], np.flatnonzero(~leaves)
+                    yield handover, ids[~leaves], np.flatnonzero(~leaves)
 
         stays = after(0, self._padded(pixels))
         for number in range(1, last + 1):
             stays = after(number, self._joined(stays))
         for _ in stays:  # Runs all parts; nothing stays after the last.
             pass
-        logits, exits = zip(*(found[i] for i in range(len(found))), strict=True)
+        logits, exits = zip(*(result[i] for i in range(len(result))), strict=True)
         return Answers(np.stack(logits), np.asarray(exits), rows)
 
     def _padded(self, pixels: Iterable[np.ndarray]) -> Iterator[_Batch]:
@@ -156,12 +156,12 @@ class EarlyExit:
     def _joined(self, batches: Iterable[_Stays]) -> Iterator[_Batch]:
         """Joins the rows that stay to full batches, and a smaller one at the end."""
         size, waiting, ids = self.batch_size, None, np.zeros(0, int)
-        for carried, new, rows in batches:
-            old = carried if waiting is None else waiting
+        for handover, new, rows in batches:
+            old = handover if waiting is None else waiting
             start = len(jax.tree.leaves(old)[0])
             index = np.zeros(2 * size, np.int32)
             index[: len(ids) + len(new)] = [*range(len(ids)), *start + rows]
-            waiting, rest = _merged(old, carried, index)
+            waiting, rest = _merged(old, handover, index)
             ids = np.append(ids, new)
             if len(ids) >= size:
                 yield waiting, ids[:size]
@@ -177,18 +177,18 @@ class EarlyExit:
           number: of the part, from 0.
           before: pixels for part 0, else what the part before hands on.
         """
-        carried, logits, sure = self._programs[number](self._variables, before)
-        return carried, np.asarray(logits), np.asarray(sure)
+        handover, logits, sure = self._programs[number](self._variables, before)
+        return handover, np.asarray(logits), np.asarray(sure)
 
     def flops(self) -> np.ndarray:
         """Counts the FLOPs of each part, as shares of the whole network's; [parts]."""
-        found, before = [], self._blank(self.batch_size)
+        result, before = [], self._blank(self.batch_size)
         whole = counting.flops(self.whole, self._variables, before) / self.batch_size
         for program in self._programs:
             given = program, self._variables, before
-            found.append(counting.flops(*given) / self.batch_size)
+            result.append(counting.flops(*given) / self.batch_size)
             before, _, _ = jax.eval_shape(*given)
-        return np.asarray(found) / whole
+        return np.asarray(result) / whole
 
     def _logits(self, variables: Any, pixels: jax.Array) -> Any:
         images = pipeline.normalise(self._parts.recipe, pixels)
@@ -233,9 +233,9 @@ class EarlyExit:
         def run(variables: Any, before: Any) -> tuple[Any, Any, Any]:
             if number == 0:
                 before = pipeline.normalise(recipe, before)
-            found: Any = part.apply(variables, before)
-            carried, logits, score = found
-            return carried, logits, sure(logits, score)
+            result: Any = part.apply(variables, before)
+            handover, logits, score = result
+            return handover, logits, sure(logits, score)
 
         return run
 
@@ -269,10 +269,10 @@ class Split:
         return self.predictions == self.labels[:, None]
 
 
-def read(parts: Experiment, examples: Examples) -> tuple[list[np.ndarray], np.ndarray]:
+def read(exp: Experiment, examples: Examples) -> tuple[list[np.ndarray], np.ndarray]:
     """Reads a split's pixels, in batches of at most the run's size, and labels."""
-    rows = np.arange(parts.recipe.batch_size)
-    batches = list(parts.inputs.read(EvalBatches(examples, parts.recipe, rows)))
+    rows = np.arange(exp.recipe.batch_size)
+    batches = list(exp.inputs.read(EvalBatches(examples, exp.recipe, rows)))
     pixels = [np.asarray(batch.images)[batch.mask] for batch in batches]
     return pixels, np.concatenate([batch.labels[batch.mask] for batch in batches])
 

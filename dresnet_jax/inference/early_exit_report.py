@@ -27,8 +27,8 @@ _NAMED = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What is wanted of early exits.
+class Goal:
+    """What early exits must keep to.
 
     Attributes:
       confidence: a key of `exits.CONFIDENCES`.
@@ -55,7 +55,7 @@ class Wanted:
             raise UserError(f"--budget={self.budget} must be a number above 0.")
 
     def choose(self, points: list[Point]) -> Point:
-        """Returns the point of a curve that is wanted.
+        """Returns the point of a curve that keeps to it.
 
         Raises:
           UserError: there is none.
@@ -66,7 +66,7 @@ class Wanted:
 
 
 def measure(
-    parts: Experiment, state: TrainState, wanted: Wanted, split: str
+    exp: Experiment, state: TrainState, goal: Goal, split: str
 ) -> tuple[dict[str, Any], list[Point]]:
     """Fits thresholds on the validation split, and measures them on another.
 
@@ -77,23 +77,23 @@ def measure(
       UserError: the network has no exits, a value is out of range, or the dataset is
         not prepared.
     """
-    network = EarlyExit(parts, state, wanted.confidence)
-    first_exit = _first_exit(network, wanted.min_depth)
-    splits = parts.open_splits()
+    network = EarlyExit(exp, state, goal.confidence)
+    first_exit = _first_exit(network, goal.min_depth)
+    splits = exp.open_splits()
     flops = network.flops()
     costs = np.cumsum(flops)
 
     validation = early_exit.at_all_exits(
-        network, *early_exit.read(parts, splits["validation"])
+        network, *early_exit.read(exp, splits["validation"])
     )
     curve = thresholds.curve(validation, costs, first_exit)
-    chosen = wanted.choose(curve)
+    chosen = goal.choose(curve)
     shares = thresholds.shares(chosen.thresholds, validation)
     rule: Rule = early_exit.by_threshold(chosen.thresholds)
-    if wanted.per_batch:
+    if goal.per_batch:
         rule = early_exit.by_share(shares)
 
-    pixels, labels = early_exit.read(parts, splits[split])
+    pixels, labels = early_exit.read(exp, splits[split])
     answers = network(pixels, rule)
     at_all = early_exit.at_all_exits(network, pixels, labels)
     full = [images for images in pixels if len(images) == network.batch_size]
@@ -110,9 +110,9 @@ def measure(
     # Images that the last exit alone answers rightly.
     needing = np.flatnonzero(thresholds.depth_needed(at_all) == len(alone) - 1)
     report = {
-        "confidence": wanted.confidence,
+        "confidence": goal.confidence,
         "thresholds": list(chosen.thresholds),
-        "shares": shares if wanted.per_batch else None,
+        "shares": shares if goal.per_batch else None,
         "split_measured": split,
         "validation": {
             "accuracy": chosen.accuracy,
@@ -130,7 +130,7 @@ def measure(
             "whole_seconds": float(np.median(seconds["whole"])),
         },
         "exits": _exits(network.depths, chosen.thresholds, answers.exits, alone, costs),
-        "classes": _classes(parts.dataset.class_names, passed, right, at_all),
+        "classes": _classes(exp.dataset.class_names, passed, right, at_all),
         "need_all_blocks": {"images": len(needing), "first": needing[:_NAMED].tolist()},
     }
     return report, curve
@@ -138,7 +138,7 @@ def measure(
 
 def text(report: Mapping[str, Any]) -> str:
     """Returns the report for a person."""
-    found, split = report["measured"], report["split_measured"]
+    result, split = report["measured"], report["split_measured"]
     fitted = report["validation"]
     lines = [" after block  threshold  answers there  right alone  FLOPs so far"]
     for exit_ in report["exits"]:
@@ -154,16 +154,16 @@ def text(report: Mapping[str, Any]) -> str:
             f"{name:>16}  {of_class['accuracy']:.3f}  "
             f"{of_class['mean_depth']:>13.2f}  {of_class['needs_depth']:>25.3f}"
         )
-    quartiles = "{:.3f} to {:.3f}".format(*found["time_ratio_quartiles"])
+    quartiles = "{:.3f} to {:.3f}".format(*result["time_ratio_quartiles"])
     lines += [
         "",
-        f"accuracy on {split}: {found['accuracy']:.4f}, of the whole network "
-        f"{found['whole_accuracy']:.4f}; on validation "
+        f"accuracy on {split}: {result['accuracy']:.4f}, of the whole network "
+        f"{result['whole_accuracy']:.4f}; on validation "
         f"{fitted['accuracy']:.4f} and {fitted['whole_accuracy']:.4f}: with 95 "
         f"% confidence at most {fitted['loss_bound']:.4f} lower",
-        f"FLOPs of an image: {found['cost']:.3f} of the whole network's, "
-        f"{found['cost_as_run']:.3f} with what fills batches",
-        f"time: {found['time_ratio']:.3f} of the whole network's "
+        f"FLOPs of an image: {result['cost']:.3f} of the whole network's, "
+        f"{result['cost_as_run']:.3f} with what fills batches",
+        f"time: {result['time_ratio']:.3f} of the whole network's "
         f"(quartiles of {_RUNS} interleaved runs {quartiles})",
     ]
     return "\n".join(lines)
@@ -185,8 +185,8 @@ def read(directory: epath.Path) -> dict[str, Any]:
     """
     path = directory / _FILE
     try:
-        found = json.loads(path.read_text())
-        return {name: found[name] for name in ("step", "confidence", "thresholds")}
+        result = json.loads(path.read_text())
+        return {name: result[name] for name in ("step", "confidence", "thresholds")}
     except FileNotFoundError as error:
         raise UserError(
             f"{directory} has no thresholds yet: run evaluate with --max_loss or "

@@ -49,12 +49,12 @@ class Exported:
 
 
 def write(
-    parts: Experiment, state: TrainState, directory: epath.Path, about: dict[str, Any]
+    exp: Experiment, state: TrainState, directory: epath.Path, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes a network for inference, whole or not at all.
 
     Args:
-      parts: the experiment.
+      exp: the experiment.
       state: of it; averaged weights are taken where there are.
       directory: that does not exist yet.
       about: where it comes from, of JSON's types.
@@ -67,13 +67,13 @@ def write(
     """
     if directory.exists():
         raise UserError(f"{directory} exists: choose another directory.")
-    model, variables = folded(parts.model, state.eval_params, state.batch_stats)
+    model, variables = folded(exp.model, state.eval_params, state.batch_stats)
     # A batch of any size has no parts of known sizes.
     model = uncompacted(model)
-    dataset, size = parts.dataset, parts.dataset.image_size
+    dataset, size = exp.dataset, exp.dataset.image_size
 
     def logits(pixels: jax.Array) -> Any:
-        images = pipeline.normalise(parts.recipe, pixels)
+        images = pipeline.normalise(exp.recipe, pixels)
         return model.apply(variables, images, train=False)
 
     (batch,) = jax.export.symbolic_shape("batch")
@@ -84,8 +84,8 @@ def write(
         "output": _array("logits", "float32", dataset.num_classes),
         "class_names": list(dataset.class_names),
         "fixed_size": dataset.fixed_size,
-        "pixel_rule": parts.recipe.view.rule,
-        "background": parts.recipe.view.background,
+        "pixel_rule": exp.recipe.view.rule,
+        "background": exp.recipe.view.background,
         "platforms": list(_PLATFORMS),
         "edges": model.spec.connections.topology.edges,
         "versions": {"dresnet_jax": dresnet_jax.__version__, "jax": jax.__version__},
@@ -175,9 +175,9 @@ def _check_digests(directory: epath.Path, signature: Any, network: bytes) -> Non
     if not isinstance(digests, dict) or _NETWORK not in digests:
         raise UserError(f"{directory / _SIGNATURE} is damaged: it holds no digests.")
     path = directory / _WEIGHTS
-    found = _digests(signature, network, path.read_bytes() if path.exists() else b"")
+    result = _digests(signature, network, path.read_bytes() if path.exists() else b"")
     names = (_NETWORK, _SIGNATURE, _WEIGHTS)
     # Earlier versions wrote that of the network alone.
     for name in names if len(digests) > 1 else names[:1]:
-        if digests.get(name) != found[name]:
+        if digests.get(name) != result[name]:
             raise UserError(f"{directory / name} is damaged: export it again.")

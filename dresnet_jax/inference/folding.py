@@ -1,4 +1,4 @@
-"""A trained network for inference: norms in the kernels, openings as numbers."""
+"""A trained network for inference: norms in the kernels, gate_values as numbers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -47,11 +47,11 @@ def _without_norms(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
     if not isinstance(params, Mapping):
         return params, {}
     if params.keys() >= {"conv", "norm"} and "kernel" in params["conv"]:
-        conv, norm, found = params["conv"], params["norm"], batch_stats["norm"]
-        factor = norm["scale"] / jnp.sqrt(found["var"] + BATCH_NORM_EPSILON)
+        conv, norm, result = params["conv"], params["norm"], batch_stats["norm"]
+        factor = norm["scale"] / jnp.sqrt(result["var"] + BATCH_NORM_EPSILON)
         bias = conv.get("bias", jnp.zeros_like(factor))
         kernel = conv["kernel"] * factor[None, None, None]
-        bias = norm["bias"] + factor * (bias - found["mean"])
+        bias = norm["bias"] + factor * (bias - result["mean"])
         return {"conv": {"kernel": kernel, "bias": bias}}, {}
     left = {
         name: _without_norms(value, batch_stats.get(name, {}))
@@ -59,7 +59,7 @@ def _without_norms(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
     }
     # The averages of a norm itself, which no parameter is called like.
     stats = {name: value for name, value in batch_stats.items() if name not in params}
-    stats |= {name: found for name, (_, found) in left.items() if found}
+    stats |= {name: result for name, (_, result) in left.items() if result}
     return {name: value for name, (value, _) in left.items()}, stats
 
 
@@ -68,7 +68,9 @@ def _opened(
 ) -> tuple[ConnectionSpec, dict[str, Any]]:
     """The connections with F(w) instead of w."""
     module = Connections(spec, channels)
-    openings: Any = module.apply({"params": parameters}, method=Connections.openings)
+    gate_values: Any = module.apply(
+        {"params": parameters}, method=Connections.gate_values
+    )
     each = "per_channel" if spec.weights == "per_channel" else "per_edge"
     left = dataclasses.replace(spec, gate="identity", weights=each)
     own = {
@@ -78,7 +80,7 @@ def _opened(
             if name.startswith("from_")
         }
         | {"gate_weights": values}
-        for i, values in openings.items()
+        for i, values in gate_values.items()
     }
     stages = {k: v for k, v in parameters.items() if k.startswith(("stage_", "stem_"))}
     return left, own | stages

@@ -51,20 +51,20 @@ class ImageFiles:
     def _add_directory(self, name: str, directory: epath.Path) -> None:
         known = len(self.unreadable)
         files = list(self._files_in(directory))
-        found = [
+        result = [
             os.fspath(path)
             for path in files
             if path.suffix.lower() in images.SUFFIXES and path.is_file()
         ]
-        if not found and len(self.unreadable) == known:
+        if not result and len(self.unreadable) == known:
             kinds = ", ".join(images.SUFFIXES)
             raise UserError(f"Directory {directory} holds no image: {kinds}.")
-        if others := len(files) - len(found):
+        if others := len(files) - len(result):
             self._report(
                 f"{images.printable(name)}: files that are no images by their names, "
                 f"passed over: {others}"
             )
-        self.paths += sorted(found)
+        self.paths += sorted(result)
 
     def _files_in(self, directory: epath.Path) -> Iterator[epath.Path]:
         """Yields the files at any depth.

@@ -89,11 +89,11 @@ def curve(split: Split, costs: np.ndarray, first_exit: int = 0) -> list[Point]:
     """
     whole = point([NEVER] * (len(costs) - 1), split, costs)
     same = (split.predictions == split.predictions[:, -1:]).astype(float)
-    found = {
+    result = {
         point(_best(same - price * costs[None], split, first_exit), split, costs)
         for price in _PRICES
     }
-    cheaper = [p for p in found if p.cost < whole.cost]
+    cheaper = [p for p in result if p.cost < whole.cost]
     return [whole, *sorted(cheaper, key=lambda p: -p.cost)]
 
 

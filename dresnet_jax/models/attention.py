@@ -72,9 +72,9 @@ class Cbam(nn.Module):
         hidden = _Hidden(self.layers, name="channels")
         of_channels = hidden(x.mean(axis=(1, 2))) + hidden(x.max(axis=(1, 2)))
         x = x * nn.sigmoid(of_channels)[:, None, None]
-        found = (x.mean(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True))
+        result = (x.mean(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True))
         of_pixels = self.layers.conv_norm(1, 7, use_bias=False, name="pixels")(
-            jnp.concatenate(found, axis=-1), train=train
+            jnp.concatenate(result, axis=-1), train=train
         )
         return x * nn.sigmoid(of_pixels)
 

@@ -111,8 +111,8 @@ class _Network(nn.Module):
 
         # In a branch of a program, where a module may not be called by its name.
         def run(some: jax.Array) -> jax.Array:
-            found: Any = alone.apply(own, some, train=False)
-            return found
+            result: Any = alone.apply(own, some, train=False)
+            return result
 
         own = {kind: t[name] for kind, t in self.variables.items() if name in t}
         return conditional.compacted(run, x, gates)
@@ -171,7 +171,7 @@ class Backbone(_Network):
         outputs = self._stem(images, train=train)
         logits: list[jax.Array] = []
         answers, scores = [], []
-        # Where they only classify images, the last answer alone may be wanted.
+        # Where they only classify images, the last answer alone is computed.
         of_all = train or self.is_initializing() or spec.exits.fusion != "none"
         for blocks in spec.parts:
             self._run(blocks, outputs, train=train)
@@ -189,7 +189,7 @@ class Backbone(_Network):
 
 
 @flax.struct.dataclass
-class Carried:
+class Handover:
     """What a part of a network hands on to the next.
 
     Attributes:
@@ -212,8 +212,8 @@ class Part(_Network):
 
     @nn.compact
     def __call__(
-        self, before: jax.Array | Carried
-    ) -> tuple[Carried, jax.Array, jax.Array]:
+        self, before: jax.Array | Handover
+    ) -> tuple[Handover, jax.Array, jax.Array]:
         """Runs the part as evaluated, not as trained.
 
         Args:
@@ -224,7 +224,7 @@ class Part(_Network):
           learned, [batch], 0 where that is not.
         """
         spec = self.spec
-        if isinstance(before, Carried):
+        if isinstance(before, Handover):
             logits = list(before.logits)
             outputs = BlockOutputs.resumed(
                 before.outputs, normalise=spec.connections.normalise_sources
@@ -235,11 +235,11 @@ class Part(_Network):
         self._run(blocks, outputs, train=False)
         logits.append(self._classify(blocks[-1], outputs.last, train=False))
         answer = self.fusion(logits, outputs.last)
-        carried = Carried(
+        handover = Handover(
             outputs=outputs.kept(spec.read_after(blocks[-1])),
             logits=() if spec.exits.fusion == "none" else tuple(logits),
         )
-        return carried, answer, self._score(blocks[-1], answer, outputs.last)
+        return handover, answer, self._score(blocks[-1], answer, outputs.last)
 
 
 def architecture(spec: BackboneSpec, params: Any) -> Any:

@@ -115,7 +115,7 @@ class BackboneSpec(Architecture):
     @functools.cached_property
     def blocks(self) -> tuple[BlockSpec, ...]:
         """What each block is asked for."""
-        found: list[BlockSpec] = []
+        result: list[BlockSpec] = []
         dilation = 1
         channels, last = self.channels, max(1, len(self.stages) - 1)
         strides = self.strides or (1, *(2,) * len(self.blocks_per_stage))
@@ -128,7 +128,7 @@ class BackboneSpec(Architecture):
             if is_first and stage + 1 in self.dilated_stages:
                 dilation, stride = dilation * stride, 1
             keeps_shape = stride == 1 and channels[i - 1] == channels[i]
-            found.append(
+            result.append(
                 BlockSpec(
                     features=channels[i],
                     hidden=self.hidden[i - 1] if self.hidden else 0,
@@ -145,7 +145,7 @@ class BackboneSpec(Architecture):
                     mixture=self.mixtures[i - 1] if self.mixtures else Mixture(),
                 )
             )
-        return tuple(found)
+        return tuple(result)
 
     @property
     def gated(self) -> tuple[int, ...]:

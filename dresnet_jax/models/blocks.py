@@ -71,14 +71,14 @@ def _separable(spec: BlockSpec, channels: int) -> Convolutions:
 def _inverted(spec: BlockSpec, channels: int) -> Convolutions:
     """1x1 to more channels, 3x3 of each, 1x1 to few (Sandler et al. 2018)."""
     hidden = spec.hidden or round(channels * spec.expand)
-    found: Convolutions = {
+    result: Convolutions = {
         "expand": {"features": hidden, "kernel": 1},
         "depthwise": _spatial(spec, hidden, spec.stride, groups=hidden),
         "project": {"features": spec.features, "kernel": 1},
     }
     if spec.expand == 1:
-        del found["expand"]
-    return found
+        del result["expand"]
+    return result
 
 
 class PostActivationBlock(Block):
@@ -145,8 +145,8 @@ class ConvNeXtBlock(Block):
     @property
     def residual(self) -> ResidualScale:
         """Its own are by channel; what stands for the last norm's scale."""
-        found = self.spec.residual or ResidualScale("channel", 1e-6)
-        return dataclasses.replace(found, start=0.0) if self.spec.zero_last else found
+        result = self.spec.residual or ResidualScale("channel", 1e-6)
+        return dataclasses.replace(result, start=0.0) if self.spec.zero_last else result
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -245,8 +245,8 @@ class _PerShardNorm(nn.Module):
             mean, var = (average.value[None] for average in running)
         else:
             mean, var = parts.mean(axis=(1, 2, 3)), parts.var(axis=(1, 2, 3))
-            for average, found in zip(running, (mean, var), strict=True):
-                new = (1 - self.momentum) * found.mean(axis=0)
+            for average, result in zip(running, (mean, var), strict=True):
+                new = (1 - self.momentum) * result.mean(axis=0)
                 average.value = self.momentum * average.value + new
 
         def spread(array: jax.Array) -> jax.Array:

@@ -34,10 +34,10 @@ class MixedBlock(Block):
     @property
     def residual(self) -> ResidualScale:
         """A scale that starts at 0 stands for the last norm, which the sum has not."""
-        found = super().residual
+        result = super().residual
         if not self.spec.zero_last:
-            return found
-        return ResidualScale("channel" if found.each == "none" else found.each, 0.0)
+            return result
+        return ResidualScale("channel" if result.each == "none" else result.each, 0.0)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -171,13 +171,13 @@ def _read(path: Path) -> Sequence[Sequence[Any]]:
     if not path.is_file():
         raise UserError(f"Table {path} does not exist.")
     try:
-        found = yaml.safe_load(path.read_text())
+        result = yaml.safe_load(path.read_text())
     # Of bytes that are no text, and of a document that nests too deeply, too.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"Table {path}: {' '.join(str(error).split())}.") from error
-    if not isinstance(found, list):
+    if not isinstance(result, list):
         raise UserError(f"Table {path} is no list of layers.")
-    return found
+    return result
 
 
 def _rows(table: Sequence[Sequence[Any]]) -> dict[str, Row]:

@@ -165,8 +165,8 @@ def name(scheme: str, spec: BackboneSpec, path: str) -> str | None:
         places |= _places(spec, int(match[1]) - 1)
         places["down"] = places["at"] + (spec.shortcut == "pool")
     for pattern, template in rules:
-        if found := re.fullmatch(pattern, "/".join(modules)):
-            groups = found.groups()
+        if result := re.fullmatch(pattern, "/".join(modules)):
+            groups = result.groups()
             if groups and groups[0].isdecimal():
                 places["0_"] = int(groups[0]) - 1
             module = template.format(*groups, **places)
@@ -206,7 +206,7 @@ def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
 
     Args:
       array: as it is there.
-      shape: that is wanted.
+      shape: of the array to return.
     """
     if len(shape) > 1:
         array = array.reshape(array.shape + (1,) * (4 - array.ndim))

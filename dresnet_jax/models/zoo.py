@@ -349,7 +349,9 @@ def _connections(
     fields = {
         **config,
         "topology": pattern if model.connected else topology.none(of_blocks),
-        "opening": "bounded" if config.opening is None else config.opening,
+        "initial_gate": "bounded"
+        if config.initial_gate is None
+        else config.initial_gate,
         "projection": config.projection or model.projection,
         "form": "folded" if config.form == AUTOMATIC else config.form,
         "projection_bias": model.conv_bias if bias is None else bias,

@@ -53,16 +53,16 @@ def made(
       silenced: from fresh parameters, and a key, to those of which the new ones have no
         effect.
     """
-    parts = experiment.build(
+    exp = experiment.build(
         # The weights are there already.
-        defaults.replace(network.parts.config, {"init.workdir": "", **fields}),
-        devices=list(network.parts.mesh.devices.flat),
-        dataset=network.parts.dataset,
+        defaults.replace(network.experiment.config, {"init.workdir": "", **fields}),
+        devices=list(network.experiment.mesh.devices.flat),
+        dataset=network.experiment.dataset,
     )
 
     def filled(fresh: TrainState, state: TrainState) -> TrainState:
         params = silenced(fresh.params, derive_key(state.key, "init"))
-        opt_state = parts.optimizer.init(params)
+        opt_state = exp.optimizer.init(params)
         start = fresh.replace(
             params=params,
             opt_state=_with_mean_squares(opt_state, state.opt_state),
@@ -74,11 +74,11 @@ def made(
         )
 
     # One program, since no process of several has the whole of an array.
-    places = jax.tree.map(lambda x: x.sharding, parts.create_state(abstract=True))
+    places = jax.tree.map(lambda x: x.sharding, exp.create_state(abstract=True))
     program = jax.jit(filled, out_shardings=places)
-    found = program(parts.create_state(), network.state)
+    result = program(exp.create_state(), network.state)
     # Copies, since a step consumes each array of the state once.
-    return Network(parts, jax.tree.map(jnp.copy, found))
+    return Network(exp, jax.tree.map(jnp.copy, result))
 
 
 def step_passes(config: ml_collections.ConfigDict) -> int:
@@ -87,13 +87,13 @@ def step_passes(config: ml_collections.ConfigDict) -> int:
     return GRADIENT * _GRADIENTS[search.order if search.share else "none"]
 
 
-def products(parts: Experiment) -> int:
+def products(exp: Experiment) -> int:
     """Counts the multiply-adds of one image as evaluated."""
-    state, view = parts.create_state(abstract=True), parts.recipe.view
+    state, view = exp.create_state(abstract=True), exp.recipe.view
     shape = (1, view.size, view.size, view.channels)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    apply = functools.partial(parts.model.apply, train=False)
+    apply = functools.partial(exp.model.apply, train=False)
     return multiply_adds(apply, variables, images)
 
 
@@ -104,8 +104,8 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
     """
 
     def largest(states: tuple[TrainState, TrainState], images: jax.Array) -> jax.Array:
-        a = _logits(one.parts.model, states[0], images)
-        b = _logits(other.parts.model, states[1], images)
+        a = _logits(one.experiment.model, states[0], images)
+        b = _logits(other.experiment.model, states[1], images)
         changed, most = (jnp.abs(x).max(axis=(1, 2)) for x in (a - b, a))
         return (changed / jnp.maximum(most, 1e-30)).max()
 
@@ -123,10 +123,10 @@ def training_batches(
       start: steps done before the first.
       count: how many.
     """
-    parts, key = network.parts, network.state.key
-    program = jax.jit(parts.batch)
+    exp, key = network.experiment, network.state.key
+    program = jax.jit(exp.batch)
     calls = [Call(start + n, 1) for n in range(count)]
-    given = parts.inputs.data(data.train, parts.config.seed, calls)
+    given = exp.inputs.data(data.train, exp.config.seed, calls)
     return [
         program(inputs, key, jnp.asarray(call.start))
         for call, (inputs, _) in zip(calls, given, strict=True)
@@ -153,10 +153,10 @@ def _with_mean_squares(fresh: Any, old: Any) -> Any:
 
     def filled(path: Any, leaf: jax.Array) -> jax.Array:
         name = leaves.name(path)
-        found = next((means[kind] for kind in _kinds(name) if kind in means), None)
-        if SQUARES not in name or found is None:
+        result = next((means[kind] for kind in _kinds(name) if kind in means), None)
+        if SQUARES not in name or result is None:
             return leaf
-        return jnp.full_like(leaf, jnp.stack(found).mean())
+        return jnp.full_like(leaf, jnp.stack(result).mean())
 
     return jax.tree_util.tree_map_with_path(filled, fresh)
 

@@ -57,7 +57,7 @@ def deepened(network: Network, after: int, hidden: int = 0) -> Network:
     Raises:
       UserError: there is no such block, or a new one would have an effect.
     """
-    spec = network.parts.model.spec
+    spec = network.experiment.model.spec
     if why := why_not(spec, after):
         raise UserError(f"No block can be put after block {after}: {why}.")
     new, edges = after + 1, spec.connections.topology.edges
@@ -71,19 +71,19 @@ def deepened(network: Network, after: int, hidden: int = 0) -> Network:
         before = hidden_channels(network) if spec.hidden else (0,) * len(spec.stages)
         fields["model.hidden"] = (*before[:after], hidden, *before[after:])
 
-    def old_name(found: re.Match[str]) -> str:
-        block = int(found[2])
+    def old_name(result: re.Match[str]) -> str:
+        block = int(result[2])
         # The leaves of the new block had none.
-        return "" if block == new else f"{found[1]}_{block - (block > new)}"
+        return "" if block == new else f"{result[1]}_{block - (block > new)}"
 
-    def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
+    def converted(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         return old.get(_NUMBERED.sub(old_name, name), fresh)
 
     def silenced(params: Any, key: jax.Array) -> Any:
         del key
         return {**params, f"block_{new}": _silent(spec, params[f"block_{new}"])}
 
-    return changes.made(network, fields, carried, silenced)
+    return changes.made(network, fields, converted, silenced)
 
 
 def _with_block(spec: BackboneSpec, after: int) -> BackboneSpec:

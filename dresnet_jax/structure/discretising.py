@@ -35,9 +35,9 @@ def choices(network: Network) -> list[Choice]:
     Raises:
       UserError: the network has none, or each image has weights of its own.
     """
-    parts, state = network.parts, network.state
-    found = []
-    for i, mixture in parts.model.spec.mixed.items():
+    exp, state = network.experiment, network.state
+    result = []
+    for i, mixture in exp.model.spec.mixed.items():
         if mixture.weights == "routed":
             raise UserError(
                 "mixture.weights = routed gives each image operations of its own, so "
@@ -47,12 +47,12 @@ def choices(network: Network) -> list[Choice]:
         of_block = state.eval_params[f"block_{i}"]["mixture"]["gate_weights"]
         steps = state.batch_stats[f"block_{i}"]["mixture"]["steps"]
         weights = jax.nn.softmax(of_block / mixture.temperature_after(steps))
-        found.append(Choice(i, mixture.operations, tuple(map(float, weights))))
-    if not found:
+        result.append(Choice(i, mixture.operations, tuple(map(float, weights))))
+    if not result:
         raise UserError(
-            f"{parts.config.model.name} has no block with several operations."
+            f"{exp.config.model.name} has no block with several operations."
         )
-    return found
+    return result
 
 
 def discretised(network: Network, chosen: list[Choice]) -> Network:
@@ -61,7 +61,7 @@ def discretised(network: Network, chosen: list[Choice]) -> Network:
     Averaged weights are taken where there are; the optimiser restarts. What norms
     have averaged is as it was: see `pruning.measured`.
     """
-    blocks = network.parts.model.spec.blocks
+    blocks = network.experiment.model.spec.blocks
     of_blocks = [block.mixture.operations for block in blocks]
     for one in chosen:
         of_blocks[one.block - 1] = (one.chosen,)

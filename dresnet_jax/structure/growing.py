@@ -27,19 +27,19 @@ def grown(network: Network, edges: Sequence[Edge]) -> Network:
     """
     if not edges:
         raise UserError("No connection is named that could be added.")
-    spec = network.parts.model.spec
+    spec = network.experiment.model.spec
     larger = superset(spec.connections, spec.channels, edges)
 
-    def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
+    def converted(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         of_connections = name.partition(changes.CONNECTIONS)[2]
         if of_connections:
-            return larger.carried(of_connections, old.get(name), fresh)
+            return larger.converted(of_connections, old.get(name), fresh)
         return old[name]
 
     return changes.made(
         network,
         {"model.connections.topology": larger.after.topology.edges},
-        carried,
+        converted,
         lambda params, key: {**params, "connections": larger.initialised(key)},
     )
 
@@ -56,7 +56,7 @@ def shrunk(network: Network, edges: Sequence[Edge]) -> Network:
     Raises:
       UserError: there are none, one does not exist, or the classifier would be cut off.
     """
-    spec = network.parts.model.spec.connections
+    spec = network.experiment.model.spec.connections
     gone = set(edges)
     if strange := sorted(gone - set(spec.topology.edges)):
         raise UserError(f"Connection {strange[0]} (reader, source) does not exist.")
@@ -65,16 +65,16 @@ def shrunk(network: Network, edges: Sequence[Edge]) -> Network:
     kept = [edge for edge in spec.topology.edges if edge not in gone]
     smaller, _ = subset(spec, network.state.params["connections"], kept)
 
-    def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
+    def converted(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         of_connections = name.partition(changes.CONNECTIONS)[2]
-        found = old[name]
-        if not of_connections or found.shape == fresh.shape:
-            return found
+        result = old[name]
+        if not of_connections or result.shape == fresh.shape:
+            return result
         owner = of_connections.partition("/")[0]
-        return found[spec.places(smaller, owner)]
+        return result[spec.places(smaller, owner)]
 
     return changes.made(
         network,
         {"model.connections.topology": smaller.topology.edges or "none"},
-        carried,
+        converted,
     )

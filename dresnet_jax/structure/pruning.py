@@ -35,36 +35,36 @@ _MEASURED_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Carrier:
-    """A connection, and what it carries.
+class RankedEdge:
+    """A connection, with what it contributes.
 
     Attributes:
       edge: (reader, source).
-      opening: F(w).
-      carried: root mean square of F(w) P(y) over a batch, as evaluated: of what the
+      gate: F(w).
+      strength: root mean square of F(w) P(y) over a batch, as evaluated: of what the
         reader's input would lack.
     """
 
     edge: Edge
-    opening: float
-    carried: float
+    gate: float
+    strength: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """An experiment with a state of it."""
 
-    parts: Experiment
+    experiment: Experiment
     state: TrainState
 
     def on_host(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a function in one program; its arrays are whole on every process."""
-        everywhere = sharding.replicated(self.parts.mesh)
+        everywhere = sharding.replicated(self.experiment.mesh)
         program = jax.jit(function, out_shardings=everywhere)
         return jax.device_get(program(*arguments))
 
 
-def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
+def ranked(network: Network, batch: Batch | None = None) -> list[RankedEdge]:
     """Returns all connections, those first that carry least.
 
     Args:
@@ -74,31 +74,33 @@ def ranked(network: Network, batch: Batch | None = None) -> list[Carrier]:
     Raises:
       UserError: the network has none, or the dataset is not prepared.
     """
-    parts, state = network.parts, network.state
-    if not parts.model.spec.connections.topology.edges:
-        raise UserError(f"{parts.config.model.name} has no learned connections.")
+    exp, state = network.experiment, network.state
+    if not exp.model.spec.connections.topology.edges:
+        raise UserError(f"{exp.config.model.name} has no learned connections.")
     # In a loop over blocks their inputs have no names.
-    model = with_form(parts.model, "folded")
+    model = with_form(exp.model, "folded")
 
-    def carried(state: TrainState, images: jax.Array) -> dict[str, jax.Array]:
-        _, found = model.apply(
+    def contributions(state: TrainState, images: jax.Array) -> dict[str, jax.Array]:
+        _, result = model.apply(
             {"params": state.eval_params, "batch_stats": state.batch_stats},
             images,
             train=False,
             mutable=["intermediates"],
         )
-        of_connections = found["intermediates"]["connections"]
+        of_connections = result["intermediates"]["connections"]
         return {name: values[0] for name, values in of_connections.items()}
 
     if batch is None:
-        batch = evaluation.first_batch(parts)
-    found = network.on_host(carried, state, batch.images)
-    carriers = [
-        Carrier((i, k), opening, float(value))
-        for i, row in parts.gate_values(state).items()
-        for (k, opening), value in zip(row.items(), found[f"carried_{i}"], strict=True)
+        batch = evaluation.first_batch(exp)
+    result = network.on_host(contributions, state, batch.images)
+    ranking = [
+        RankedEdge((i, k), gate, float(value))
+        for i, row in exp.gate_values(state).items()
+        for (k, gate), value in zip(
+            row.items(), result[f"contributions_{i}"], strict=True
+        )
     ]
-    return sorted(carriers, key=lambda carrier: carrier.carried)
+    return sorted(ranking, key=lambda one: one.strength)
 
 
 def pruned(network: Network, edges: Sequence[Edge]) -> Network:
@@ -116,7 +118,7 @@ def pruned(network: Network, edges: Sequence[Edge]) -> Network:
     Raises:
       UserError: the classifier would be cut off.
     """
-    spec, params = network.parts.model.spec, network.state.eval_params
+    spec, params = network.experiment.model.spec, network.state.eval_params
     connections, own = subset(spec.connections, params["connections"], edges)
     fields = {"model.connections.topology": connections.topology.edges or "none"}
     return measured(decided(network, fields, {**params, "connections": own}))
@@ -131,17 +133,17 @@ def decided(network: Network, fields: Mapping[str, Any], params: Any) -> Network
       params: its parameters, and maybe others.
     """
     config = defaults.replace(
-        network.parts.config, {"init.workdir": "", "search.share": 0.0, **fields}
+        network.experiment.config, {"init.workdir": "", "search.share": 0.0, **fields}
     )
-    parts = experiment.build(config, dataset=network.parts.dataset)
+    exp = experiment.build(config, dataset=network.experiment.dataset)
     stats = network.state.batch_stats
     weights = leaves.by_name({"params": params, "batch_stats": stats})
-    return Network(parts, transfer.exchange(parts.create_state(), weights))
+    return Network(exp, transfer.exchange(exp.create_state(), weights))
 
 
 def accuracy_with(network: Network, edges: Sequence[Edge]) -> float:
     """Measures the accuracy of `pruned`; 0 where the classifier is cut off."""
-    topology = network.parts.model.spec.connections.topology
+    topology = network.experiment.model.spec.connections.topology
     if topology.is_free and not graphs.on_paths(edges, topology.num_blocks):
         return 0.0
     return accuracy(pruned(network, edges))
@@ -149,47 +151,47 @@ def accuracy_with(network: Network, edges: Sequence[Edge]) -> float:
 
 def measured(network: Network) -> Network:
     """Measures the averages of a network's norms again, on 50 batches."""
-    parts, state = network.parts, network.state
+    exp, state = network.experiment, network.state
     if not jax.tree.leaves(state.batch_stats):
         return network
 
     def measure(state: TrainState, step: jax.Array, inputs: StepInputs) -> TrainState:
-        batch = parts.batch(inputs, state.key, step)
+        batch = exp.batch(inputs, state.key, step)
         _, updates = steps.forward(
-            parts.model, state.params, state.batch_stats, batch.images, state.key
+            exp.model, state.params, state.batch_stats, batch.images, state.key
         )
         return state.replace(batch_stats=updates["batch_stats"])
 
     program = jax.jit(measure)
     calls = [Call(step, 1) for step in range(_MEASURED_STEPS)]
-    data = parts.inputs.data(loop.open_data(parts).train, parts.config.seed, calls)
+    data = exp.inputs.data(loop.open_data(exp).train, exp.config.seed, calls)
     for call, (inputs, _) in zip(calls, data, strict=True):
         state = program(state, jnp.asarray(call.start), inputs)
-    return Network(parts, state)
+    return Network(exp, state)
 
 
 def accuracy(network: Network) -> float:
     """Measures the accuracy on the validation split."""
-    examples = network.parts.open_splits()["validation"]
-    return evaluation.evaluate(network.parts, network.state, examples).accuracy
+    examples = network.experiment.open_splits()["validation"]
+    return evaluation.evaluate(network.experiment, network.state, examples).accuracy
 
 
 def most_removed(
-    carriers: Sequence[Carrier],
+    ranking: Sequence[RankedEdge],
     accuracy_of: Callable[[list[Edge]], float],
     least: float,
 ) -> list[Edge]:
     """Returns the edges that are left when as many as possible are gone.
 
-    They go in the order of the carriers, and accuracy is taken to fall with each, so
+    They go in the order of the ranking, and accuracy is taken to fall with each, so
     that halving finds how many.
 
     Args:
-      carriers: as `ranked`.
+      ranking: as `ranked`.
       accuracy_of: of a network with some edges.
       least: the accuracy that is still good.
     """
-    edges = [carrier.edge for carrier in carriers]
+    edges = [one.edge for one in ranking]
     left = bisect.bisect_left(
         range(len(edges)),
         True,
@@ -198,12 +200,12 @@ def most_removed(
     return edges[len(edges) - left :]
 
 
-def table(carriers: Sequence[Carrier], left: Sequence[Edge]) -> str:
+def table(ranking: Sequence[RankedEdge], left: Sequence[Edge]) -> str:
     """Returns a row per connection, those first that carry most."""
-    lines = [f"{'block':>7s}{'from':>7s}{'F(w)':>10s}{'carried':>10s}"]
+    lines = [f"{'block':>7s}{'from':>7s}{'F(w)':>10s}{'strength':>10s}"]
     lines += [
-        f"{c.edge[0]:7d}{c.edge[1]:7d}{c.opening:10.4f}{c.carried:10.4f}"
+        f"{c.edge[0]:7d}{c.edge[1]:7d}{c.gate:10.4f}{c.strength:10.4f}"
         f"{'' if c.edge in left else '  removed'}"
-        for c in reversed(carriers)
+        for c in reversed(ranking)
     ]
     return "\n".join(lines)

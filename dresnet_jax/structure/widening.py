@@ -27,7 +27,7 @@ _BLOCK = re.compile(r"(?:^|/)block_(\d+)/([^/]+)(?:/|$)")
 
 def hidden_channels(network: Network) -> tuple[int, ...]:
     """Returns the inner channels of each block; 0 where there are none."""
-    spec, params = network.parts.model.spec, network.state.params
+    spec, params = network.experiment.model.spec, network.state.params
     hidden = BLOCKS[spec.block].hidden
     first = hidden.makes[0] if hidden else ""
     blocks = (params.get(f"block_{i}", {}) for i in range(1, len(spec.stages) + 1))
@@ -41,7 +41,7 @@ def kernel(module: Mapping[str, Any]) -> jax.Array:
 
 def why_not(network: Network, block: int) -> str:
     """Returns why a block's channels cannot be divided; empty if they can."""
-    spec = network.parts.model.spec
+    spec = network.experiment.model.spec
     if f"block_{block}" not in network.state.params:
         return f"there is no block {block}"
     if why := spec.fixed_hidden(block):
@@ -87,34 +87,34 @@ def widened(
             raise UserError(
                 f"Block {i} has channels 0 to {before[i - 1] - 1}, and no {strange[0]}."
             )
-    hidden = BLOCKS[network.parts.model.spec.block].hidden
+    hidden = BLOCKS[network.experiment.model.spec.block].hidden
     assert hidden is not None, "why_not"
     models = {i: np.array([*range(before[i - 1]), *copies[i]]) for i in copies}
 
-    def carried(name: str, old: Any, fresh: jax.Array) -> jax.Array:
+    def converted(name: str, old: Any, fresh: jax.Array) -> jax.Array:
         del fresh
         block, module = place(name)
         if block not in models:
             return old[name]
-        found = _divided(name, module, old[name], hidden, models[block])
+        result = _divided(name, module, old[name], hidden, models[block])
         is_kernel = module in hidden.makes and name.endswith("kernel")
         if noise and is_kernel and not name.startswith(_MEMORY):
             # Averages have the noise of the parameters.
-            random = normal(old["key"], f"block_{block}/{module}", found.shape)
-            is_copy = np.arange(found.shape[-1]) >= before[block - 1]
-            factors = 1 + noise * random * _along(is_copy, found, -1)
-            return found * factors.astype(found.dtype)
-        return found
+            random = normal(old["key"], f"block_{block}/{module}", result.shape)
+            is_copy = np.arange(result.shape[-1]) >= before[block - 1]
+            factors = 1 + noise * random * _along(is_copy, result, -1)
+            return result * factors.astype(result.dtype)
+        return result
 
     after = tuple(n + len(copies.get(i, ())) for i, n in enumerate(before, 1))
-    return changes.made(network, {"model.hidden": after}, carried)
+    return changes.made(network, {"model.hidden": after}, converted)
 
 
 def place(name: str) -> tuple[int, str]:
     """Returns the block of a leaf, and the module in it; 0 where it is of no block."""
     # Connections have blocks too.
-    found = None if changes.CONNECTIONS in name else _BLOCK.search(name)
-    return (int(found[1]), found[2]) if found else (0, "")
+    result = None if changes.CONNECTIONS in name else _BLOCK.search(name)
+    return (int(result[1]), result[2]) if result else (0, "")
 
 
 def normal(key: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:

@@ -129,13 +129,13 @@ def gradient(
     def looked_ahead(given: Any) -> jax.Array:
         if rate is None:
             return other_loss(given)
-        found = jax.grad(own_loss)(given)
+        result = jax.grad(own_loss)(given)
         return other_loss(
             jax.tree.map(
                 lambda is_own, x, d: x if is_own else x - rate * d,
                 is_architecture,
                 given,
-                found,
+                result,
             )
         )
 

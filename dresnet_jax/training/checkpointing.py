@@ -34,20 +34,20 @@ def keep(
       always: the steps of some that are kept too.
     """
     policies = ocp.training.preservation_policies
-    found = [policies.LatestN(max(newest, 2))]
+    result = [policies.LatestN(max(newest, 2))]
     if always:
-        found.append(policies.CustomSteps(always))
+        result.append(policies.CustomSteps(always))
     if every_steps:
-        found.append(policies.EveryNSteps(every_steps))
+        result.append(policies.EveryNSteps(every_steps))
     if best:
-        found.append(
+        result.append(
             policies.BestN(
                 get_metric_fn=operator.itemgetter("val_accuracy"),
                 n=best,
                 keep_checkpoints_without_metrics=False,
             )
         )
-    return policies.AnyPreservationPolicy(found)
+    return policies.AnyPreservationPolicy(result)
 
 
 class Checkpoints:
@@ -168,15 +168,15 @@ def restore(
 
     Args:
       workdir: the run directory.
-      abstract_state: the shapes, dtypes and shardings that are wanted.
-      only: the step of the one that is wanted, and no other.
+      abstract_state: the shapes, dtypes and shardings to restore to.
+      only: the step of the one to restore, and no other.
 
     Returns:
       What was read, or None where there is no checkpoint.
 
     Raises:
       UserError: there are checkpoints, but none is whole, or the state is of another
-        kind than what is wanted.
+        kind than `abstract_state`.
       RunFailedError: one is there, but cannot be read now.
     """
     step, damaged = _newest_whole(workdir, only)
@@ -211,8 +211,8 @@ def _newest_whole(
 
     Process 0 alone reads every byte to check it, and alone knows the damaged ones.
     """
-    found = processes.first_alone(lambda: _verified(workdir, only))
-    step, damaged = found or (None, ())
+    result = processes.first_alone(lambda: _verified(workdir, only))
+    step, damaged = result or (None, ())
     step = processes.agreed(-1 if step is None else step)
     return None if step < 0 else step, damaged
 
@@ -297,14 +297,14 @@ def load_weights(
     # The averaged parameters have another name in the checkpoint.
     names = {re.sub("^params/", f"{_weights(tree)}/", name): name for name in places}
 
-    def wanted(name: str, leaf: Any) -> Any:
+    def abstract(name: str, leaf: Any) -> Any:
         if name not in names:
             return ocp.PLACEHOLDER
         place = places[names[name]]
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    found = leaves.by_name(ocp.load(checkpoint, leaves.map_by_name(wanted, tree)))
-    return {names[name]: leaf for name, leaf in found.items() if name in names}
+    result = leaves.by_name(ocp.load(checkpoint, leaves.map_by_name(abstract, tree)))
+    return {names[name]: leaf for name, leaf in result.items() if name in names}
 
 
 def _weights(tree: Mapping[str, Any]) -> str:

@@ -83,10 +83,10 @@ def cpu_features() -> str:
     if _CPU_INFO.exists():
         lines = _CPU_INFO.read_text()
         # The features, and the model by which LLVM tunes its code.
-        found = re.findall(
+        result = re.findall(
             r"^(?:flags|Features|cpu family|model|CPU part)\s*:.*$", lines, re.MULTILINE
         )
-        text = "\n".join(dict.fromkeys(found))
+        text = "\n".join(dict.fromkeys(result))
     digest = hashlib.sha256(f"{platform.processor()}\n{text}".encode()).hexdigest()
     return f"{platform.machine()}-{digest[:12]}"
 

@@ -45,10 +45,10 @@ def verify(checkpoint: epath.Path) -> None:
         raise ValueError(f"{NAME} names no file")
     for name, digest in sorted(expected.items()):
         try:
-            found = hashlib.sha256(_read(checkpoint / name)).hexdigest()
+            result = hashlib.sha256(_read(checkpoint / name)).hexdigest()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ValueError(f"{name} is missing") from None
-        if found != digest:
+        if result != digest:
             raise ValueError(f"{name} has changed since it was written")
 
 

@@ -65,18 +65,18 @@ def open_run(
             config.data.data_dir = data_dir
         if config.growth.events and (newest := checkpointing.newest(directory)):
             config = config_of(config, newest[1])
-        parts = experiment.build(config, dataset=workdir.read_dataset(directory))
+        exp = experiment.build(config, dataset=workdir.read_dataset(directory))
     except (KeyError, AttributeError) as error:
         field = str(error).splitlines()[0].strip("\"'")
         raise UserError(
             f"{directory} is a run of another version: its config lacks {field}."
         ) from error
-    restored = checkpointing.restore(directory, parts.create_state(abstract=True))
+    restored = checkpointing.restore(directory, exp.create_state(abstract=True))
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint: train it first.")
     about = checkpointing.about(directory, restored.step)
-    run_config.require_own(directory, parts.config, about)
-    return parts, restored
+    run_config.require_own(directory, exp.config, about)
+    return exp, restored
 
 
 def config_of(
@@ -124,16 +124,16 @@ def evaluate(
         experiment.programs.evaluate = compilation.announce("the evaluation", program)
     rows = sharding.local_rows(mesh, recipe.batch_size)
     place = sharding.split_batch(mesh)
-    total, found = Metrics.empty(), []
+    total, result = Metrics.empty(), []
     for batch in experiment.inputs.read(EvalBatches(examples, recipe, rows)):
         arrays = jax.make_array_from_process_local_data(place, batch)
         metrics, (labels, predictions, mask) = jax.device_get(
             experiment.programs.evaluate(state, *arrays)
         )
         total = total.merge(metrics)
-        found.append((labels[mask], predictions[mask]))
+        result.append((labels[mask], predictions[mask]))
     values = total.compute()
-    labels, predictions = map(np.concatenate, zip(*found, strict=True))
+    labels, predictions = map(np.concatenate, zip(*result, strict=True))
     return Evaluation(
         loss=float(values["loss"]),
         accuracy=float(values["accuracy"]),
@@ -168,5 +168,5 @@ class Predictor:
         """
         batch = np.zeros((self.batch_size, *pixels[0].shape), np.uint8)
         batch[: len(pixels)] = pixels
-        found = self._probabilities(state, sharding.put(batch, self._place))
-        return np.asarray(found)[: len(pixels)]
+        result = self._probabilities(state, sharding.put(batch, self._place))
+        return np.asarray(result)[: len(pixels)]

@@ -284,14 +284,14 @@ def build(
     """
     if "connections" in config.growth.events:
         config = with_own_projections(config)
-    parts = _build(config, devices, device_bytes, dataset)
+    exp = _build(config, devices, device_bytes, dataset)
     fields = run_config.compiled_fields(config)
-    key = parts.dataset, parts.inputs, parts.num_steps, fields
+    key = exp.dataset, exp.inputs, exp.num_steps, fields
     for known, other in _recent:
         if known == key:
             return other.with_config(config)
-    _recent.append((key, parts))
-    return parts
+    _recent.append((key, exp))
+    return exp
 
 
 def with_own_projections(

@@ -65,8 +65,8 @@ class LateReport:
             return
         (call, result), self._pending = self._pending, None
         every = self._experiment.config.train.log_every_steps
-        told = jax.device_get((result.loss, result.grad_norm, result.is_finite))
-        for i, (loss, grad_norm, is_finite) in enumerate(zip(*told, strict=True)):
+        values = jax.device_get((result.loss, result.grad_norm, result.is_finite))
+        for i, (loss, grad_norm, is_finite) in enumerate(zip(*values, strict=True)):
             step = call.start + i + 1
             if is_finite:
                 self._in_a_row = 0
@@ -81,15 +81,17 @@ class LateReport:
     def _non_finite(self, step: int, loss: float, grad_norm: float) -> None:
         self._in_a_row += 1
         self._counts["skipped_batches"] += 1
-        found = f"At step {step} the loss is {loss} and its gradient's norm {grad_norm}"
+        result = (
+            f"At step {step} the loss is {loss} and its gradient's norm {grad_norm}"
+        )
         if math.isfinite(loss) and math.isfinite(grad_norm):
-            found += ", but what they lead to is not finite"
+            result += ", but what they lead to is not finite"
         skips = self._experiment.config.train.on_non_finite == "skip"
         if skips and self._in_a_row < _MOST_SKIPPED:
-            logging.warning("%s: the batch is skipped.", found)
+            logging.warning("%s: the batch is skipped.", result)
             return
         often = f", in {self._in_a_row} batches in a row" if skips else ""
-        raise NonFiniteLossError(f"{found}{often}. {ADVICE}")
+        raise NonFiniteLossError(f"{result}{often}. {ADVICE}")
 
     def _write(self, step: int, running: Metrics, done: int) -> None:
         """Writes the line of a step, of a call after which `done` steps are done."""

@@ -179,8 +179,8 @@ class Trainer:
         log = Log(directory, segment.start, experiment.num_steps)
         self._log = stack.enter_context(log)
         if segment.start == 0 or segment.history:
-            openings = experiment.gate_values(self.state)
-            self._log.write_gates(segment.start, openings)
+            values = experiment.gate_values(self.state)
+            self._log.write_gates(segment.start, values)
         # Where the network has grown, its blocks may have other numbers.
         is_as_at_first = processes.is_first() and not segment.history
         self._first_gates = metrics.first_gates(directory) if is_as_at_first else {}
@@ -248,19 +248,19 @@ class Trainer:
             "val_loss": validation.loss,
             "val_accuracy": validation.accuracy,
         }
-        openings = self._experiment.gate_values(self.state)
+        values = self._experiment.gate_values(self.state)
         if self._first_gates:
-            scalars["gate_drift"] = gate_values.drift(self._first_gates, openings)
-            self._warn_of_gates(step, scalars["gate_drift"], openings)
+            scalars["gate_drift"] = gate_values.drift(self._first_gates, values)
+            self._warn_of_gates(step, scalars["gate_drift"], values)
         sharpness = gate_values.sharpness(self.state.eval_params)
         if sharpness is not None:
             scalars["gate_sharpness"] = sharpness
         self._log.write(step, scalars)
-        self._log.write_gates(step, openings)
+        self._log.write_gates(step, values)
         return {"val_accuracy": validation.accuracy}
 
     def _warn_of_gates(
-        self, step: int, drift: float, openings: gate_values.GateValues
+        self, step: int, drift: float, values: gate_values.GateValues
     ) -> None:
         """Warns, from half of the run on, of gates that do not learn."""
         if 2 * step < self._experiment.num_steps:
@@ -274,17 +274,17 @@ class Trainer:
                 drift,
                 multiplier,
             )
-        dead = gate_values.dead(self._experiment.model.spec.connections, openings)
+        dead = gate_values.dead(self._experiment.model.spec.connections, values)
         if dead:
             logging.warning(
                 "Gates have died: after step %d, F(w) is below %g in %d of %d, where "
                 "its gradient is gone, too: (reader, source) %s. A larger "
-                "connections.opening, a smaller connections.sharpness or a smaller "
-                "optimizer.gate_multiplier than %g keeps them learning.",
+                "connections.initial_gate, a smaller connections.sharpness or a "
+                "smaller optimizer.gate_multiplier than %g keeps them learning.",
                 step,
                 gate_values.DEAD,
                 len(dead),
-                sum(map(len, openings.values())),
+                sum(map(len, values.values())),
                 ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else ""),
                 multiplier,
             )
@@ -304,20 +304,20 @@ def restore_or_create(
     abstract = experiment.create_state(abstract=True)
     transfer.check_frozen(config.optimizer.freeze, abstract.params)
     processes.first_alone(lambda: checkpointing.set_aside_unfinished_start(directory))
-    while found := checkpointing.restore(directory, abstract):
-        unwanted = list(found.damaged)
-        is_finite = train_state.all_finite(found.state, experiment.mesh)
+    while result := checkpointing.restore(directory, abstract):
+        unwanted = list(result.damaged)
+        is_finite = train_state.all_finite(result.state, experiment.mesh)
         if not is_finite:
-            logging.warning("Checkpoint %d holds numbers not finite.", found.step)
-            unwanted.append(found.step)
+            logging.warning("Checkpoint %d holds numbers not finite.", result.step)
+            unwanted.append(result.step)
         processes.first_alone(
             functools.partial(checkpointing.set_aside, directory, unwanted)
         )
         if is_finite:
-            about = checkpointing.about(directory, found.step)
+            about = checkpointing.about(directory, result.step)
             run_config.require_own(directory, config, about)
-            processes.say(f"Resuming from the checkpoint of step {found.step}.")
-            return found.state, found.step
+            processes.say(f"Resuming from the checkpoint of step {result.step}.")
+            return result.state, result.step
     state = experiment.create_state()
     if config.init.workdir:
         state, taken = transfer.start_from(config.init, state)

@@ -38,7 +38,7 @@ def read_all(workdir: epath.Path) -> tuple[list[dict[str, Any]], dict[int, str]]
     """Reads as `read` does, and returns the damaged lines too, by number from 1."""
     path = workdir / LINES
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    found, damaged = [], {}
+    result, damaged = [], {}
     # Not `splitlines`, which knows other ends of lines too; the last one is cut off.
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
@@ -47,8 +47,8 @@ def read_all(workdir: epath.Path) -> tuple[list[dict[str, Any]], dict[int, str]]
         except (ValueError, TypeError, KeyError):
             damaged[number] = line
         else:
-            found.append(parsed)
-    return found, damaged
+            result.append(parsed)
+    return result, damaged
 
 
 def first_gates(workdir: epath.Path) -> dict[int, dict[int, float]]:

@@ -83,21 +83,21 @@ def join(
     where = f" at {coordinator}" if coordinator else ""
     met = threading.Event()
     threading.Thread(target=_wait_for, args=(met, timeout, where), daemon=True).start()
-    found = _open_mpi_5(environment) if missing else None
-    if found:
-        coordinator, num_processes, process_id = found
+    result = _open_mpi_5(environment) if missing else None
+    if result:
+        coordinator, num_processes, process_id = result
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
             # What a person gave stands, wherever this process was started.
-            cluster_detection_method=None if missing and not found else "deactivate",
+            cluster_detection_method=None if missing and not result else "deactivate",
             initialization_timeout=timeout + _GRACE,
         )
     except RuntimeError as error:
         # A program that called a command after it had used JAX: it runs alone.
-        if not missing or found or "must be called before" not in str(error):
+        if not missing or result or "must be called before" not in str(error):
             raise
     except ValueError as error:
         # What JAX says where nothing is given and nothing started this process.
@@ -114,8 +114,8 @@ def _wait_for(met: threading.Event, timeout: int, where: str) -> None:
         if not is_told and signal.SIGTERM in signal.sigpending():
             deadline, is_told = min(deadline, time.monotonic() + _PATIENCE), True
         if time.monotonic() > deadline:
-            late = f"error: Not all processes met{where} within --join_timeout.\n"
-            sys.stderr.write(STOPPED_LINE if is_told else late)
+            message = f"error: Not all processes met{where} within --join_timeout.\n"
+            sys.stderr.write(STOPPED_LINE if is_told else message)
             sys.stderr.flush()
             os._exit(PREEMPTED_EXIT_CODE if is_told else RunFailedError.exit_code)
 

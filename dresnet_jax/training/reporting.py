@@ -60,7 +60,7 @@ def print_connection_cost(experiment: Experiment) -> None:
     if growth > 2 * MAX_GROWTH:
         logging.warning(
             "At the start images may grow by a factor of up to %.3g in a stage: "
-            "model.connections.opening=bounded keeps that at %g.",
+            "model.connections.initial_gate=bounded keeps that at %g.",
             growth,
             MAX_GROWTH,
         )
@@ -112,7 +112,7 @@ def report(
         evaluation.evaluate(experiment, state, splits[name])
         for name in ("validation", "test")
     )
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "workdir": str(directory),
         "model": experiment.config.model.name,
         "dataset": experiment.dataset.name,
@@ -133,10 +133,10 @@ def report(
     }
     if processes.is_first():
         workdir.require_held(directory)
-        drift = gate_values.drift(metrics.first_gates(directory), found["gates"])
-        found |= {"gate_drift": drift} if growth is None else growth
-        json_files.write_json(directory / "report.json", found)
-    return found
+        drift = gate_values.drift(metrics.first_gates(directory), result["gates"])
+        result |= {"gate_drift": drift} if growth is None else growth
+        json_files.write_json(directory / "report.json", result)
+    return result
 
 
 def _best_step(directory: epath.Path) -> int:

@@ -127,13 +127,13 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
 
 def _check_types(
     path: epath.Path,
-    found: dict[str, Any],
+    result: dict[str, Any],
     default: ml_collections.ConfigDict,
     group: str,
 ) -> None:
     """Checks the fields of a config that a file holds against those of today."""
-    for name in sorted(found.keys() & set(default)):
-        value, field = found[name], f"{group}{name}"
+    for name in sorted(result.keys() & set(default)):
+        value, field = result[name], f"{group}{name}"
         if isinstance(default[name], ml_collections.ConfigDict):
             if not isinstance(value, dict):
                 raise UserError(
@@ -143,9 +143,9 @@ def _check_types(
             continue
         if value is None and default[name] is None:
             continue
-        wanted = _JSON_TYPES[default.get_type(name)]
-        if type(value) not in wanted:
-            names = " or ".join(one.__name__ for one in wanted)
+        types = _JSON_TYPES[default.get_type(name)]
+        if type(value) not in types:
+            names = " or ".join(one.__name__ for one in types)
             raise UserError(f"{path}: {field} = {value!r} must be of type {names}.")
 
 
@@ -167,8 +167,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _group(config: dict[str, Any], name: str) -> dict[str, Any]:
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
+    result = config.get(name)
+    return result if isinstance(result, dict) else {}
 
 
 def raw(workdir: epath.Path) -> dict[str, Any]:
@@ -195,11 +195,11 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def compiled_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns what programs may depend on, besides the run's length."""
     # As JSON has it: a config that was read from a checkpoint has lists for tuples.
-    found = plain(config)
+    result = plain(config)
     for name in ("seed", "init", "evolution"):
-        del found[name]
+        del result[name]
     if not config.growth.warmup_steps:
-        del found["growth"]
+        del result["growth"]
     for name in _HOST_FIELDS:
-        del found["train"][name]
-    return found
+        del result["train"][name]
+    return result

@@ -96,12 +96,10 @@ class Log:
             processes.say(f"{line}  left {left}")
             self._shown = now
 
-    def write_gates(
-        self, step: int, openings: Mapping[int, Mapping[int, float]]
-    ) -> None:
+    def write_gates(self, step: int, values: Mapping[int, Mapping[int, float]]) -> None:
         """Writes every gate's F(w): a line of its own, and a curve in TensorBoard."""
-        if openings:
-            self._each(lambda writer: writer.write({"step": step, "gates": openings}))
+        if values:
+            self._each(lambda writer: writer.write({"step": step, "gates": values}))
 
 
 class Writer(Protocol):

@@ -160,10 +160,10 @@ def compile_train_steps(
         own = _stacked([one.own for one in inputs])
         # What is fixed is the same for all.
         both = StepInputs(inputs[0].fixed, own)
-        found = jax.vmap(train_steps, in_axes=(0, StepInputs(None, 0)))(
+        result = jax.vmap(train_steps, in_axes=(0, StepInputs(None, 0)))(
             _stacked(states), both
         )
-        return tuple(jax.tree.map(lambda x, i=i: x[i], found) for i in range(slots))
+        return tuple(jax.tree.map(lambda x, i=i: x[i], result) for i in range(slots))
 
     state = experiment.create_state(abstract=True)
     place = sharding.replicated(experiment.mesh)

@@ -28,7 +28,7 @@ _SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class Assigned:
     """Where the weights of a file belong.
 
     Attributes:
@@ -52,13 +52,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"--from={path} does not exist.")
-    found = _load(path)
+    result = _load(path)
     for name in _INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
+        if isinstance(result, Mapping) and isinstance(result.get(name), Mapping):
+            result = result[name]
     weights = {
         name: _array(value)
-        for name, value in found.items()
+        for name, value in result.items()
         if isinstance(name, str)
         and hasattr(value, "shape")
         and not name.endswith(_COUNTER)
@@ -102,19 +102,19 @@ def _load(path: Path) -> Mapping[str, Any]:
         ) from error
     try:
         # Weights alone: a pickle could run any code.
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        result = torch.load(path, map_location="cpu", weights_only=True)
     # Of torch, pickle and zipfile, each of a type of its own.
     except Exception as error:
         first = str(error).splitlines()[0]
         raise UserError(f"--from={path} holds no weights: {first:.200}") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(result, Mapping):
         raise UserError(f"--from={path} holds no weights by name.")
-    return found
+    return result
 
 
 def place(
     spec: BackboneSpec, state: TrainState, weights: Mapping[str, np.ndarray]
-) -> Placed:
+) -> Assigned:
     """Finds the leaf of every weight, by the names of the library that fits best.
 
     The state may be its shapes; weights are by their names in the file.
@@ -123,38 +123,38 @@ def place(
       UserError: a leaf other than the connections' has no weight, or one of another
         shape.
     """
-    wanted = leaves.by_name(state.variables)
+    expected = leaves.by_name(state.variables)
     named = {
         scheme: {
             path: name
-            for path in wanted
+            for path in expected
             if (name := torch_names.name(scheme, spec, path)) and name in weights
         }
         for scheme in torch_names.SCHEMES
     }
     scheme = max(named, key=lambda scheme: len(named[scheme]))
     names = named[scheme]
-    missing = [path for path in wanted if path not in names]
+    missing = [path for path in expected if path not in names]
     unplaced = sorted(weights.keys() - set(names.values()))
     lacking = [path for path in missing if not path.startswith(_OURS)]
     if lacking:
         raise UserError(
             f"The weights are not those of this model: {len(lacking)} of its "
-            f"{len(wanted)} leaves have none, such as {', '.join(lacking[:_SHOWN])}; "
+            f"{len(expected)} leaves have none, such as {', '.join(lacking[:_SHOWN])}; "
             f"{len(unplaced)} of the file's {len(weights)} weights have no place, such "
             f"as {', '.join(map(repr, unplaced[:_SHOWN]))}."
         )
-    found = {}
+    result = {}
     for path, name in names.items():
-        shape = wanted[path].shape
+        shape = expected[path].shape
         array = torch_names.from_torch(weights[name], shape)
         if array is None:
             raise UserError(
                 f"{name} is {weights[name].shape} in the file, which does not fit "
                 f"{path}, {shape}."
             )
-        found[path] = array.astype(wanted[path].dtype)
-    return Placed(scheme, found, tuple(missing), tuple(unplaced))
+        result[path] = array.astype(expected[path].dtype)
+    return Assigned(scheme, result, tuple(missing), tuple(unplaced))
 
 
 def write(spec: BackboneSpec, state: TrainState, path: Path) -> tuple[str, ...]:
@@ -166,8 +166,8 @@ def write(spec: BackboneSpec, state: TrainState, path: Path) -> tuple[str, ...]:
     Raises:
       UserError: torchvision has no such network.
     """
-    found = leaves.by_name(state.eval_variables)
-    names = {path: torch_names.name("torchvision", spec, path) for path in found}
+    result = leaves.by_name(state.eval_variables)
+    names = {path: torch_names.name("torchvision", spec, path) for path in result}
     left = tuple(sorted(path for path, name in names.items() if name is None))
     lacking = [path for path in left if not path.startswith(_OURS)]
     if lacking:
@@ -176,7 +176,7 @@ def write(spec: BackboneSpec, state: TrainState, path: Path) -> tuple[str, ...]:
             f"{', '.join(lacking[:_SHOWN])}."
         )
     arrays = {
-        name: torch_names.to_torchvision(np.asarray(found[path]), name)
+        name: torch_names.to_torchvision(np.asarray(result[path]), name)
         for path, name in names.items()
         if name is not None
     }

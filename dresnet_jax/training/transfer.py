@@ -86,27 +86,27 @@ def start_from(
     Raises:
       UserError: a leaf has another shape there, or no leaf is the same.
     """
-    wanted = leaves.by_name(state.variables)
+    here = leaves.by_name(state.variables)
     shapes, step = checkpointing.weight_shapes(_other(config))
     there = leaves.by_name(shapes)
-    skipped = {path for path in wanted if config.skip and re.search(config.skip, path)}
-    taken = [path for path in wanted if path in there and path not in skipped]
+    skipped = {path for path in here if config.skip and re.search(config.skip, path)}
+    taken = [path for path in here if path in there and path not in skipped]
     for path in taken:
-        if wanted[path].shape != there[path].shape:
+        if here[path].shape != there[path].shape:
             raise UserError(
                 f"{path} is {there[path].shape} in {config.workdir} and "
-                f"{wanted[path].shape} here: give a pattern that names it as "
+                f"{here[path].shape} here: give a pattern that names it as "
                 "config.init.skip, and it starts from scratch."
             )
     if not taken:
         raise UserError(f"No leaf of {config.workdir} is one of this model's.")
-    places = {path: wanted[path].sharding for path in taken}
-    found = checkpointing.load_weights(_other(config), step, places)
-    return exchange(state, found), Transfer(
+    places = {path: here[path].sharding for path in taken}
+    result = checkpointing.load_weights(_other(config), step, places)
+    return exchange(state, result), Transfer(
         step=step,
         taken=tuple(taken),
-        missing=tuple(sorted(wanted.keys() - set(taken))),
-        extra=tuple(sorted(there.keys() - wanted.keys())),
+        missing=tuple(sorted(here.keys() - set(taken))),
+        extra=tuple(sorted(there.keys() - here.keys())),
     )
 
 
@@ -119,11 +119,11 @@ def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     def placed(name: str, leaf: jax.Array) -> jax.Array:
         return jax.device_put(weights.get(name, leaf), leaf.sharding)
 
-    found = leaves.map_by_name(placed, state.variables)
+    result = leaves.map_by_name(placed, state.variables)
     if state.ema_params is not None:
         # Copies, since a step consumes each array of the state once.
-        found["ema_params"] = jax.tree.map(lambda x: x.copy(), found["params"])
-    return state.replace(**found)
+        result["ema_params"] = jax.tree.map(lambda x: x.copy(), result["params"])
+    return state.replace(**result)
 
 
 def write_start(

@@ -142,12 +142,12 @@ def require_held(workdir: epath.Path) -> None:
     if path not in _held:
         return
     try:
-        found = Path(path).stat()
+        result = Path(path).stat()
     except OSError as error:
         raise LostWorkdirError(
             f"workdir {workdir} is gone: {error.strerror}. This process stops."
         ) from error
-    if (found.st_dev, found.st_ino) != _held[path]:
+    if (result.st_dev, result.st_ino) != _held[path]:
         raise LostWorkdirError(
             f"workdir {workdir} was replaced by another directory while this process "
             "trained in it. This process stops, and writes nothing there."
@@ -187,10 +187,10 @@ def read_dataset(workdir: epath.Path) -> Dataset | None:
     if not path.exists():
         return None
     with json_files.reading(path):
-        found = json.loads(path.read_text())
+        result = json.loads(path.read_text())
         for name in ("class_names", "mean", "std"):
-            found[name] = tuple(found[name])
-        return Dataset(**found)
+            result[name] = tuple(result[name])
+        return Dataset(**result)
 
 
 def _require_dataset(workdir: epath.Path, dataset: Dataset) -> None:

@@ -38,30 +38,30 @@ def main(_):
     config.train.num_steps = STEPS
     config.train.steps_per_call = 3
     config.data.mode = "resident"
-    parts = experiment.build(config)
+    exp = experiment.build(config)
     pipelines = {
-        "resident": parts.inputs,
-        "sharded": dataclasses.replace(parts.inputs, sharded=True),
+        "resident": exp.inputs,
+        "sharded": dataclasses.replace(exp.inputs, sharded=True),
     }
     config.data.mode = "streaming"
     pipelines["streaming"] = experiment.build(config).inputs
-    stored = {"train": sources.open_splits(parts.dataset, _DATA_DIR.value)["train"]}
+    stored = {"train": sources.open_splits(exp.dataset, _DATA_DIR.value)["train"]}
     # The resident pipeline's form holds the images of both its kinds.
-    in_memory = parts.inputs.open(stored)
+    in_memory = exp.inputs.open(stored)
     for name, one in pipelines.items():
         train = (stored if name == "streaming" else in_memory)["train"]
-        for step, digest in digests(dataclasses.replace(parts, inputs=one), train):
+        for step, digest in digests(dataclasses.replace(exp, inputs=one), train):
             if jax.process_index() == 0:
                 print(name, step, digest, flush=True)
 
 
-def digests(parts, train):
+def digests(exp, train):
     """The number and the digest of each step's batch."""
-    key = jax.random.key(parts.config.seed)
-    make = jax.jit(parts.batch)
-    calls = parts.calls(_START.value)
-    train = parts.inputs.place(train)
-    data = parts.inputs.data(train, parts.config.seed, calls)
+    key = jax.random.key(exp.config.seed)
+    make = jax.jit(exp.batch)
+    calls = exp.calls(_START.value)
+    train = exp.inputs.place(train)
+    data = exp.inputs.data(train, exp.config.seed, calls)
     for call, (inputs, _) in zip(calls, data, strict=True):
         for i in range(call.steps):
             batch = make(inputs, key, call.start + i, i)

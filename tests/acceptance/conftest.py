@@ -14,7 +14,7 @@ SETTINGS = (
     "--config.train.num_epochs=6",
     "--config.model.connections.topology=dense",
     "--config.model.connections.projection=per_edge",
-    "--config.model.connections.opening=0.5",
+    "--config.model.connections.initial_gate=0.5",
 )
 SEEDS = (0, 1, 2)
 

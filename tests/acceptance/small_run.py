@@ -24,15 +24,15 @@ def progress_and_rest(errors):
     """The lines on compilations, and the others."""
     lines = errors.splitlines()
     progress = ("compiling ", "compiled: ", "read from the compilation cache: ")
-    found = [line for line in lines if line.startswith(progress)]
-    return found, [line for line in lines if line not in found]
+    result = [line for line in lines if line.startswith(progress)]
+    return result, [line for line in lines if line not in result]
 
 
 def final_state(directory, steps=40, *, only_params=False):
     """The leaves of the newest checkpoint, read on one device, as NumPy arrays."""
     directory = epath.Path(directory)
-    parts = experiment.build(run_config.read_config(directory))
-    restored = checkpointing.restore(directory, parts.create_state(abstract=True))
+    exp = experiment.build(run_config.read_config(directory))
+    restored = checkpointing.restore(directory, exp.create_state(abstract=True))
     assert restored.step == steps
     state = restored.state.replace(key=jax.random.key_data(restored.state.key))
     leaves = jax.tree.leaves(state.params if only_params else state)

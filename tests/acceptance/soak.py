@@ -72,13 +72,13 @@ def soak(directory, *, kills, change, seed, steps, rate=small_run.GENTLE):
             # So far that steps are left for the lives to come, though each ends late.
             goal = saved + (steps - saved) * chance.random() / (kills + 2 - life)
             outputs = end(running, broken, way, goal, chance)
-        found = went_on_from(outputs)
-        lost += max(0, saved - found) if found is not None else 0
+        result = went_on_from(outputs)
+        lost += max(0, saved - result) if result is not None else 0
         saved = max(finished(broken), default=0)
         if life < kills:
             ways[way if saved < steps else "too late"] += 1
         print(
-            f"life {life}, {layout[0]} x {layout[1]} devices: went on from {found}, "
+            f"life {life}, {layout[0]} x {layout[1]} devices: went on from {result}, "
             f"saved {saved}" + (f", {way}" if life < kills else ", to its end"),
             flush=True,
         )

@@ -27,9 +27,9 @@ def test_gradients_of_stacks_and_of_a_run_are_drawn(small_run, tmp_path):
     }
     print(
         "\n8 blocks: the gradient at the first, divided by that at the last: "
-        f"{ {name: [round(x, 2) for x in found] for name, found in ratios.items()} }"
+        f"{ {name: [round(x, 2) for x in result] for name, result in ratios.items()} }"
     )
-    assert [len(found) for found in ratios.values()] == [2, 2, 2]
+    assert [len(result) for result in ratios.values()] == [2, 2, 2]
     assert ratios["plain"][0] > 2 * ratios["residual"][-1]
     before, after = of_run.values()
     assert len(before[0]) == len(after[0])
@@ -52,7 +52,7 @@ def test_the_graph_of_a_run_is_drawn(tmp_path):
     assert "blocks: 3, connections: 5" in output
     edges = last_json(output)["edges"]
     assert [edge[:2] for edge in edges] == [[1, 0], [3, 0], [4, 1], [5, 3], [5, 4]]
-    assert all(0 < opening < 1 for _, _, opening in edges)
+    assert all(0 < gate < 1 for _, _, gate in edges)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (run / "gates.png").exists()
 
@@ -68,7 +68,7 @@ def test_routes_and_residuals_of_a_run_are_drawn(tmp_path):
     )
     code, _, errors = run_command("train", *SMALL, *mixed, f"--workdir={run}")
     assert code == 0, errors
-    found = {}
+    result = {}
     for subject in ("routes", "residuals"):
         picture = tmp_path / f"{subject}.png"
         code, output, errors = run_command(
@@ -76,14 +76,16 @@ def test_routes_and_residuals_of_a_run_are_drawn(tmp_path):
         )
         assert code == 0, errors
         assert picture.read_bytes().startswith(b"\x89PNG")
-        found[subject] = last_json(output)
+        result[subject] = last_json(output)
     blocks = ["1", "2", "3", "4"]
     assert (
-        list(found["routes"]["weights"]) == list(found["residuals"]["scales"]) == blocks
+        list(result["routes"]["weights"])
+        == list(result["residuals"]["scales"])
+        == blocks
     )
-    for of_classes in found["routes"]["weights"].values():
+    for of_classes in result["routes"]["weights"].values():
         assert [sum(row) for row in of_classes] == pytest.approx([1] * 10, abs=1e-4)
-    scales = found["residuals"]["scales"]
+    scales = result["residuals"]["scales"]
     assert [len(scales[i]) for i in blocks] == [8, 16, 32, 64]
     assert all(0 < abs(a - 0.1) < 0.5 for of_block in scales.values() for a in of_block)
 

@@ -72,25 +72,25 @@ def test_signals_change_no_number(planned, study):
         "compare", *SMALL_STUDY, f"--workdir={directory}", "--json"
     )
     assert code == 0, errors
-    expected, found = (
+    expected, result = (
         json.loads((place / "report.json").read_text()) for place in (whole, directory)
     )
     expected.pop("command")
-    found.pop("command")
+    result.pop("command")
     print(f"\nended after {', '.join(f'{s:.1f}' for s in seconds)} s: the same report")
-    assert found == expected
+    assert result == expected
     tables = [(place / "runs.csv").read_text() for place in (whole, directory)]
     assert tables[0] == tables[1]
 
 
 def test_a_comparison_leaves_what_it_promises(study):
     output, directory = study
-    found = last_json(output)
-    assert found == json.loads((directory / "report.json").read_text())
-    assert [len(v["seeds"]) for v in found["variants"].values()] == [2, 2, 2]
+    result = last_json(output)
+    assert result == json.loads((directory / "report.json").read_text())
+    assert [len(v["seeds"]) for v in result["variants"].values()] == [2, 2, 2]
     for name in ("accuracy", "curves", "splits", "drift", "gate_functions"):
         assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    for sentence in found["answer"]:
+    for sentence in result["answer"]:
         assert sentence in output
     again = run_command("compare", *SMALL_STUDY, f"--workdir={directory}")
     assert "6 runs were done before" in again[1]
@@ -145,8 +145,8 @@ def test_a_browser_shows_the_page(study, tmp_path):
         check=True,
     )
     assert "CONSOLE" not in shown.stderr
-    (found,) = re.findall(r"SEEN ([^<]*)", shown.stdout.rsplit("</script>", 1)[1])
-    seen = found.strip()
+    (result,) = re.findall(r"SEEN ([^<]*)", shown.stdout.rsplit("</script>", 1)[1])
+    seen = result.strip()
     first, last = seen.removesuffix(" FITS").split(" | ")
     print(f"\nthe first gate at step and F(w): {first}, {last}")
     assert first == "0 0.50"

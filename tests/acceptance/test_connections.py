@@ -38,18 +38,18 @@ def test_forms_agree_with_the_reference(name):
     worst = 0.0
     for seed in range(5):
         inputs = test_weighted_sum.random_inputs(seed, [16, 16, 8, 4], 4, 32)
-        found, expected = (
+        result, expected = (
             test_weighted_sum.value_and_gradients(form, inputs)
             for form in (weighted_sum.FORMS[name], weighted_sum.reference)
         )
-        worst = max(worst, largest_difference(found, expected))
+        worst = max(worst, largest_difference(result, expected))
     print(f"\n{name}: largest relative difference in value and gradients {worst:.2e}")
     assert worst <= 1e-5
 
 
-def largest_difference(found, expected):
+def largest_difference(result, expected):
     """Of all arrays, as a part of the largest value in each, but at least of 1."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
     return max(np.abs(a - b).max() / max(np.abs(b).max(), 1.0) for a, b in pairs)
 
 
@@ -75,8 +75,8 @@ def test_every_cell_equals_the_reference_or_is_refused():
                 continue
             if expected is None:
                 expected = NETWORK.value_and_gradients(reference)
-            found = NETWORK.value_and_gradients(spec)
-            worst = max(worst, largest_difference(found, expected))
+            result = NETWORK.value_and_gradients(spec)
+            worst = max(worst, largest_difference(result, expected))
             equal += 1
     print(f"\n{equal} cells equal the reference to {worst:.1e}, {len(refused)} refused")
     assert worst <= 1e-5
@@ -190,7 +190,7 @@ def test_one_product_of_a_buffer_sums_what_earlier_stages_carry(name):
         lambda key, x: model.init(key, x, train=False), key, images
     )
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))
-    found = collections.Counter(summed_by(program(variables, images).jaxpr))
+    result = collections.Counter(summed_by(program(variables, images).jaxpr))
     kernels = variables["params"]["connections"]
     ends = {
         i: sum(spec.topology.crosses_stages(i, k) for k in spec.topology.sources(i))
@@ -200,7 +200,7 @@ def test_one_product_of_a_buffer_sums_what_earlier_stages_carry(name):
     expected.update(
         kernels[name]["kernel"].shape[0] for name in kernels if "narrowed" in name
     )
-    assert found == expected
+    assert result == expected
 
 
 def summed_by(jaxpr):
@@ -310,8 +310,8 @@ def test_the_step_is_4_times_faster_than_the_originals():
 def test_gates_learn_and_accuracy_is_no_worse_than_at_the_common_rate(
     fashion_mnist, tmp_path
 ):
-    found = {"default": [], "1": []}
-    for seed, multiplier in itertools.product(range(5), found):
+    result = {"default": [], "1": []}
+    for seed, multiplier in itertools.product(range(5), result):
         chosen = (
             []
             if multiplier == "default"
@@ -331,12 +331,13 @@ def test_gates_learn_and_accuracy_is_no_worse_than_at_the_common_rate(
         )
         assert code == 0, errors
         report = last_json(output)
-        found[multiplier].append((report["test_accuracy"], report["gate_drift"]))
-        print(f"\nseed {seed}, multiplier {multiplier}: {found[multiplier][-1]}")
+        result[multiplier].append((report["test_accuracy"], report["gate_drift"]))
+        print(f"\nseed {seed}, multiplier {multiplier}: {result[multiplier][-1]}")
     accuracies, drifts = (
-        {name: [run[n] for run in runs] for name, runs in found.items()} for n in (0, 1)
+        {name: [run[n] for run in runs] for name, runs in result.items()}
+        for n in (0, 1)
     )
-    for name in found:
+    for name in result:
         accuracy, drift = accuracies[name], drifts[name]
         print(
             f"gate multiplier {name}: test accuracy {statistics.mean(accuracy):.4f} "

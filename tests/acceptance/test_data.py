@@ -42,21 +42,21 @@ def digests(data_dir, devices, processes, start):
     results = [process.communicate(timeout=500) for process in running]
     for process, (_, errors) in zip(running, results, strict=True):
         assert process.returncode == 0, errors
-    found = {name: {} for name in PIPELINES}
+    result = {name: {} for name in PIPELINES}
     for line in results[0][0].splitlines():
         if line.startswith(PIPELINES):
             name, step, digest = line.split()
-            found[name][int(step)] = digest
-    return found
+            result[name][int(step)] = digest
+    return result
 
 
 @pytest.fixture(scope="module")
 def unbroken(fashion_mnist):
     """The batches of one process with one device, by the resident pipeline."""
-    found = digests(fashion_mnist, devices=1, processes=1, start=0)
-    assert found["streaming"] == found["sharded"] == found["resident"]
-    assert len(set(found["resident"].values())) == STEPS
-    return found["resident"]
+    result = digests(fashion_mnist, devices=1, processes=1, start=0)
+    assert result["streaming"] == result["sharded"] == result["resident"]
+    assert len(set(result["resident"].values())) == STEPS
+    return result["resident"]
 
 
 FAST = ((1, 8, 0), (2, 8, 37))
@@ -73,8 +73,8 @@ def test_batches_are_the_same_bits_by_every_pipeline(
     fashion_mnist, unbroken, processes, devices, start
 ):
     expected = {step: digest for step, digest in unbroken.items() if step >= start}
-    found = digests(fashion_mnist, devices, processes, start)
-    assert found == dict.fromkeys(PIPELINES, expected)
+    result = digests(fashion_mnist, devices, processes, start)
+    assert result == dict.fromkeys(PIPELINES, expected)
     print(
         f"\n{len(expected)} batches of {processes} processes with {devices} devices "
         f"each, from step {start} on, are those of one, by {', '.join(PIPELINES)}"

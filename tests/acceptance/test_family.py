@@ -41,16 +41,16 @@ def _twin(name):
     ],
 )
 def test_every_network_learns(name, connected):
-    parts = _twin(connected + name)
-    state, losses = parts.create_state(), []
-    train = parts.inputs.place(parts.open_splits()["train"])
-    data = parts.inputs.data(train, 0, parts.calls(0))
-    step = parts.compile_train_step()
+    exp = _twin(connected + name)
+    state, losses = exp.create_state(), []
+    train = exp.inputs.place(exp.open_splits()["train"])
+    data = exp.inputs.data(train, 0, exp.calls(0))
+    step = exp.compile_train_step()
     for inputs, _ in data:
         state, result = step(state, inputs)
         losses.append(float(result.loss[0]))
     first, last = np.mean(losses[:4]), np.mean(losses[-4:])
-    edges = len(parts.model.spec.connections.topology.edges)
+    edges = len(exp.model.spec.connections.topology.edges)
     print(f"\n{connected}{name}, {edges} connections: loss {first:.3f} to {last:.3f}")
     assert bool(edges) == bool(connected)
     assert last < 0.9 * first

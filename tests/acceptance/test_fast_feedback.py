@@ -52,8 +52,8 @@ def test_every_command_is_known_here():
 
 def test_output_that_nobody_reads_is_no_traceback():
     program = f"{sys.executable} -m dresnet_jax.train --help | sleep 0"
-    found = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True)
-    assert not found.stderr
+    result = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True)
+    assert not result.stderr
 
 
 def test_help_and_misspelt_flags_import_nothing_heavy():
@@ -138,13 +138,13 @@ print(digest.hexdigest())
 
 def initial(processes, devices, fsdp):
     """The digest of the initial parameters, as each process has it."""
-    found = start_processes_of(
+    result = start_processes_of(
         processes,
         lambda coordinates: ("-c", STATE.format(coordinates=coordinates, fsdp=fsdp)),
         devices=devices,
     )
-    outputs = [process.communicate(timeout=300) for process in found]
-    for process, (_, errors) in zip(found, outputs, strict=True):
+    outputs = [process.communicate(timeout=300) for process in result]
+    for process, (_, errors) in zip(result, outputs, strict=True):
         assert process.returncode == 0, errors
     # Gloo prints lines of its own before.
     return {output.splitlines()[-1] for output, _ in outputs}
@@ -205,13 +205,13 @@ PARTS = "import jax, flax.linen, optax, orbax.checkpoint"
 def test_train_imports_little_more_than_its_libraries():
     train = "import dresnet_jax.commands.train"
     programs = {"train": train, "all of it": WHOLE, "parts": PARTS}
-    found = {name: [] for name in programs}
+    result = {name: [] for name in programs}
     for _ in range(7):
         for name, program in programs.items():
-            found[name].append(seconds_of(["-c", program]))
-    medians = {name: statistics.median(times) for name, times in found.items()}
+            result[name].append(seconds_of(["-c", program]))
+    medians = {name: statistics.median(times) for name, times in result.items()}
     for name in ("train", "all of it"):
-        ratios = [a / b for a, b in zip(found[name], found["parts"], strict=True)]
+        ratios = [a / b for a, b in zip(result[name], result["parts"], strict=True)]
         print(
             f"\nimport of {name}: {medians[name]:.2f} s, "
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
@@ -251,18 +251,18 @@ def test_initialisation_compiles_in_less_time_than_the_step():
 
 @pytest.mark.slow
 def test_one_step_takes_few_cpu_seconds(tmp_path):
-    found = []
+    result = []
     for number in range(2):
         command = (
             *("-m", "dresnet_jax.train", "--config=configs/digits.py"),
             *("--config.train.num_steps=1", f"--workdir={tmp_path / str(number)}"),
         )
         env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-        found.append(seconds_of(command, cpu=True, env=env))
+        result.append(seconds_of(command, cpu=True, env=env))
     size = sum(p.stat().st_size for p in Path(tmp_path / "cache").rglob("*-cache"))
     print(
-        f"\none step on digits: {found[0]:.1f} CPU seconds cold, {found[1]:.1f} warm; "
-        f"cache {size / 1e6:.1f} MB"
+        f"\none step on digits: {result[0]:.1f} CPU seconds cold, "
+        f"{result[1]:.1f} warm; cache {size / 1e6:.1f} MB"
     )
-    assert found[0] <= 30
-    assert found[1] <= 12
+    assert result[0] <= 30
+    assert result[1] <= 12

@@ -21,17 +21,17 @@ def with_exits(train, tmp_path_factory):
 
 def early(reports, wish):
     """The means over runs of what early exits measure on the test split."""
-    found = []
+    result = []
     for report in reports:
         workdir = f"--workdir={report['workdir']}"
         code, output, errors = run_command("evaluate", workdir, wish, "--json")
         assert code == 0, errors
-        found.append(last_json(output)["measured"])
+        result.append(last_json(output)["measured"])
     means = {
-        name: float(np.mean([one[name] for one in found]))
+        name: float(np.mean([one[name] for one in result]))
         for name in ("accuracy", "whole_accuracy", "cost", "cost_as_run", "time_ratio")
     }
-    print(f"\n{wish}: {json.dumps({'each': found, 'means': means})}")
+    print(f"\n{wish}: {json.dumps({'each': result, 'means': means})}")
     return means
 
 
@@ -46,10 +46,10 @@ def test_early_exits_save_a_third_for_a_fifth_of_a_point(with_exits, wish):
 
 @pytest.mark.slow
 def test_the_last_exit_is_as_good_as_an_only_one(with_exits, dresnets):
-    found = {
+    result = {
         name: [(r["val_accuracy"], r["test_accuracy"]) for r in reports]
         for name, reports in (("last exit", with_exits), ("one exit", dresnets))
     }
-    print("\nvalidation, test: " + json.dumps(found))
-    last, single = (np.mean([test for _, test in x]) for x in found.values())
+    print("\nvalidation, test: " + json.dumps(result))
+    last, single = (np.mean([test for _, test in x]) for x in result.values())
     assert last >= single - 0.002

@@ -49,8 +49,8 @@ def test_all_planted_edges_are_found_and_at_most_one_false_one(network):
     topology = spec.topology
     counts = [len(topology.sources(i)) for i in topology.readers]
 
-    def parameters(openings):
-        rows = jnp.split(openings, np.cumsum(counts)[:-1])
+    def parameters(values):
+        rows = jnp.split(values, np.cumsum(counts)[:-1])
         return {
             f"block_{i}": {"gate_weights": row}
             for i, row in zip(topology.readers, rows, strict=True)
@@ -63,19 +63,21 @@ def test_all_planted_edges_are_found_and_at_most_one_false_one(network):
         # Of a 3x3 kernel on one pixel a ninth is read: so that no output vanishes.
         fixed = jax.tree.map(lambda x: 3 * x if x.ndim == 4 else x, given["params"])
 
-        def answers(openings, **options):
-            params = fixed | {"connections": parameters(openings)}
+        def answers(values, **options):
+            params = fixed | {"connections": parameters(values)}
             return network.apply(
                 given | {"params": params}, pixels, train=False, **options
             )
 
-        def carried(openings):
-            _, made = answers(openings, mutable=["intermediates"])
+        def strengths(values):
+            _, made = answers(values, mutable=["intermediates"])
             rows = made["intermediates"]["connections"]
-            return jnp.concatenate([rows[f"carried_{i}"][0] for i in topology.readers])
+            return jnp.concatenate(
+                [rows[f"contributions_{i}"][0] for i in topology.readers]
+            )
 
         weakest = jax.lax.map(
-            lambda truth: jnp.where(truth > 0, carried(truth), jnp.inf).min(), truths
+            lambda truth: jnp.where(truth > 0, strengths(truth), jnp.inf).min(), truths
         )
         truth = truths[weakest.argmax()]
         targets = answers(truth)
@@ -83,26 +85,26 @@ def test_all_planted_edges_are_found_and_at_most_one_false_one(network):
         targets += NOISE * scale * jax.random.normal(keys[2], targets.shape)
         learner = optax.adam(optax.cosine_decay_schedule(0.03, STEPS))
 
-        def loss(openings, step):
-            error = jnp.mean((answers(openings) - targets) ** 2) / scale**2
-            total = gate_values.total(spec, channels, parameters(openings))
+        def loss(values, step):
+            error = jnp.mean((answers(values) - targets) ** 2) / scale**2
+            total = gate_values.total(spec, channels, parameters(values))
             return error + PENALTY * (step >= FREE_STEPS) * total
 
         def learn(carry, step):
-            openings, memory = carry
-            gradient = jax.grad(loss)(openings, step)
+            values, memory = carry
+            gradient = jax.grad(loss)(values, step)
             updates, memory = learner.update(gradient, memory)
-            return (optax.apply_updates(openings, updates), memory), None
+            return (optax.apply_updates(values, updates), memory), None
 
         def student(start):
             carry = start, learner.init(start)
-            (openings, _), _ = jax.lax.scan(learn, carry, jnp.arange(STEPS))
-            return loss(openings, STEPS), openings
+            (values, _), _ = jax.lax.scan(learn, carry, jnp.arange(STEPS))
+            return loss(values, STEPS), values
 
         shape = (STARTS, len(topology.edges))
         starts = jax.random.uniform(keys[3], shape, minval=0.2, maxval=0.8)
-        losses, openings = jax.lax.map(student, starts)
-        return truth > 0, carried(openings[losses.argmin()]) >= THRESHOLD
+        losses, values = jax.lax.map(student, starts)
+        return truth > 0, strengths(values[losses.argmin()]) >= THRESHOLD
 
     random = np.random.RandomState(0)
     truths = np.array(

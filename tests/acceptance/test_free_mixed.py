@@ -55,7 +55,7 @@ def learned(student, seed, answers, rates):
         x = noise(of_images)
 
         def loss(params):
-            y, found = student.apply(
+            y, result = student.apply(
                 {"params": params, "batch_stats": batch_stats},
                 x,
                 train=True,
@@ -63,7 +63,7 @@ def learned(student, seed, answers, rates):
                 rngs={"dropout": of_weights},
             )
             error = jnp.mean((y - answers(x)) ** 2)
-            return error + steps.penalties(found), found["batch_stats"]
+            return error + steps.penalties(result), result["batch_stats"]
 
         gradient, batch_stats = jax.grad(loss, has_aux=True)(params)
         updates, memory = learner.update(gradient, memory)
@@ -84,18 +84,18 @@ def teacher(operations, seed, planted, change=lambda params: params):
     params = with_weights(change(variables["params"]), chosen)
 
     def answers(x):
-        found, _ = module.apply(
+        result, _ = module.apply(
             variables | {"params": params}, x, train=True, mutable=["batch_stats"]
         )
-        return found
+        return result
 
     return answers
 
 
-def told(what, planted, found, operations):
+def told(what, planted, result, operations):
     wrong = [
         f"{operations[p]} as {operations[f]}"
-        for p, f in zip(planted, found, strict=True)
+        for p, f in zip(planted, result, strict=True)
         if p != f
     ]
     right = SEEDS - len(wrong)
@@ -113,7 +113,7 @@ def test_a_mixed_block_finds_the_planted_operation():
     right = {}
     for price in (0.0, 0.05, 0.1):
 
-        def found(seed, price=price):
+        def result(seed, price=price):
             answers = teacher(operations, seed, seed % len(operations))
             student = block(
                 operations,
@@ -127,7 +127,7 @@ def test_a_mixed_block_finds_the_planted_operation():
         right[price] = told(
             f"price {price}: planted among {len(operations)} operations",
             planted,
-            of_seeds(found),
+            of_seeds(result),
             operations,
         )
     assert right[0.1] >= 18
@@ -152,7 +152,7 @@ def test_skips_win_without_the_guard_and_not_with_it():
     right = {}
     for drop in (0.0, 0.5):
 
-        def found(seed, drop=drop):
+        def result(seed, drop=drop):
             answers = teacher(operations, seed, planted[0], _near_identity)
             student = block(operations, skip_drop=drop, temperature_steps=STEPS)
             return learned(student, seed, answers, (0.1, 0.005)).argmax()
@@ -160,7 +160,7 @@ def test_skips_win_without_the_guard_and_not_with_it():
         right[drop] = told(
             f"skip_drop {drop}: conv3 near the identity",
             planted,
-            of_seeds(found),
+            of_seeds(result),
             operations,
         )
     assert right[0.0] <= 10
@@ -216,8 +216,8 @@ def test_a_router_reaches_the_planted_mixtures():
         start = own["params"]["mixture"]
         carry = start, learner.init(start)
         (router, _), _ = jax.lax.scan(step, carry, jnp.arange(ROUTER_STEPS))
-        _, found = made(router, images(jax.random.fold_in(keys[4], ROUTER_STEPS)))
-        (weights,) = found["intermediates"]["mixture"]["weights"]
+        _, result = made(router, images(jax.random.fold_in(keys[4], ROUTER_STEPS)))
+        (weights,) = result["intermediates"]["mixture"]["weights"]
         off = weights.reshape(classes, -1, len(operations)).mean(axis=1) - mixtures
         return jnp.abs(off).max()
 

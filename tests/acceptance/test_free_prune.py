@@ -28,9 +28,11 @@ def test_a_third_of_the_connections_costs_a_fifth_of_a_point(train, dresnets, tm
             *("--keep=7", "--json"),
         )
         assert code == 0, errors
-        found = last_json(output)
-        assert (len(found["edges"]), len(found["removed"])) == (7, 14)
-        edges = str(found["edges"]).replace("[", "(").replace("]", ")").replace(" ", "")
+        result = last_json(output)
+        assert (len(result["edges"]), len(result["removed"])) == (7, 14)
+        edges = (
+            str(result["edges"]).replace("[", "(").replace("]", ")").replace(" ", "")
+        )
         topology = f"--config.model.connections.topology={edges}"
         tuned = train(
             *(tmp_path / f"tuned_{seed}", seed, *TUNING, topology),
@@ -44,7 +46,7 @@ def test_a_third_of_the_connections_costs_a_fifth_of_a_point(train, dresnets, tm
         rows.append(
             {
                 "edges": edges,
-                "validation accuracy": found["validation_accuracy"],
+                "validation accuracy": result["validation_accuracy"],
                 "test accuracy": {
                     name: report["test_accuracy"]
                     for name, report in (

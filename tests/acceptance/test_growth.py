@@ -53,8 +53,8 @@ def test_a_grown_run_is_the_same_on_every_layout(one_device, tmp_path, layout):
     finish(start_processes(*layout, *GROWING, workdir=directory))
     (expected, before), (history, after) = one_device, grown(directory)
     assert [e["result"] for e in history] == ["accepted"] * 3
-    for found, known in zip(history, expected, strict=True):
-        assert found["what"] == known["what"]
+    for result, known in zip(history, expected, strict=True):
+        assert result["what"] == known["what"]
     scale = max(float(np.abs(x).max()) for x in before.values())
     largest = max(float(np.abs(before[n] - after[n]).max()) for n in before)
     print(

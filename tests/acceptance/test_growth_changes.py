@@ -20,16 +20,18 @@ __all__ = ["config"]
 def in_float64(one, other, images):
     """The largest relative difference of two networks' logits, in double precision."""
 
-    def logits(found):
-        layers = dataclasses.replace(found.parts.model.spec.layers, dtype="float64")
-        spec = dataclasses.replace(found.parts.model.spec, layers=layers)
-        model = found.parts.model.clone(spec=spec)
+    def logits(result):
+        layers = dataclasses.replace(
+            result.experiment.model.spec.layers, dtype="float64"
+        )
+        spec = dataclasses.replace(result.experiment.model.spec, layers=layers)
+        model = result.experiment.model.clone(spec=spec)
         params, stats = jax.tree.map(
             lambda x: jnp.asarray(np.asarray(x), jnp.float64),
-            (found.state.params, found.state.batch_stats),
+            (result.state.params, result.state.batch_stats),
         )
         trained, _ = jax.jit(
-            lambda p, s, x: steps.forward(model, p, s, x, found.state.key)
+            lambda p, s, x: steps.forward(model, p, s, x, result.state.key)
         )(params, stats, images)
         variables = {"params": params, "batch_stats": stats}
         return trained, jax.jit(lambda v, x: model.apply(v, x, train=False))(
@@ -47,22 +49,22 @@ def in_double(leaf):
 
 @pytest.mark.slow
 def test_every_change_is_exact_in_double_precision(config):
-    found = {}
+    result = {}
     for block, kind in itertools.product(sorted(BLOCKS), sorted(CHANGES)):
         before = of_kind(config, block)
         batch = first_batch(before)
         with jax.enable_x64(True):
             # A third is not the same in both precisions.
             state = jax.tree.map(in_double, before.state)
-            before = Network(before.parts, state)
+            before = Network(before.experiment, state)
             if why := refused(block, kind):
                 with pytest.raises(UserError, match=why):
                     CHANGES[kind](before)
                 print(f"{block}, {kind}: refused, {why}")
                 continue
             after = CHANGES[kind](before)
-            found[block, kind] = in_float64(before, after, batch.images)
-            print(f"{block}, {kind}: {found[block, kind]:.1e}")
+            result[block, kind] = in_float64(before, after, batch.images)
+            print(f"{block}, {kind}: {result[block, kind]:.1e}")
     # Mixed blocks take connections alone.
-    assert len(found) == 3 * len(BLOCKS) - 2
-    assert max(found.values()) <= 1e-10
+    assert len(result) == 3 * len(BLOCKS) - 2
+    assert max(result.values()) <= 1e-10

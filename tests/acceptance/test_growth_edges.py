@@ -27,7 +27,7 @@ def built(topology):
     with model.ignore_type():
         model.connections.topology = topology
     model.connections.gate, model.connections.form = "identity", "folded"
-    model.connections.opening = 0.999
+    model.connections.initial_gate = 0.999
     return zoo.build(model, SIDE, 10, 1, "cpu", 1)
 
 
@@ -114,17 +114,17 @@ def ranked(loss, params, batches):
 
 @pytest.mark.slow
 def test_a_trial_finds_the_planted_connection():
-    found = [jax.device_get(planted(seed)) for seed in range(SEEDS)]
+    result = [jax.device_get(planted(seed)) for seed in range(SEEDS)]
     first = {}
     for regime in ("teacher-like", "plateau"):
         for rule in ("trial", "gradient", "correlation"):
             ranks = []
-            for seed, (scores, _) in enumerate(found):
+            for seed, (scores, _) in enumerate(result):
                 of_edges = scores[regime][rule]
                 ranks.append(int((of_edges > of_edges[seed % len(EDGES)]).sum()))
             first[regime, rule] = np.mean(np.equal(ranks, 0))
             print(f"\n{regime}, {rule}: first in {first[regime, rule]:.2f}, {ranks}")
-    flat = [1 - last[1] / last[0] for _, last in found]
+    flat = [1 - last[1] / last[0] for _, last in result]
     print(f"\nthe last 50 steps let the loss fall by a part of {np.median(flat):.3f}")
     assert len(EDGES) == 15
     assert first["teacher-like", "trial"] >= 0.80

@@ -36,8 +36,8 @@ class Space:
         )
 
 
-def front(found):
-    return {one.structure for one in evolution.front(found)}
+def front(result):
+    return {one.structure for one in evolution.front(result)}
 
 
 @pytest.mark.slow
@@ -72,14 +72,14 @@ def test_the_front_of_a_small_space_is_found():
 @pytest.mark.slow
 def test_evolution_dominates_more_than_chance():
     large, evaluations = Space(8, 30), 40
-    found = {
+    result = {
         name: [large.searched(name, evaluations, seed) for seed in range(SEEDS)]
         for name in ("nsga2", "random")
     }
-    span = evolution.span(itertools.chain(*found["nsga2"], *found["random"]))
+    span = evolution.span(itertools.chain(*result["nsga2"], *result["random"]))
     volumes = {
         name: [evolution.hypervolumes(one, span)[-1] for one in runs]
-        for name, runs in found.items()
+        for name, runs in result.items()
     }
     for name, values in volumes.items():
         each = " ".join(f"{value:.4f}" for value in values)
@@ -89,6 +89,6 @@ def test_evolution_dominates_more_than_chance():
         f"\n{large.space.size} structures, {evaluations} evaluations, {SEEDS} seeds: "
         f"p = {test.pvalue:.2g}"
     )
-    assert {len(one) for runs in found.values() for one in runs} == {evaluations}
+    assert {len(one) for runs in result.values() for one in runs} == {evaluations}
     assert np.mean(volumes["nsga2"]) > np.mean(volumes["random"])
     assert test.pvalue < 0.05

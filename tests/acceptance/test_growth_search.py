@@ -40,7 +40,7 @@ def searched(student, seed, answers, order):
         rngs = {"dropout": jax.random.fold_in(keys[3], i)}
 
         def loss(params, x):
-            y, found = student.apply(
+            y, result = student.apply(
                 {"params": params, "batch_stats": batch_stats},
                 x,
                 train=True,
@@ -48,7 +48,7 @@ def searched(student, seed, answers, order):
                 rngs=rngs,
             )
             error = jnp.mean((y - answers(x)) ** 2)
-            return error + steps.penalties(found), found["batch_stats"]
+            return error + steps.penalties(result), result["batch_stats"]
 
         first, second = own[i % BATCHES], other[i % BATCHES]
         gradient = alternating.gradient(
@@ -78,7 +78,7 @@ def searched(student, seed, answers, order):
 def test_a_search_finds_the_planted_operation(order):
     """Seed n has operation n modulo 8; the price parts one from what contains it."""
 
-    def found(seed):
+    def result(seed):
         answers = teacher(ALL, seed, seed % len(ALL))
         student = block(
             ALL,
@@ -91,4 +91,4 @@ def test_a_search_finds_the_planted_operation(order):
 
     planted = np.arange(SEEDS) % len(ALL)
     what = f"{order} order: planted among {len(ALL)} operations"
-    assert told(what, planted, of_seeds(found), ALL) >= 18
+    assert told(what, planted, of_seeds(result), ALL) >= 18

@@ -68,12 +68,12 @@ def test_every_layout_learns_the_same(one_process, tmp_path, layout, axes):
         for run in (one_process, directory)
     ]
     curve = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
-    expected, found = (
+    expected, result = (
         final_state(run, only_params=True) for run in (one_process, directory)
     )
     scale = max(float(np.abs(x).max()) for x in expected)
     params = max(
-        float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)
+        float(np.abs(a - b).max()) for a, b in zip(result, expected, strict=True)
     )
     print(
         f"\n{layout[0]} processes x {layout[1]} devices, {axes}: largest relative "
@@ -144,11 +144,11 @@ def test_a_signal_to_one_process_stops_and_saves_all(tmp_path):
     ids=["2 kills", "50 kills", "10 kills, other layouts"],
 )
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, settings, bound):
-    found = soak.soak(tmp_path, **settings)
-    print(f"\n{json.dumps(found)}")
-    assert found["largest_difference"] <= bound
+    result = soak.soak(tmp_path, **settings)
+    print(f"\n{json.dumps(result)}")
+    assert result["largest_difference"] <= bound
     for name in ("steps_lost", "lines_lost", "lines_doubled"):
-        assert found[name] == 0, name
+        assert result[name] == 0, name
 
 
 def largest(checkpoint):
@@ -240,8 +240,8 @@ def exchange(a, b):
 
 @pytest.mark.parametrize("all_damaged", [False, True])
 def test_no_damage_is_used_in_silence(one_process, tmp_path, caplog, all_damaged):
-    parts = experiment.build(run_config.read_config(epath.Path(one_process)))
-    wanted = parts.create_state(abstract=True)
+    exp = experiment.build(run_config.read_config(epath.Path(one_process)))
+    wanted = exp.create_state(abstract=True)
     outcomes = {}
     for number, (name, damage) in enumerate(DAMAGE.items()):
         run = epath.Path(tmp_path / str(number))
@@ -313,10 +313,10 @@ def test_saving_beside_the_steps_costs_little(tmp_path):
     config.data.num_examples = 320
     config.model.stem = "pooled"
     config.train.num_steps = 10**6
-    parts = experiment.build(config)
-    step, state = parts.compile_train_step(), parts.create_state()
-    train = parts.inputs.place(parts.open_splits()["train"])
-    inputs, _ = next(parts.inputs.data(train, 0, parts.calls(0)[:1]))
+    exp = experiment.build(config)
+    step, state = exp.compile_train_step(), exp.create_state()
+    train = exp.inputs.place(exp.open_splits()["train"])
+    inputs, _ = next(exp.inputs.data(train, 0, exp.calls(0)[:1]))
     keep, window, pairs = checkpointing.keep(1), 20, 16
     costs, plain = [], []
     with checkpointing.Checkpoints(epath.Path(tmp_path), keep, {}) as checkpoints:

@@ -45,14 +45,14 @@ def test_raw_images_are_classified_as_evaluation_does(run):
         "predict", f"--workdir={run / 'run'}", run / "images", "--json"
     )
     assert code == 0, errors
-    found = [x["top"][0]["label"] for x in last_json(output)["predictions"]]
-    parts = experiment.build(run_config.read_config(epath.Path(run / "run")))
-    abstract = parts.create_state(abstract=True)
+    result = [x["top"][0]["label"] for x in last_json(output)["predictions"]]
+    exp = experiment.build(run_config.read_config(epath.Path(run / "run")))
+    abstract = exp.create_state(abstract=True)
     state = checkpointing.restore(epath.Path(run / "run"), abstract).state
-    evaluated = evaluation.evaluate(parts, state, parts.open_splits()["test"])
-    print(f"\n{COUNT} raw images, {len(set(found))} classes: the same predictions")
-    assert len(set(found)) > 1
-    assert found == evaluated.predictions[:COUNT].tolist()
+    evaluated = evaluation.evaluate(exp, state, exp.open_splits()["test"])
+    print(f"\n{COUNT} raw images, {len(set(result))} classes: the same predictions")
+    assert len(set(result)) > 1
+    assert result == evaluated.predictions[:COUNT].tolist()
     top = last_json(output)["predictions"][0]["top"]
     assert len(top) == 3
     assert [x["probability"] for x in top] == sorted(
@@ -72,15 +72,15 @@ def test_bad_images_are_named_and_the_others_classified(run, tmp_path):
         *("--top=20", "--json"),
     )
     assert code == 1
-    found = last_json(output)
-    assert [x["image"] for x in found["predictions"]] == [
+    result = last_json(output)
+    assert [x["image"] for x in result["predictions"]] == [
         str(tmp_path / "large.jpg"),
         str(good),
     ]
-    assert sum(x["probability"] for x in found["predictions"][0]["top"]) == (
+    assert sum(x["probability"] for x in result["predictions"][0]["top"]) == (
         pytest.approx(1, abs=1e-5)
     )
-    assert [x["image"] for x in found["unreadable"]] == [
+    assert [x["image"] for x in result["unreadable"]] == [
         str(tmp_path / "cut.png"),
         "none.png",
     ]

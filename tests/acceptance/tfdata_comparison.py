@@ -55,16 +55,16 @@ def ours(records):
     config.data.batch_size = BATCH
     config.data.num_threads = CORES
     config.data.num_workers = 0
-    parts = experiment.build(config)
+    exp = experiment.build(config)
     calls = [Call(step, 1) for step in range(IMAGES // BATCH)]
     key = jax.random.key(0)
 
     @jax.jit
     def finish(inputs, step):
-        return parts.batch(inputs, key, step)
+        return exp.batch(inputs, key, step)
 
     def epoch():
-        read = parts.inputs.data(parts.inputs.place(records), 0, calls)
+        read = exp.inputs.data(exp.inputs.place(records), 0, calls)
         for call, (inputs, _) in zip(calls, read, strict=True):
             batch = finish(inputs, call.start)
             assert batch.images.shape == (BATCH, SIZE, SIZE, 3)
@@ -159,9 +159,9 @@ def main():
     print(f"{IMAGES} JPEGs of {size / 1000:.0f} kB, {CORES} threads, {ROUNDS} rounds")
     ours = np.asarray(speeds["ours"])
     result = {}
-    for name, found in speeds.items():
-        ratios = ours / np.asarray(found)
-        by_processor, by_clock = np.median(found, axis=0)
+    for name, value in speeds.items():
+        ratios = ours / np.asarray(value)
+        by_processor, by_clock = np.median(value, axis=0)
         low, high = ratios[:, 0].min(), ratios[:, 0].max()
         result[name] = float(np.median(ratios[:, 0]))
         print(

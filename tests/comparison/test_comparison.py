@@ -84,13 +84,15 @@ def test_the_reference_is_widened_to_the_same_budget(count):
         for name, changes in config.variants.items()
     }
     wanted = count(variants["dresnet"])
-    found = budgets.widened(variants["resnet"], wanted, count)
-    print(f"\nwidth {found.model.width}: {count(found) / wanted:.4f} of what is wanted")
-    assert found.model.width > 16
-    assert count(found) == pytest.approx(wanted, rel=0.01)
+    result = budgets.widened(variants["resnet"], wanted, count)
+    print(
+        f"\nwidth {result.model.width}: {count(result) / wanted:.4f} of what is wanted"
+    )
+    assert result.model.width > 16
+    assert count(result) == pytest.approx(wanted, rel=0.01)
     # Nothing else has changed.
-    found.model.width = 16.0
-    assert found.to_dict() == variants["resnet"].to_dict()
+    result.model.width = 16.0
+    assert result.to_dict() == variants["resnet"].to_dict()
 
 
 def test_a_budget_out_of_reach_is_refused():
@@ -126,9 +128,10 @@ def test_the_plan_holds_all_runs_and_is_kept(monkeypatch, tmp_path):
 def test_seeds_that_train_together_have_their_places(monkeypatch, tmp_path):
     fields = {"seeds": 3, "other_seeds": 2, "first_seed": 1, "budgets": ()}
     plan = in_advance(monkeypatch, **fields)
-    found = grid.runs(study(**fields), plan, epath.Path(tmp_path))
+    result = grid.runs(study(**fields), plan, epath.Path(tmp_path))
     groups = [
-        [(run.variant, run.seed) for run in group] for group in runner.grouped(found, 2)
+        [(run.variant, run.seed) for run in group]
+        for group in runner.grouped(result, 2)
     ]
     assert groups == [
         [("dresnet", 1)],
@@ -140,10 +143,10 @@ def test_seeds_that_train_together_have_their_places(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_faster_is_measured():
-    found = budgets.measure_together(study().base, 2)
-    print(f"\n{found.description}")
-    assert found.tried == 2
-    assert found.seeds == (2 if found.ratio < 1 else 1)
+    result = budgets.measure_together(study().base, 2)
+    print(f"\n{result.description}")
+    assert result.tried == 2
+    assert result.seeds == (2 if result.ratio < 1 else 1)
     assert budgets.measure_together(study().base, 1) == budgets.Together(1)
 
 
@@ -160,21 +163,21 @@ def finished(variant, seed, accuracy, gates=None):
             line = {"step": step, "val_accuracy": accuracy * step / 8}
             lines.append(line | ({"gate_drift": step / 20} if gates else {}))
         if gates:
-            opening = 0.5 + gates * step
-            lines.append({"step": step, "gates": {"3": {"1": opening}}})
+            gate = 0.5 + gates * step
+            lines.append({"step": step, "gates": {"3": {"1": gate}}})
     return SimpleNamespace(variant=variant, seed=seed, report=values, lines=lines)
 
 
 def planted(plan, gain, seeds=10):
     random = np.random.default_rng(0)
-    found = []
+    result = []
     for seed in range(seeds):
         common_part = random.normal(0.9, 0.01)
         for name in plan.variants:
             own = random.normal(gain if name == "dresnet" else 0, 0.001)
             gates = (0.002 if seed else 0.004) if name == "dresnet" else None
-            found.append(finished(name, seed, common_part + own, gates))
-    return found
+            result.append(finished(name, seed, common_part + own, gates))
+    return result
 
 
 def test_no_two_variants_share_a_directory():
@@ -188,8 +191,8 @@ def test_no_two_variants_share_a_directory():
         "..",
         "x.",
     ]
-    found = grid._directories(names)
-    assert found == {
+    result = grid._directories(names)
+    assert result == {
         "lr 1": "lr_1",
         "LR-1": "lr_1_2",
         "lr 1 2": "lr_1_2_2",
@@ -205,20 +208,20 @@ def test_no_two_variants_share_a_directory():
 def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
     plan = ten_seeds
     config, runs = study(seeds=10), planted(plan, gain)
-    found = report.report(config, plan, runs, {"runs/x/3": "no number"}, "")
-    rows = report.accuracies(found)
+    result = report.report(config, plan, runs, {"runs/x/3": "no number"}, "")
+    rows = report.accuracies(result)
     assert [row["budget"] for row in rows] == list(plan.references)
     for row in rows:
         assert (row["p_corrected"] < findings.ALPHA) == is_clear
         assert row["p"] <= row["p_corrected"]
         assert row["difference"] == pytest.approx(gain, abs=0.001)
-    assert len(found["answer"]) == 2
+    assert len(result["answer"]) == 2
     for sentence, budget in zip(
-        found["answer"], ("parameters", "training time"), strict=True
+        result["answer"], ("parameters", "training time"), strict=True
     ):
         assert sentence.startswith(f"With equal {budget}")
         assert ("a clear difference" in sentence) == is_clear
-    dresnet = found["variants"]["dresnet"]
+    dresnet = result["variants"]["dresnet"]
     assert dresnet["late_drift"]["mean"] == pytest.approx((9 * 0.004 + 0.008) / 10)
     assert dresnet["gates"]["3"]["1"] == pytest.approx(
         0.5 + 8 * (9 * 0.002 + 0.004) / 10
@@ -226,27 +229,27 @@ def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
     assert dresnet["solid"]
     assert dresnet["reached_target"] < 10
     directory = epath.Path(tmp_path)
-    report.write(found, runs, directory)
+    report.write(result, runs, directory)
     written = json.loads(
         (directory / "report.json").read_text(), parse_constant=pytest.fail
     )
-    assert written == found
+    assert written == result
     rows = (directory / "runs.csv").read_text().splitlines()
     assert len(rows) == 1 + len(runs)
     page = (directory / "report.html").read_text()
-    answers = [finding["answer"] for finding in found["findings"]]
+    answers = [finding["answer"] for finding in result["findings"]]
     assert len(answers) == 5
-    for word in (config.question, "runs/x/3: no number", *found["answer"], *answers):
+    for word in (config.question, "runs/x/3: no number", *result["answer"], *answers):
         assert html.escape(word) in page.replace("&#39;", "&#x27;")
     assert "http" not in page
     text = (directory / "report.md").read_text()
-    for word in (config.question, found["machine"], *found["answer"], *answers):
+    for word in (config.question, result["machine"], *result["answer"], *answers):
         assert word in text
     assert text.count("| dresnet |") == 1 + len(plan.references)
     assert "Of 1 connections 0 end at 0.75 or above and 0 below 0.25" in answers[-1]
     assert "dresnet from 1 to 1.500" in answers[-2]
     assert "dresnet 0.400 (0.004)" in answers[-3]
-    table = report.table(found)
+    table = report.table(result)
     assert table.count("\n") == 5 + 2 + 4
     mean = dresnet["test_accuracy"]["mean"]
     for shown in (table, page, text):
@@ -256,12 +259,12 @@ def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
 
 def test_one_seed_tells_nothing_of_chance(monkeypatch, tmp_path):
     plan = in_advance(monkeypatch, seeds=1, budgets=())
-    found = report.report(study(seeds=1), plan, planted(plan, 0.1, 1), {}, "")
-    (row,) = report.accuracies(found)
+    result = report.report(study(seeds=1), plan, planted(plan, 0.1, 1), {}, "")
+    (row,) = report.accuracies(result)
     assert row["p"] is row["low"] is row["effect"] is None
-    assert "a single seed says nothing" in found["answer"][0]
-    report.write(found, planted(plan, 0.1, 1), epath.Path(tmp_path))
-    assert "nan" not in report.table(found)
+    assert "a single seed says nothing" in result["answer"][0]
+    report.write(result, planted(plan, 0.1, 1), epath.Path(tmp_path))
+    assert "nan" not in report.table(result)
 
 
 def test_seeds_that_differ_by_the_same_are_no_clear_difference():
@@ -297,8 +300,8 @@ def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):
     (run,) = [run for run in runs if run.variant == "resnet"]
     runner.train([run], 1)
     assert run.is_done
-    found, failed = grid.read([run])
-    assert found == []
+    result, failed = grid.read([run])
+    assert result == []
     assert "the loss is nan" in failed[str(run.directory)]
     # Who asks for other runs does not get these.
     fields["variants"]["resnet"]["optimizer"]["learning_rate"] = 0.1
@@ -352,27 +355,27 @@ def test_every_study_of_the_repository_can_be_planned(monkeypatch, name):
         return
     config.budgets = ()
     costs = budgets.Costs(1000, 1e6, 0.03, 0.02, 0.04)
-    monkeypatch.setattr(budgets, "measure", lambda found: dict.fromkeys(found, costs))
+    monkeypatch.setattr(budgets, "measure", lambda result: dict.fromkeys(result, costs))
     monkeypatch.setattr(budgets, "measure_together", lambda *_: budgets.Together(1))
     plan = grid.plan(config, epath.Path("nowhere"))
     assert set(plan.variants) == set(config.variants)
 
 
 def test_a_variant_may_change_any_field():
-    changes = common.dresnet("gauss", opening="1/n^2", topology=((3, 1),))
+    changes = common.dresnet("gauss", gate="1/n^2", topology=((3, 1),))
     config = study(variants={"x": changes | {"seed": 7}})
-    found = grid._changed(config.base, config.variants.x, "x")
-    assert found.model.connections.opening == "1/n^2"
-    assert found.model.connections.topology == ((3, 1),)
-    assert found.seed == 7
-    assert config.base.model.connections.opening is None
+    result = grid._changed(config.base, config.variants.x, "x")
+    assert result.model.connections.initial_gate == "1/n^2"
+    assert result.model.connections.topology == ((3, 1),)
+    assert result.seed == 7
+    assert config.base.model.connections.initial_gate is None
 
 
 def test_helpers_make_what_a_config_holds():
-    fields = common.dresnet("gauss", opening=0.1)
+    fields = common.dresnet("gauss", gate=0.1)
     assert fields["model"]["connections"] == {
         "gate": "gauss",
-        "opening": 0.1,
+        "initial_gate": 0.1,
         "topology": "dense",
         "projection": "per_edge",
     }

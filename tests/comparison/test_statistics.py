@@ -16,10 +16,10 @@ VALUES = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=2)
 
 @given(VALUES)
 def test_the_interval_is_that_of_statsmodels(values):
-    found = statistics.estimate(values)
+    result = statistics.estimate(values)
     low, high = weightstats.DescrStatsW(values).tconfint_mean(1 - statistics.LEVEL)
     np.testing.assert_allclose(
-        (found.mean, found.low, found.high),
+        (result.mean, result.low, result.high),
         (np.mean(values), low, high),
         rtol=1e-9,
         atol=1e-9,
@@ -27,9 +27,9 @@ def test_the_interval_is_that_of_statsmodels(values):
 
 
 def test_an_interval_ends_where_the_figure_does():
-    found = statistics.estimate((1.0, 0.98, 1.0), statistics.SHARE)
-    assert found.low < 0.98
-    assert found.high == 1
+    result = statistics.estimate((1.0, 0.98, 1.0), statistics.SHARE)
+    assert result.low < 0.98
+    assert result.high == 1
     assert statistics.estimate((0.1, 2.0), statistics.NOT_NEGATIVE).low == 0
     assert statistics.estimate((1.0, 0.98, 1.0)).high > 1
 
@@ -37,19 +37,19 @@ def test_an_interval_ends_where_the_figure_does():
 @given(st.lists(st.tuples(*(st.integers(0, 1000),) * 2), min_size=3, max_size=20))
 def test_the_difference_is_that_of_the_paired_test(pairs):
     values, reference = np.asarray(pairs).T / 1000
-    found = statistics.paired(values, reference)
+    result = statistics.paired(values, reference)
     differences = values - reference
     if np.ptp(differences) < 1e-9:
-        assert found.p == 1 if not differences.any() else np.isnan(found.p)
+        assert result.p == 1 if not differences.any() else np.isnan(result.p)
         return
     expected = stats.ttest_rel(values, reference)
     interval = expected.confidence_interval(statistics.LEVEL)
-    np.testing.assert_allclose(found.p, expected.pvalue, rtol=1e-6)
+    np.testing.assert_allclose(result.p, expected.pvalue, rtol=1e-6)
     np.testing.assert_allclose(
-        (found.estimate.low, found.estimate.high), interval, atol=1e-9
+        (result.estimate.low, result.estimate.high), interval, atol=1e-9
     )
     np.testing.assert_allclose(
-        found.effect, expected.statistic / np.sqrt(len(pairs)), rtol=1e-6
+        result.effect, expected.statistic / np.sqrt(len(pairs)), rtol=1e-6
     )
 
 
@@ -70,8 +70,8 @@ def test_the_correction_is_that_of_statsmodels(p):
 
 
 def test_what_is_not_known_is_not_counted():
-    found = statistics.holm([0.01, float("nan"), 0.04])
-    np.testing.assert_allclose(found, [0.02, np.nan, 0.04])
+    result = statistics.holm([0.01, float("nan"), 0.04])
+    np.testing.assert_allclose(result, [0.02, np.nan, 0.04])
     single = statistics.paired([0.9], [0.8])
     assert np.isnan(single.p)
     assert np.isnan(single.estimate.low)
@@ -80,33 +80,33 @@ def test_what_is_not_known_is_not_counted():
 @pytest.mark.parametrize("value", [1.0, 0.8])
 def test_seeds_that_differ_by_the_same_tell_nothing_of_chance(value):
     # As float32 stores them.
-    found = statistics.paired(np.float32([value, value + 0.1]), np.float32([0.9, 1.0]))
-    assert found.estimate.mean == pytest.approx(value - 0.9, rel=1e-5)
-    tells = found.p, found.effect, found.estimate.low, found.estimate.high
+    result = statistics.paired(np.float32([value, value + 0.1]), np.float32([0.9, 1.0]))
+    assert result.estimate.mean == pytest.approx(value - 0.9, rel=1e-5)
+    tells = result.p, result.effect, result.estimate.low, result.estimate.high
     assert np.all(np.isnan(tells))
 
 
 def test_seeds_that_do_not_differ_show_no_difference():
-    found = statistics.paired([0.8, 0.9], [0.8, 0.9])
-    assert (found.estimate.mean, found.p, found.effect) == (0, 1, 0)
+    result = statistics.paired([0.8, 0.9], [0.8, 0.9])
+    assert (result.estimate.mean, result.p, result.effect) == (0, 1, 0)
 
 
 def test_a_planted_difference_is_found_and_a_null_is_not():
     """10 seeds of a spread of 0.002, as measured; 400 studies of 6 comparisons."""
     random = np.random.default_rng(0)
     studies, comparisons, seeds, alpha = 400, 6, 10, 0.05
-    found, wrong = 0, 0
+    result, wrong = 0, 0
     for _ in range(studies):
         reference = random.normal(0.9, 0.002, seeds)
         variants = random.normal(0.9, 0.002, (comparisons, seeds))
         variants[0] += 0.004
         p = statistics.holm([statistics.paired(v, reference).p for v in variants])
-        found += p[0] < alpha
+        result += p[0] < alpha
         wrong += min(p[1:]) < alpha
     print(
-        f"\na difference of two spreads is found in {found / studies:.0%} of studies, "
+        f"\na difference of two spreads is found in {result / studies:.0%} of studies, "
         f"one that is not there in {wrong / studies:.1%}"
     )
-    assert found / studies > 0.75
+    assert result / studies > 0.75
     # At most alpha, with room for 400 draws of it: three standard errors.
     assert wrong / studies < alpha + 3 * np.sqrt(alpha * (1 - alpha) / studies)

@@ -13,13 +13,13 @@ FREE = [name for name, gate in gates.GATES.items() if not gate.compares_sources]
 
 
 @pytest.mark.parametrize("name", FREE)
-@pytest.mark.parametrize("opening", [1e-4, 0.018, 0.5, 0.999])
+@pytest.mark.parametrize("initial_gate", [1e-4, 0.018, 0.5, 0.999])
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0])
-def test_inverse_gives_the_weight_of_an_opening(name, opening, sharpness):
+def test_inverse_gives_the_weight_of_a_value(name, value, sharpness):
     gate = gates.GATES[name]
-    weight = gates.starting_weight(gate, opening, sharpness)
-    found = gate.function(jnp.asarray([weight]), jnp.asarray([sharpness]))
-    np.testing.assert_allclose(found, [opening], rtol=1e-4, atol=1e-6)
+    weight = gates.starting_weight(gate, value, sharpness)
+    result = gate.function(jnp.asarray([weight]), jnp.asarray([sharpness]))
+    np.testing.assert_allclose(result, [value], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BOUNDED)
@@ -37,11 +37,11 @@ def test_sharpness_narrows_the_gauss_gate():
     np.testing.assert_allclose(narrow, np.exp(-2.5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("opening", [0.0, 1.0, -0.1, 1.5, float("nan"), None])
+@pytest.mark.parametrize("initial_gate", [0.0, 1.0, -0.1, 1.5, float("nan"), None])
 @pytest.mark.parametrize("name", gates.GATES)
-def test_an_opening_outside_0_to_1_is_refused(name, opening):
+def test_a_value_outside_0_to_1_is_refused(name, value):
     with pytest.raises(UserError, match=r"outside \(0, 1\)"):
-        gates.starting_weight(gates.GATES[name], opening, 1.0)
+        gates.starting_weight(gates.GATES[name], value, 1.0)
 
 
 @pytest.mark.parametrize("sharpness", [1e-3, 0.1, 1.0, 30.0])
@@ -62,13 +62,13 @@ def test_sharpness_that_is_not_above_0_is_refused(sharpness):
         gates.positive_inverse(sharpness)
 
 
-def test_softmax_openings_of_a_block_sum_to_1():
+def test_softmax_values_of_a_block_sum_to_1():
     weights = jnp.asarray([[0.0, -3.0], [1.0, 2.0], [-1.0, 4.0]])
     values = gates.GATES["softmax"].function(weights, jnp.ones(()))
     np.testing.assert_allclose(values.sum(axis=0), 1.0, rtol=1e-6)
 
 
-def test_softmax_may_leave_all_closed_and_has_the_openings_of_a_sigmoid_for_one():
+def test_softmax_may_leave_all_closed_and_has_the_values_of_a_sigmoid_for_one():
     choose = gates.GATES["softmax"].or_none
     some = choose(jnp.asarray([[0.0, -90.0], [1.0, -90.0]]), jnp.ones(()))
     expected = np.asarray([[1.0, 0.0], [np.e, 0.0]]) / np.asarray([2 + np.e, 1.0])
@@ -82,6 +82,6 @@ def test_softmax_may_leave_all_closed_and_has_the_openings_of_a_sigmoid_for_one(
 @pytest.mark.parametrize(("weight", "value"), [(-4.0, 0.0), (4.0, 1.0), (1.5, 0.75)])
 def test_a_hard_sigmoid_closes_wholly_and_can_open_again(weight, value):
     gate = gates.GATES["hard_sigmoid"].function
-    opening, gradient = jax.value_and_grad(gate)(jnp.asarray(weight), jnp.ones(()))
-    assert float(opening) == value
+    value, gradient = jax.value_and_grad(gate)(jnp.asarray(weight), jnp.ones(()))
+    assert float(value) == value
     assert float(gradient) == pytest.approx(1 / 6)

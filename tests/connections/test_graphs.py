@@ -17,10 +17,10 @@ RANDOM = {
 
 @pytest.mark.parametrize("blocks", [1, 2, 8])
 def test_the_triangular_graph_has_all_edges(blocks):
-    found = topology.build("triangular", [0] * blocks, "learned")
-    assert len(found.edges) == (blocks + 2) * (blocks + 1) // 2
+    result = topology.build("triangular", [0] * blocks, "learned")
+    assert len(result.edges) == (blocks + 2) * (blocks + 1) // 2
     for i in range(1, blocks + 2):
-        assert found.sources(i) == tuple(range(i))
+        assert result.sources(i) == tuple(range(i))
 
 
 @pytest.mark.parametrize("blocks", [6, 9, 32])
@@ -28,7 +28,7 @@ def test_the_triangular_graph_has_all_edges(blocks):
 def test_a_random_graph_is_that_of_its_seed_from_the_stem_to_the_classifier(
     pattern, blocks
 ):
-    found = {}
+    result = {}
     for seed in range(20):
         edges = graphs.build(f"{pattern}:{seed}", blocks)
         assert edges == graphs.build(f"{pattern}:{seed}", blocks)
@@ -38,8 +38,8 @@ def test_a_random_graph_is_that_of_its_seed_from_the_stem_to_the_classifier(
         between = {(i - 1, k - 1) for i, k in edges if k > 0 and i <= blocks}
         drawn = {(max(e), min(e)) for e in RANDOM[pattern](blocks, seed).edges}
         assert between == drawn
-        found[seed] = tuple(edges)
-    assert len(set(found.values())) > 10
+        result[seed] = tuple(edges)
+    assert len(set(result.values())) > 10
 
 
 def test_who_reads_nothing_reads_the_stem_and_the_classifier_reads_the_rest():
@@ -72,8 +72,8 @@ def test_over_a_learned_base_a_pattern_has_the_chain_too():
 
 
 def test_a_block_without_edges_is_not_in_the_network():
-    found = topology.build(((1, 0), (3, 1), (5, 3)), [0] * 4, "learned")
-    assert found.blocks == (1, 3)
+    result = topology.build(((1, 0), (3, 1), (5, 3)), [0] * 4, "learned")
+    assert result.blocks == (1, 3)
     assert topology.none([0] * 4).blocks == (1, 2, 3, 4)
 
 

@@ -14,7 +14,7 @@ from dresnet_jax.connections import gate_values, gates, module, topology, weight
 from dresnet_jax.connections.outputs import BlockOutputs, average_pool
 from dresnet_jax.connections.spec import (
     FORMS,
-    NAMED_OPENINGS,
+    INITIAL_GATES,
     PROJECTIONS,
     SHARPNESS_GRANULARITIES,
     WEIGHTS,
@@ -48,7 +48,7 @@ def initialised(**fields):
 def test_all_parameters_exist_before_any_block_has_run():
     spec = ConnectionSpec(topology.dense(STAGES))
     connections = module.Connections(spec, CHANNELS)
-    created = connections.init(jax.random.key(0), method=module.Connections.openings)
+    created = connections.init(jax.random.key(0), method=module.Connections.gate_values)
     _, _, after_a_pass = initialised()
     assert jax.tree.map(jnp.shape, created) == jax.tree.map(jnp.shape, after_a_pass)
     assert created["params"]["block_4"]["from_2"]["kernel"].shape == (4, 8)
@@ -67,13 +67,13 @@ def test_sharpness_is_shared_as_asked(granularity, expected):
     _, _, variables = initialised(
         gate="gauss", sharpness=2.0, sharpness_granularity=granularity
     )
-    found = {
+    result = {
         name: (leaf if name == "gate_sharpness" else leaf.get("gate_sharpness"))
         for name, leaf in variables["params"].items()
     }
-    shapes = {name: leaf.shape for name, leaf in found.items() if leaf is not None}
+    shapes = {name: leaf.shape for name, leaf in result.items() if leaf is not None}
     assert shapes == expected
-    for leaf in jax.tree.leaves(found):
+    for leaf in jax.tree.leaves(result):
         np.testing.assert_allclose(jax.nn.softplus(leaf), 2.0, rtol=1e-5)
 
 
@@ -82,41 +82,41 @@ FREE_GATES = [name for name, gate in gates.GATES.items() if not gate.compares_so
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("gate", FREE_GATES)
-def test_every_gate_starts_at_the_wanted_opening(gate, weights):
+def test_every_gate_starts_at_the_value_of_the_config(gate, weights):
     spec, _, variables = initialised(
-        gate=gate, opening=0.2, sharpness=3.0, weights=weights
+        gate=gate, initial_gate=0.2, sharpness=3.0, weights=weights
     )
-    found = gate_values.of(spec, CHANNELS, variables["params"])
-    assert found.keys() == {3, 4}
-    assert found[4].keys() == {1, 2}
-    for row in found.values():
+    result = gate_values.of(spec, CHANNELS, variables["params"])
+    assert result.keys() == {3, 4}
+    assert result[4].keys() == {1, 2}
+    for row in result.values():
         np.testing.assert_allclose(list(row.values()), 0.2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("opening", "first", "second"), [("bounded", 1 / 2, 1 / 3), (0.9, 1.0, 1 / 2)]
+    ("initial_gate", "first", "second"), [("bounded", 1 / 2, 1 / 3), (0.9, 1.0, 1 / 2)]
 )
-def test_softmax_starts_a_blocks_sources_equal(opening, first, second):
-    spec, _, variables = initialised(gate="softmax", opening=opening)
-    found = gate_values.of(spec, CHANNELS, variables["params"])
-    assert found[3] == pytest.approx({1: first})
-    assert found[4] == pytest.approx({1: second, 2: second})
+def test_softmax_starts_a_blocks_sources_equal(initial_gate, first, second):
+    spec, _, variables = initialised(gate="softmax", initial_gate=initial_gate)
+    result = gate_values.of(spec, CHANNELS, variables["params"])
+    assert result[3] == pytest.approx({1: first})
+    assert result[4] == pytest.approx({1: second, 2: second})
 
 
 def test_a_start_of_1_over_n_squared():
-    spec, _, variables = initialised(opening="1/n^2")
-    found = gate_values.of(spec, CHANNELS, variables["params"])
-    assert found[4][1] == pytest.approx(1 / 16)
+    spec, _, variables = initialised(initial_gate="1/n^2")
+    result = gate_values.of(spec, CHANNELS, variables["params"])
+    assert result[4][1] == pytest.approx(1 / 16)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_the_published_start(weights):
     spec, _, variables = initialised(
-        opening="published", gate="identity", weights=weights
+        initial_gate="published", gate="identity", weights=weights
     )
-    found = gate_values.of(spec, CHANNELS, variables["params"])
-    assert found[3][1] == found[4][2] == 1.0
-    assert 0 < found[4][1] < 0.1
+    result = gate_values.of(spec, CHANNELS, variables["params"])
+    assert result[3][1] == result[4][2] == 1.0
+    assert 0 < result[4][1] < 0.1
 
 
 def test_weights_by_distance_are_shared_by_all_readers():
@@ -125,9 +125,9 @@ def test_weights_by_distance_are_shared_by_all_readers():
     assert params["gate_weights"].shape == (2,)
     assert "gate_weights" not in params["block_4"]
     params = params | {"gate_weights": jnp.asarray([-1.0, 2.0])}
-    found = gate_values.of(spec, CHANNELS, params)
-    assert found[3][1] == found[4][2] == pytest.approx(1 / (1 + np.exp(1)))
-    assert found[4][1] == pytest.approx(1 / (1 + np.exp(-2)))
+    result = gate_values.of(spec, CHANNELS, params)
+    assert result[3][1] == result[4][2] == pytest.approx(1 / (1 + np.exp(1)))
+    assert result[4][1] == pytest.approx(1 / (1 + np.exp(-2)))
 
 
 def test_weights_per_channel_are_as_many_as_the_reader_has_channels():
@@ -135,12 +135,12 @@ def test_weights_per_channel_are_as_many_as_the_reader_has_channels():
     assert variables["params"]["block_4"]["gate_weights"].shape == (2, 8)
 
 
-def test_the_total_opening_is_that_of_all_edges():
-    spec, _, variables = initialised(opening=0.2, gate="identity")
+def test_the_total_is_that_of_all_edges():
+    spec, _, variables = initialised(initial_gate=0.2, gate="identity")
     weights = variables["params"]["block_4"]["gate_weights"]
     variables["params"]["block_4"]["gate_weights"] = -weights
-    found = gate_values.total(spec, CHANNELS, variables["params"])
-    assert float(found) == pytest.approx(0.6)
+    result = gate_values.total(spec, CHANNELS, variables["params"])
+    assert float(result) == pytest.approx(0.6)
     assert (
         float(gate_values.total(ConnectionSpec(topology.none(STAGES)), CHANNELS, {}))
         == 0
@@ -200,7 +200,7 @@ def test_projections_are_shared_as_asked(fields, names):
     stages = (0, 0, 0, 0) if fields["projection"] != "none" else (0, 0, 1, 1)
     spec = ConnectionSpec(topology.build(pattern, stages), **fields)
     connections = module.Connections(spec, (4,) * 5)
-    variables = connections.init(jax.random.key(0), method="openings")
+    variables = connections.init(jax.random.key(0), method="gate_values")
     assert set(variables["params"]) == names
 
 
@@ -245,7 +245,7 @@ class Network:
     def value_and_gradients(self, spec):
         """Of everything that is trained, from the same start for every form."""
         connections = module.Connections(spec, self.channels)
-        variables = connections.init(jax.random.key(0), method="openings")
+        variables = connections.init(jax.random.key(0), method="gate_values")
         variables = jax.tree.map(
             lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size).reshape(x.shape)), variables
         )
@@ -270,7 +270,7 @@ CELLS = st.fixed_dictionaries(
         "gate": st.sampled_from(sorted(gates.GATES)),
         "weights": st.sampled_from(WEIGHTS),
         "projection": st.sampled_from(PROJECTIONS),
-        "opening": st.sampled_from([0.5, *NAMED_OPENINGS]),
+        "initial_gate": st.sampled_from([0.5, *INITIAL_GATES]),
         "normalise_sources": st.booleans(),
         "projection_bias": st.booleans(),
         "unroll": st.integers(1, 3),
@@ -288,7 +288,7 @@ PATTERNS = [
 @given(cell=CELLS)
 def test_every_cell_agrees_with_the_reference_or_is_refused(form, pattern, cell):
     edges = topology.build(pattern, NETWORK.stages)
-    if cell["opening"] == "closed" and gates.GATES[cell["gate"]].closed is None:
+    if cell["initial_gate"] == "closed" and gates.GATES[cell["gate"]].closed is None:
         with pytest.raises(UserError, match="Opening 'closed' needs a gate"):
             ConnectionSpec(edges, form="reference", **cell)
         return
@@ -302,8 +302,8 @@ def test_every_cell_agrees_with_the_reference_or_is_refused(form, pattern, cell)
         with pytest.raises(UserError, match="Form 'stacked' cannot express"):
             dataclasses.replace(reference, form=form)
         return
-    found = NETWORK.value_and_gradients(dataclasses.replace(reference, form=form))
+    result = NETWORK.value_and_gradients(dataclasses.replace(reference, form=form))
     expected = NETWORK.value_and_gradients(reference)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         scale = max(np.abs(b).max(), 1.0)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)

@@ -30,9 +30,13 @@ STAGES = (0, 0, 1, 1)
         ("unroll", 0, "unroll = 0 must be a whole number"),
         ("projection_rank", 0, "projection_rank = 0 must be a whole number"),
         ("projection_rank", 2.5, "projection_rank = 2.5 must be a whole number"),
-        ("opening", 1.5, r"outside \(0, 1\)"),
-        ("opening", "publisht", "Did you mean 'published'"),
-        ("opening", "closed", "not 'sigmoid': use one of identity, tanh, hard_sigmoid"),
+        ("initial_gate", 1.5, r"outside \(0, 1\)"),
+        ("initial_gate", "publisht", "Did you mean 'published'"),
+        (
+            "initial_gate",
+            "closed",
+            "not 'sigmoid': use one of identity, tanh, hard_sigmoid",
+        ),
         ("sharpness", 0.0, "above 0"),
     ],
 )
@@ -56,20 +60,20 @@ def test_many_sources_without_a_projection_start_as_open_as_is_bounded(gate, blo
         only = spec.gate_function(jnp.asarray([weight]), jnp.ones(()))
         return only[0], jnp.stack([x.sum() for x in opened])
 
-    opening, sums = of_all()
+    value, sums = of_all()
     growth = np.prod(1 + np.asarray(sums))
     assert growth == pytest.approx(spec.start_growth, rel=1e-3)
     if blocks == 3:
-        assert opening == pytest.approx(0.5)
+        assert value == pytest.approx(0.5)
         assert growth < MAX_GROWTH
     else:
         assert growth == pytest.approx(MAX_GROWTH, rel=1e-3)
 
 
-@pytest.mark.parametrize("opening", [0.5, "1/n^2", "published"])
-def test_softmax_that_must_choose_may_double_images_at_each_reader(opening):
+@pytest.mark.parametrize("initial_gate", [0.5, "1/n^2", "published"])
+def test_softmax_that_must_choose_may_double_images_at_each_reader(initial_gate):
     dense = topology.dense((0,) * 9)
-    spec = ConnectionSpec(dense, "softmax", opening, projection="none")
+    spec = ConnectionSpec(dense, "softmax", initial_gate, projection="none")
     assert spec.start_growth == 2**7
     assert spec.gate_function is GATES["softmax"].function
 

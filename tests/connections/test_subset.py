@@ -28,22 +28,22 @@ def channels(projection):
 
 def outputs(blocks, projection):
     random = np.random.RandomState(0)
-    found = None
+    result = None
     for k in range(blocks):
         side = 8 if k < 4 else 4
         shape = (2, side, side, channels(projection)[k])
         array = jnp.asarray(random.standard_normal(shape), jnp.float32)
-        if found is None:
-            found = BlockOutputs(array)
+        if result is None:
+            result = BlockOutputs(array)
         else:
-            found.append(array)
-    return found
+            result.append(array)
+    return result
 
 
 def initialised(**fields):
-    spec = ConnectionSpec(topology.dense(STAGES), opening="published", **fields)
+    spec = ConnectionSpec(topology.dense(STAGES), initial_gate="published", **fields)
     connections = module.Connections(spec, channels(spec.projection))
-    created = connections.init(jax.random.key(0), method=module.Connections.openings)
+    created = connections.init(jax.random.key(0), method=module.Connections.gate_values)
     return spec, connections, created.get("params", {})
 
 
@@ -60,11 +60,11 @@ def test_what_is_left_is_the_sum_without_what_is_gone(gate, weights, projection)
         left, smaller = subset(spec, parameters, KEPT)
         assert left.topology.edges == KEPT
         pruned = module.Connections(left, channels(projection))
-        fresh = pruned.init(jax.random.key(0), method=module.Connections.openings)
+        fresh = pruned.init(jax.random.key(0), method=module.Connections.gate_values)
         shapes = jax.tree.map(jnp.shape, fresh["params"])
         assert shapes == jax.tree.map(jnp.shape, smaller)
         for i in (3, 4, 5):
-            found = pruned.apply({"params": smaller}, i, outputs(i, projection))
+            result = pruned.apply({"params": smaller}, i, outputs(i, projection))
             wanted = connections.apply(
                 {"params": parameters},
                 i,
@@ -72,7 +72,7 @@ def test_what_is_left_is_the_sum_without_what_is_gone(gate, weights, projection)
                 [k for k in spec.topology.sources(i) if (i, k) in KEPT],
                 method=_sum_of,
             )
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)
 
 
 def _sum_of(connections, block, given, sources):
@@ -84,7 +84,7 @@ def _sum_of(connections, block, given, sources):
     return weighted_sum.folded(
         given,
         sources,
-        connections._openings(block)[places],
+        connections._gate_values(block)[places],
         [connections._projection(block, k) for k in sources],
     )
 
@@ -98,7 +98,7 @@ def test_nothing_is_left_of_what_is_gone():
     assert (none.topology.edges, nothing) == ((), {})
 
 
-def test_softmax_shares_its_openings_anew():
+def test_softmax_shares_its_values_again():
     spec, _, parameters = initialised(gate="softmax")
     left, smaller = subset(spec, parameters, [(5, 1), (5, 3)])
     (row,) = gate_values.of(left, channels("per_edge"), smaller).values()

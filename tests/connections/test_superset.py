@@ -23,7 +23,7 @@ def connections(edges=OLD, base="fixed", **fields):
     spec = ConnectionSpec(topology.from_edges(STAGES, edges, base), **fields)
     of_blocks = channels(spec.projection)
     created = module.Connections(spec, of_blocks).init(
-        jax.random.key(0), method=module.Connections.openings
+        jax.random.key(0), method=module.Connections.gate_values
     )
     parameters = jax.tree.map(
         lambda x: x + 0.1 * jnp.arange(x.size, dtype=x.dtype).reshape(x.shape),
@@ -32,12 +32,13 @@ def connections(edges=OLD, base="fixed", **fields):
     return spec, of_blocks, parameters
 
 
-def grown(found, parameters):
+def grown(result, parameters):
     """Parameters for all edges."""
-    fresh = found.initialised(jax.random.key(1))
+    fresh = result.initialised(jax.random.key(1))
     old = flat(parameters)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: found.carried(name(path), old.get(name(path)), leaf), fresh
+        lambda path, leaf: result.converted(name(path), old.get(name(path)), leaf),
+        fresh,
     )
 
 
@@ -75,18 +76,18 @@ def test_new_edges_change_nothing_and_learn_or_are_refused(gate, weights, projec
         with pytest.raises(UserError, match="cannot start without an effect"):
             superset(spec, of_blocks, NEW)
         return
-    found = superset(spec, of_blocks, NEW)
-    assert found.new == NEW
-    larger = grown(found, parameters)
+    result = superset(spec, of_blocks, NEW)
+    assert result.new == NEW
+    larger = grown(result, parameters)
     before = inputs(spec, of_blocks, parameters)
-    after = inputs(found.after, of_blocks, larger)
+    after = inputs(result.after, of_blocks, larger)
     for i in before:
         # Equal except for rounding: what is multiplied by 0 changes the order of a sum.
         np.testing.assert_allclose(after[i], before[i], rtol=0, atol=1e-6)
 
     def total(parameters):
         return sum(
-            jnp.sum(x**2) for x in inputs(found.after, of_blocks, parameters).values()
+            jnp.sum(x**2) for x in inputs(result.after, of_blocks, parameters).values()
         )
 
     gradient = flat(jax.jit(jax.grad(total))(larger))
@@ -94,9 +95,9 @@ def test_new_edges_change_nothing_and_learn_or_are_refused(gate, weights, projec
     def learns(edge):
         """Whether the input of its reader can change by what is its own."""
         reader, source = edge
-        place = found.after.topology.sources(reader).index(source)
+        place = result.after.topology.sources(reader).index(source)
         own = [gradient.get(f"block_{reader}/from_{source}/kernel")]
-        for name in found.after.shared_projections(reader, source)[-1:]:
+        for name in result.after.shared_projections(reader, source)[-1:]:
             own.append(gradient[f"{name}/kernel"])
         if f"block_{reader}/gate_weights" in gradient:
             own.append(gradient[f"block_{reader}/gate_weights"][place])
@@ -121,7 +122,7 @@ def test_what_is_new_is_counted():
     spec, of_blocks, parameters = connections()
     larger = grown(superset(spec, of_blocks, NEW), parameters)
     fresh = module.Connections(superset(spec, of_blocks, NEW).after, of_blocks).init(
-        jax.random.key(0), method=module.Connections.openings
+        jax.random.key(0), method=module.Connections.gate_values
     )
     assert jax.tree.map(jnp.shape, larger) == jax.tree.map(jnp.shape, fresh["params"])
 
@@ -137,8 +138,8 @@ def test_a_shared_weight_that_others_use_is_refused():
 def test_the_first_edges_of_all():
     spec, of_blocks, parameters = connections(edges=())
     assert parameters == {}
-    found = superset(spec, of_blocks, NEW)
-    after = inputs(found.after, of_blocks, grown(found, parameters))
+    result = superset(spec, of_blocks, NEW)
+    after = inputs(result.after, of_blocks, grown(result, parameters))
     for i, x in after.items():
         np.testing.assert_array_equal(x, outputs(i, "per_edge").last)
 

@@ -59,9 +59,9 @@ def value_and_gradients(form, inputs):
     return jax.jit(jax.grad(loss, has_aux=True))(inputs)
 
 
-def assert_agree(found, expected, rtol):
+def assert_agree(result, expected, rtol):
     """Each array differs by at most rtol of the largest value in it."""
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
         assert error <= rtol * np.abs(b).max()
 
@@ -92,9 +92,9 @@ def test_agrees_with_reference_in_bfloat16_to_its_precision(name):
     arrays, *parameters = random_inputs(0, [8, 4, 4], 4, 16)
     exact = weighted(weighted_sum.reference, arrays, *parameters)
     low = [array.astype(jnp.bfloat16) for array in arrays]
-    found = weighted(weighted_sum.FORMS[name], low, *parameters)
-    assert found.dtype == jnp.bfloat16
-    assert_agree(found.astype(jnp.float32), exact, rtol=0.03)
+    result = weighted(weighted_sum.FORMS[name], low, *parameters)
+    assert result.dtype == jnp.bfloat16
+    assert_agree(result.astype(jnp.float32), exact, rtol=0.03)
 
 
 @pytest.mark.parametrize("project", [True, False])
@@ -102,27 +102,27 @@ def test_agrees_with_reference_in_bfloat16_to_its_precision(name):
 def test_closed_gates_leave_the_base_as_it_is(name, project):
     arrays, gates, projections = random_inputs(0, [8, 4], 4, 3, project=project)
     closed = jnp.zeros_like(gates)
-    found = weighted(weighted_sum.FORMS[name], arrays, closed, projections)
-    np.testing.assert_array_equal(found, arrays[-1])
+    result = weighted(weighted_sum.FORMS[name], arrays, closed, projections)
+    np.testing.assert_array_equal(result, arrays[-1])
 
 
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
 def test_no_sources_leave_the_base_as_it_is(name):
     base = jnp.ones((2, 4, 4, 3))
-    found = weighted(weighted_sum.FORMS[name], [base], jnp.zeros(0), [])
-    np.testing.assert_array_equal(found, base)
+    result = weighted(weighted_sum.FORMS[name], [base], jnp.zeros(0), [])
+    np.testing.assert_array_equal(result, base)
 
 
 def test_reference_is_the_formula():
     arrays, gates, projections = random_inputs(0, [4], 2, 3)
-    found = weighted(weighted_sum.reference, arrays, gates, projections)
+    result = weighted(weighted_sum.reference, arrays, gates, projections)
     (source, base), (projection,) = arrays, projections
     kernel, bias = map(np.asarray, (projection["kernel"], projection["bias"]))
     for row, column in np.ndindex(2, 2):
         window = source[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         projected = np.asarray(window) @ kernel + bias
         expected = base[:, row, column] + gates[0] * projected.mean(axis=(1, 2))
-        np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-5)
+        np.testing.assert_allclose(result[:, row, column], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", weighted_sum.FORMS)
@@ -157,9 +157,9 @@ def adaptive_average(image, size):
 )
 def test_average_pool_is_adaptive(before, after):
     images = np.random.RandomState(0).standard_normal((2, *before, 3))
-    found = average_pool(jnp.asarray(images, jnp.float32), after)
+    result = average_pool(jnp.asarray(images, jnp.float32), after)
     expected = np.stack([adaptive_average(image, after) for image in images])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_average_pool_refuses_to_enlarge():
@@ -177,10 +177,10 @@ def test_outputs_pooled_step_by_step_equal_outputs_pooled_at_once(sides):
     outputs = outputs_of(arrays)
     for n, side in enumerate(sides):
         blocks = tuple(range(n + 2))
-        found = outputs.pooled(blocks, (side, side))
+        result = outputs.pooled(blocks, (side, side))
         at_once = [average_pool(arrays[k], (side, side)) for k in blocks]
-        np.testing.assert_allclose(found, np.concatenate(at_once, axis=-1), atol=1e-6)
-        assert outputs.pooled(blocks, (side, side)) is found
+        np.testing.assert_allclose(result, np.concatenate(at_once, axis=-1), atol=1e-6)
+        assert outputs.pooled(blocks, (side, side)) is result
 
 
 def test_pooling_starts_from_what_is_pooled_already():

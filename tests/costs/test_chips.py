@@ -16,8 +16,8 @@ from tests.conftest import run_command, run_python
 )
 def test_the_roofline_is_the_larger_of_the_two_times(flops, bytes_accessed, seconds):
     cost = Cost(flops, bytes_accessed, temp_bytes=0, argument_bytes=0)
-    found = pod.estimate(chips.parse("v5e:2x2"), cost, [])
-    assert found.alone == pytest.approx(seconds)
+    result = pod.estimate(chips.parse("v5e:2x2"), cost, [])
+    assert result.alone == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_the_compiler_says_how_much_memory_a_chip_has(target):
     )
     status, output, errors = run_python("-c", code)
     assert status == 0, errors
-    found = output.splitlines()[-1]
-    assert "RESOURCE_EXHAUSTED" in found
-    assert float(found.split()[0]) == pytest.approx(
-        float(found.split("available HBM (")[1].split("G")[0]), abs=0.01
+    result = output.splitlines()[-1]
+    assert "RESOURCE_EXHAUSTED" in result
+    assert float(result.split()[0]) == pytest.approx(
+        float(result.split("available HBM (")[1].split("G")[0]), abs=0.01
     )
 
 

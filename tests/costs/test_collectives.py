@@ -107,13 +107,13 @@ def test_one_chip_alone_sends_nothing():
 
 
 def test_groups_add_up():
-    found = [
+    result = [
         Collective("all-reduce", 100, 2, across_slices=True),
         Collective("all-reduce", 100, 4),
         Collective("all-gather", 8, 4),
         Collective("all-reduce", 300, 4),
     ]
-    assert collectives.grouped(found) == [
+    assert collectives.grouped(result) == [
         Group("all-gather", False, 1, 8, 8, 6.0),
         Group("all-reduce", False, 2, 400, 300, 600.0),
         Group("all-reduce", True, 1, 100, 100, 100.0),

@@ -52,9 +52,9 @@ def test_a_blocks_operations_grow_with_the_batch(gated_config):
 
 
 def test_a_run_is_measured_on_its_validation_split(gated_config):
-    parts = experiment.build(gated_config)
-    state = parts.create_state()
-    network = conditional_costs.trained(parts, state, batch_size=4)
+    exp = experiment.build(gated_config)
+    state = exp.create_state()
+    network = conditional_costs.trained(exp, state, batch_size=4)
     assert list(network.variables) == [None]
     assert [images.shape for images in network.batches] == [(4, 16, 16, 3)] * 3
     assert not jnp.array_equal(*network.batches[:2])
@@ -65,17 +65,17 @@ def test_a_run_is_measured_on_its_validation_split(gated_config):
 
 def test_a_small_split_is_measured_whole(gated_config):
     gated_config.data.validation_examples = 8
-    parts = experiment.build(gated_config)
-    network = conditional_costs.trained(parts, parts.create_state(), batch_size=None)
+    exp = experiment.build(gated_config)
+    network = conditional_costs.trained(exp, exp.create_state(), batch_size=None)
     assert [images.shape for images in network.batches] == [(8, 16, 16, 3)]
 
 
 def test_what_cannot_be_measured_is_refused(gated_config):
     gated_config.data.validation_examples = 8
-    parts = experiment.build(gated_config)
-    state = parts.create_state(abstract=True)
+    exp = experiment.build(gated_config)
+    state = exp.create_state(abstract=True)
     with pytest.raises(UserError, match=r"has \d+ images: give a --batch_size"):
-        conditional_costs.trained(parts, state, batch_size=16)
+        conditional_costs.trained(exp, state, batch_size=16)
     for rate in (0.0, 1.5, float("nan")):
         with pytest.raises(UserError, match=rf"--rates: {rate} must be in \(0, 1\]"):
             conditional_costs.fresh(gated_config, [rate])

@@ -11,10 +11,10 @@ def test_a_matrix_product_costs_what_it_should():
     a = jax.ShapeDtypeStruct((64, 32), jnp.float32)
     b = jax.ShapeDtypeStruct((32, 128), jnp.float32)
     flops = counting.flops(jnp.matmul, a, b)
-    found = cost.of(jax.jit(jnp.matmul).lower(a, b).compile(), flops)
-    assert found.flops == 2 * 64 * 32 * 128
-    assert found.argument_bytes == 4 * (64 * 32 + 32 * 128)
-    assert found.bytes_accessed == 4 * (64 * 32 + 32 * 128 + 64 * 128)
+    result = cost.of(jax.jit(jnp.matmul).lower(a, b).compile(), flops)
+    assert result.flops == 2 * 64 * 32 * 128
+    assert result.argument_bytes == 4 * (64 * 32 + 32 * 128)
+    assert result.bytes_accessed == 4 * (64 * 32 + 32 * 128 + 64 * 128)
 
 
 def test_timed_programs_take_turns():

@@ -10,8 +10,8 @@ from benchmarks import gpu
 def sheet(capsys, directory, *flags):
     """The exit code, and what was printed."""
     code = gpu.command.run(["gpu", f"--out={directory}", *flags])
-    found = capsys.readouterr()
-    return code, found.out, found.err
+    result = capsys.readouterr()
+    return code, result.out, result.err
 
 
 @pytest.mark.slow
@@ -19,9 +19,9 @@ def test_every_row_is_written_as_soon_as_it_is_measured(capsys, tmp_path):
     sizes = ("--image_size=32", "--width=4", "--batch_sizes=2", "--seconds=0")
     code, output, errors = sheet(capsys, tmp_path, *sizes, "--minutes=30", "--json")
     assert code == 0, errors
-    found = json.loads(output.splitlines()[-1])
+    result = json.loads(output.splitlines()[-1])
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
-    assert rows == found["rows"]
+    assert rows == result["rows"]
     ours = [(r["network"], r["form"]) for r in rows if r["by"] == "dresnet_jax"]
     assert ours[: len(gpu.NETWORKS)] == [(name, "") for name in gpu.NETWORKS]
     assert (gpu.FORMS_OF, "folded") in ours
@@ -29,9 +29,9 @@ def test_every_row_is_written_as_soon_as_it_is_measured(capsys, tmp_path):
         assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
         assert row["memory_bytes"] > 0 or row["by"] == "PyTorch"
     page = (tmp_path / "README.md").read_text()
-    assert all(why in page for why in found["left_out"])
+    assert all(why in page for why in result["left_out"])
     measured = {name for name, _ in gpu._tasks([2])} - {
-        why.partition(":")[0] for why in found["left_out"]
+        why.partition(":")[0] for why in result["left_out"]
     }
     assert len(measured) == len(rows)
 

@@ -30,11 +30,11 @@ def test_a_step_is_the_longer_of_arithmetic_and_memory_and_what_is_sent():
 
 
 def test_a_full_pods_links_are_twice_as_fast():
-    found = [
+    result = [
         pod.estimate(chips.parse(target), COST, GROUPS).interconnect
         for target in ("v5e:4x4", "v5e:16x16")
     ]
-    assert found == pytest.approx([0.1, 0.05])
+    assert result == pytest.approx([0.1, 0.05])
 
 
 def test_one_chip_alone_scales_perfectly():

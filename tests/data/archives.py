@@ -129,7 +129,7 @@ def svhn_cropped(directory):
       The labels and images of each file, [examples, height, width, channels].
     """
     random = np.random.RandomState(0)
-    found = {}
+    result = {}
     for name, examples in (("train", 20), ("test", 10), ("extra", 5)):
         labels = random.randint(10, size=examples).astype(np.uint8)
         images = random.randint(256, size=(examples, 32, 32, 3)).astype(np.uint8)
@@ -139,8 +139,8 @@ def svhn_cropped(directory):
             "y": np.where(labels == 0, 10, labels)[:, None],
         }
         scipy.io.savemat(directory / f"{name}_32x32.mat", stored)
-        found[name] = labels, images
-    return found
+        result[name] = labels, images
+    return result
 
 
 def tiny_imagenet_files(per_class=1):

@@ -28,11 +28,11 @@ def prepare(directory, root="images", *, skip_corrupt=False):
 
 def found_in(root):
     """The files of the training split by class, and what is left out."""
-    found = image_folder.find(root)
-    of_class = {name: [] for name in found.class_names}
-    for path, label in sorted(found.files["train"]):
-        of_class[found.class_names[label]].append(path)
-    return of_class, +found.left_out
+    result = image_folder.find(root)
+    of_class = {name: [] for name in result.class_names}
+    for path, label in sorted(result.files["train"]):
+        of_class[result.class_names[label]].append(path)
+    return of_class, +result.left_out
 
 
 def picture(path):
@@ -53,14 +53,14 @@ def test_one_directory_a_class_becomes_three_splits(tmp_path):
     dataset = lookup.named("folder", data_dir)
     assert dataset.class_names == CLASSES
     assert dataset.splits == {"train": 24, "validation": 3, "test": 3}
-    found = {}
+    result = {}
     for examples in sources.open_splits(dataset, data_dir).values():
         for i, (data, label) in enumerate(examples.read(range(len(examples)))):
-            found[archives.decoded(data).tobytes()] = CLASSES[label]
+            result[archives.decoded(data).tobytes()] = CLASSES[label]
             assert examples.where(i).startswith(f"{CLASSES[label]}/")
-    assert len(found) == 30
+    assert len(result) == 30
     for name, pixels in images.items():
-        assert found[pixels.tobytes()] == name.split("/")[0]
+        assert result[pixels.tobytes()] == name.split("/")[0]
 
 
 @pytest.mark.parametrize(
@@ -234,11 +234,11 @@ def test_a_run_keeps_what_it_was_trained_on(tmp_path):
     """Whatever is prepared in its data directory afterwards."""
     archives.image_folder(tmp_path / "images", CLASSES, per_class=10)
     config = tiny(prepare(tmp_path))
-    parts = experiment.build(config)
-    assert parts.inputs.description.startswith("streaming, 2 threads: the images of")
+    exp = experiment.build(config)
+    assert exp.inputs.description.startswith("streaming, 2 threads: the images of")
     directory = epath.Path(tmp_path / "run")
     with workdir.claim(directory, config, overwrite=False):
-        report = loop.run(parts, directory)
+        report = loop.run(exp, directory)
     assert np.isfinite(report["test_loss"])
     run, image = f"--workdir={directory}", tmp_path / "images" / "cat" / "0.jpeg"
 

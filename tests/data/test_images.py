@@ -69,9 +69,9 @@ def test_an_image_is_turned_as_a_camera_noted(image_format, orientation):
     data = out.getvalue()
     upright = ImageOps.exif_transpose(Image.open(out)).convert("RGB")
     expected = np.asarray(upright).astype(int)
-    found = images.decode(data, 3)
-    assert np.abs(found - expected).mean() < 2
-    assert images.shape(data) == found.shape[:2]
+    result = images.decode(data, 3)
+    assert np.abs(result - expected).mean() < 2
+    assert images.shape(data) == result.shape[:2]
     # As in earlier versions.
     stored = images.decode(data, 3, rule=1)
     assert images.shape(data, rule=1) == stored.shape[:2]
@@ -84,11 +84,11 @@ def test_an_image_is_turned_as_a_camera_noted(image_format, orientation):
 def test_a_background_shows_where_an_image_is_transparent(image_format, background):
     out = io.BytesIO()
     Image.fromarray(INK).save(out, image_format, lossless=True)
-    found = images.decode(out.getvalue(), 3, background=background)
-    np.testing.assert_array_equal(found[:4, 4:], background)
-    np.testing.assert_array_equal(found[4:], 0)
+    result = images.decode(out.getvalue(), 3, background=background)
+    np.testing.assert_array_equal(result[:4, 4:], background)
+    np.testing.assert_array_equal(result[4:], 0)
     half = background * 127 / 255
-    assert np.abs(found[0, 0] - (125.5 + half, half, half)).max() < 1
+    assert np.abs(result[0, 0] - (125.5 + half, half, half)).max() < 1
     grey = images.decode(out.getvalue(), 1, background=background)
     assert (grey[:4, 4:] == background).all()
 
@@ -111,9 +111,9 @@ def test_16_bits_lose_their_lower_half_or_are_refused(suffix, channels):
     deep = random.randint(0, 2**16, (9, 8, channels)).astype(np.uint16)
     deep[..., 3:] = 2**16 - 1
     data = cv2.imencode(suffix, deep)[1].tobytes()
-    found = images.decode(data, 3)
-    expected = np.broadcast_to(deep[..., :3][..., ::-1] // 256, found.shape)
-    np.testing.assert_allclose(found, expected, atol=1)
+    result = images.decode(data, 3)
+    expected = np.broadcast_to(deep[..., :3][..., ::-1] // 256, result.shape)
+    np.testing.assert_allclose(result, expected, atol=1)
     for bits in (10, 12):
         camera = deep // 2 ** (16 - bits)
         camera[..., 3:] = 0
@@ -127,8 +127,8 @@ def test_a_header_that_says_what_white_is_is_obeyed():
     for largest, kind in ((1008, ">u2"), (63, "u1")):
         pixels = (values * largest // 1008).astype(kind).tobytes()
         data = b"P5 8 8 %d\n" % largest + pixels
-        found = images.decode(data, 1)[..., 0]
-        np.testing.assert_allclose(found, values * 255 / 1008, atol=2)
+        result = images.decode(data, 1)[..., 0]
+        np.testing.assert_allclose(result, values * 255 / 1008, atol=2)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
@@ -156,10 +156,10 @@ def test_a_crop_is_the_part_of_the_whole(box, size):
     top, left, height, width = box
     whole = images.decode(data, 3)
     part = whole[top : top + height, left : left + width]
-    found = images.decode_crop(data, box, size, 3)
+    result = images.decode_crop(data, box, size, 3)
     resized = Image.fromarray(part).resize(size[::-1], Image.Resampling.BILINEAR)
-    assert np.abs(found - np.asarray(resized).astype(int)).mean() < 2.5
-    np.testing.assert_array_equal(images.decode_crop(whole, box, size, 3), found)
+    assert np.abs(result - np.asarray(resized).astype(int)).mean() < 2.5
+    np.testing.assert_array_equal(images.decode_crop(whole, box, size, 3), result)
     sampled = images.decode_crop(whole, box, size, 3, rule=1)
     np.testing.assert_array_equal(sampled, cv2.resize(part, size[::-1]))
 
@@ -168,6 +168,6 @@ def test_what_is_made_smaller_is_averaged():
     """Lines of one pixel, black and white, become grey; sampled they would not."""
     lines = np.zeros((64, 64, 1), np.uint8)
     lines[:, ::2] = 255
-    found = images.decode_crop(lines, (0, 0, 64, 64), (64, 16), 1)
-    np.testing.assert_allclose(found, 127.5, atol=1)
+    result = images.decode_crop(lines, (0, 0, 64, 64), (64, 16), 1)
+    np.testing.assert_allclose(result, 127.5, atol=1)
     assert np.ptp(images.decode_crop(lines, (0, 0, 64, 64), (64, 21), 1, rule=1)) > 100

@@ -76,11 +76,11 @@ def test_epochs_differ_in_order_and_in_what_is_left_over():
 
 
 def test_images_belong_to_their_labels_and_are_normalised():
-    found = batch(0, 2, crop_padding=0, flip=False)
-    expected = (np.asarray(found.labels) / 255 - 0.5) / 0.25
-    np.testing.assert_allclose(found.images[:, 0, 0, 0], expected, rtol=1e-5)
-    assert found.images.dtype == jnp.float32
-    assert found.mask.all()
+    result = batch(0, 2, crop_padding=0, flip=False)
+    expected = (np.asarray(result.labels) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(result.images[:, 0, 0, 0], expected, rtol=1e-5)
+    assert result.images.dtype == jnp.float32
+    assert result.mask.all()
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 21])
@@ -122,16 +122,16 @@ def test_no_padding_means_no_crop():
 
 def test_cut_out_sets_a_square_to_one_colour():
     images = jnp.full((200, 8, 8, 2), 9, jnp.uint8)
-    found = np.asarray(augment.cut_out(jax.random.key(0), images, 4, (0, 1)))
-    assert set(np.unique(found[..., 0])) == {0, 9}
-    np.testing.assert_array_equal(found[..., 0] == 0, found[..., 1] == 1)
-    for image in found[..., 0]:
+    result = np.asarray(augment.cut_out(jax.random.key(0), images, 4, (0, 1)))
+    assert set(np.unique(result[..., 0])) == {0, 9}
+    np.testing.assert_array_equal(result[..., 0] == 0, result[..., 1] == 1)
+    for image in result[..., 0]:
         rows, columns = (np.unique(index) for index in np.nonzero(image == 0))
         # A whole box, of side 4 unless the border cuts it off.
         assert (image == 0).sum() == len(rows) * len(columns)
         assert 2 <= len(rows) <= 4
         assert 2 <= len(columns) <= 4
-    assert (found[..., 0] == 0).sum(axis=(1, 2)).max() == 16
+    assert (result[..., 0] == 0).sum(axis=(1, 2)).max() == 16
 
 
 def examples():
@@ -167,9 +167,9 @@ def test_cut_mix_weighs_targets_by_the_pasted_area(seed):
     [({}, False), ({"mix_up": 1.0}, True), ({"cut_mix": 1.0}, True)],
 )
 def test_mixing_is_off_unless_asked_for(fields, mixes):
-    found = batch(0, 4, **fields)
-    one_hot = jax.nn.one_hot(found.labels, EXAMPLES)
-    assert np.array_equal(found.targets, one_hot) != mixes
+    result = batch(0, 4, **fields)
+    one_hot = jax.nn.one_hot(result.labels, EXAMPLES)
+    assert np.array_equal(result.targets, one_hot) != mixes
 
 
 def test_with_both_a_coin_picks_one():

@@ -13,10 +13,10 @@ from tests.data.archives import GREY, PHOTO
 def test_operations_keep_the_shape_and_are_nothing_at_strength_0(name, image):
     operation = rand_augment.OPERATIONS[name]
     for sign in (-1, 1):
-        found = np.asarray(operation(image, 0.9, sign))
-        assert found.shape == np.asarray(image).shape
-        assert found.dtype == np.uint8
-    changed = not np.array_equal(found, np.asarray(image))
+        result = np.asarray(operation(image, 0.9, sign))
+        assert result.shape == np.asarray(image).shape
+        assert result.dtype == np.uint8
+    changed = not np.array_equal(result, np.asarray(image))
     colours_only = name == "color" and image is GREY
     assert changed == (name != "identity" and not colours_only)
     if name not in ("auto_contrast", "equalize", "solarize"):
@@ -28,9 +28,9 @@ def test_operations_keep_the_shape_and_are_nothing_at_strength_0(name, image):
 def test_rand_augment_draws_its_layers(channels):
     pixels = images.decode(archives.encoded(PHOTO), channels)
     assert rand_augment.apply(np.random.default_rng(0), pixels, 0, 9) is pixels
-    found = [
+    result = [
         rand_augment.apply(np.random.default_rng(seed), pixels, 2, 9)
         for seed in range(8)
     ]
-    assert all(image.shape == pixels.shape for image in found)
-    assert len({image.tobytes() for image in found}) > 4
+    assert all(image.shape == pixels.shape for image in result)
+    assert len({image.tobytes() for image in result}) > 4

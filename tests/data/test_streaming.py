@@ -50,19 +50,19 @@ def test_processes_read_the_rows_of_one_batch(min_crop_area):
         for rows in (ROWS, ROWS[:2], ROWS[2:])
     )
     for name in ("images", "labels"):
-        found = np.concatenate([getattr(part, name) for part in parts], axis=1)
-        np.testing.assert_array_equal(found, getattr(whole, name))
+        result = np.concatenate([getattr(part, name) for part in parts], axis=1)
+        np.testing.assert_array_equal(result, getattr(whole, name))
 
 
 @pytest.mark.parametrize("batch_size", [1, 6, 20, 32])
 def test_evaluation_sees_each_example_once(batch_size):
     rows = np.arange(batch_size)
     batches = streaming.EvalBatches(split(), recipe(batch_size=batch_size), rows)
-    found = [batches[i] for i in range(len(batches))]
-    assert all(len(batch.labels) == batch_size for batch in found)
-    seen = np.concatenate([batch.labels[batch.mask] for batch in found])
+    result = [batches[i] for i in range(len(batches))]
+    assert all(len(batch.labels) == batch_size for batch in result)
+    seen = np.concatenate([batch.labels[batch.mask] for batch in result])
     np.testing.assert_array_equal(seen, np.arange(EXAMPLES))
-    for batch in found:
+    for batch in result:
         images = batch.images[batch.mask, 0, 0, 0]
         np.testing.assert_array_equal(images, batch.labels[batch.mask])
 
@@ -70,8 +70,8 @@ def test_evaluation_sees_each_example_once(batch_size):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_ahead_keeps_the_order(workers):
     batches = train_batches(calls=[(start, 1) for start in range(9)])
-    found = streaming.read_ahead(batches, threads=2, workers=workers)
-    for index, batch in enumerate(found):
+    result = streaming.read_ahead(batches, threads=2, workers=workers)
+    for index, batch in enumerate(result):
         np.testing.assert_array_equal(batch.labels, batches[index].labels)
     assert index == 8
 
@@ -84,21 +84,21 @@ def test_a_corrupt_example_is_named():
     batches = streaming.EvalBatches(damaged((7,)), recipe(), ROWS)
     with pytest.raises(sources.CorruptRecordError, match=r"example 7 cannot be read"):
         batches[1]
-    found = train_batches(damaged(tuple(range(20))))
+    result = train_batches(damaged(tuple(range(20))))
     with pytest.raises(sources.CorruptRecordError, match=r"example \d+ cannot be read"):
-        found[0]
+        result[0]
 
 
 def test_where_the_config_says_so_the_next_example_stands_in():
     calls = [(0, 1), (1, 1), (2, 1)]
     whole = train_batches(calls=calls)
-    found = train_batches(damaged((7, 8, 19)), calls=calls, skip_corrupt=True)
+    result = train_batches(damaged((7, 8, 19)), calls=calls, skip_corrupt=True)
     stand_in = {7: 9, 8: 9, 19: 0}
     skipped = 0
     for i in range(3):
         expected = [stand_in.get(label, label) for label in whole[i].labels[0]]
-        np.testing.assert_array_equal(found[i].labels[0], expected)
-        skipped += (~found[i].mask).sum()
+        np.testing.assert_array_equal(result[i].labels[0], expected)
+        skipped += (~result[i].mask).sum()
     order = pipeline.epoch_order(3, 0, EXAMPLES)[:18].tolist()
     assert skipped == (7 in order) + (8 in order) + (19 in order)
 
@@ -110,9 +110,9 @@ def test_where_the_config_says_so_evaluation_leaves_it_out():
 
 
 def test_no_readable_example_is_an_error():
-    found = train_batches(damaged(tuple(range(20))), skip_corrupt=True)
+    result = train_batches(damaged(tuple(range(20))), skip_corrupt=True)
     with pytest.raises(sources.CorruptRecordError, match="No example can be read"):
-        found[0]
+        result[0]
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +172,10 @@ def test_a_corrupt_record_is_named_and_passed_over_by_both_pipelines(files):
     np.testing.assert_array_equal(arrays.images[30], arrays.images[31])
 
     made = recipe(view=view, skip_corrupt=True)
-    found = streaming.TrainBatches(records, made, 0, ROWS, [Call(0, 15)])[0]
+    result = streaming.TrainBatches(records, made, 0, ROWS, [Call(0, 15)])[0]
     resident = streaming.TrainBatches(arrays, made, 0, ROWS, [Call(0, 15)])[0]
-    np.testing.assert_array_equal(found.images, resident.images)
-    assert (~found.mask).sum() == (~resident.mask).sum() == 1
+    np.testing.assert_array_equal(result.images, resident.images)
+    assert (~result.mask).sum() == (~resident.mask).sum() == 1
 
 
 @needs_tensorflow

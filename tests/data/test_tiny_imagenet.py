@@ -43,34 +43,34 @@ def examples(data_dir, split):
     return {example["file_name"].decode(): example for example in source}
 
 
-def gray_and_coloured(found):
-    equal = [(image == image[..., :1]).all() for image in found]
+def gray_and_coloured(result):
+    equal = [(image == image[..., :1]).all() for image in result]
     return equal.count(True), equal.count(False)
 
 
 @needs_tensorflow
 def test_training_images_have_the_class_of_their_folder(data_dir):
-    found = examples(data_dir, "train")
-    assert len(found) == 400
+    result = examples(data_dir, "train")
+    assert len(result) == 400
     for name, data in FILES.items():
         if name.startswith("tiny-imagenet-200/train/") and name.endswith(".JPEG"):
-            example = found[Path(name).name]
+            example = result[Path(name).name]
             np.testing.assert_array_equal(example["image"], archives.decoded(data))
             assert example["label"] == sorted(NAMES).index(name.split("/")[2])
-    assert gray_and_coloured(e["image"] for e in found.values()) == (1, 399)
+    assert gray_and_coloured(e["image"] for e in result.values()) == (1, 399)
 
 
 @needs_tensorflow
 def test_validation_images_have_the_class_of_their_annotation(data_dir):
-    found = examples(data_dir, "validation")
+    result = examples(data_dir, "validation")
     lines = FILES[ANNOTATIONS].decode().splitlines()
-    assert len(found) == len(lines) == 200
+    assert len(result) == len(lines) == 200
     for line in lines:
         name, wnid = line.split("\t")[:2]
         data = FILES[f"tiny-imagenet-200/val/images/{name}"]
-        np.testing.assert_array_equal(found[name]["image"], archives.decoded(data))
-        assert found[name]["label"] == sorted(NAMES).index(wnid)
-    assert gray_and_coloured(e["image"] for e in found.values()) == (1, 199)
+        np.testing.assert_array_equal(result[name]["image"], archives.decoded(data))
+        assert result[name]["label"] == sorted(NAMES).index(wnid)
+    assert gray_and_coloured(e["image"] for e in result.values()) == (1, 199)
 
 
 @needs_tensorflow

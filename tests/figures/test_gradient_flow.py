@@ -49,21 +49,21 @@ def test_the_last_norm_is_that_of_the_classifiers_gradient(small_config):
     by_mean = error @ np.asarray(state.params["head"]["linear"]["kernel"]).T
     pixels = (8 // part.model.spec.total_stride) ** 2
     expected = np.linalg.norm(by_mean) / np.sqrt(pixels)
-    found = gradient_flow.norms(part, batch, [state, state])
-    assert found.shape == (2, 4)
-    np.testing.assert_allclose(found[:, -1], expected, rtol=1e-5)
+    result = gradient_flow.norms(part, batch, [state, state])
+    assert result.shape == (2, 4)
+    np.testing.assert_allclose(result[:, -1], expected, rtol=1e-5)
 
 
 def test_every_form_has_the_same_gradients(one_stage):
     one_stage.model.name = "dresnetv2_18"
     one_stage.model.zero_last = False
     one_stage.model.connections.projection = "none"
-    found = {}
+    result = {}
     for form in ("folded", "stacked"):
         config = copy.deepcopy(one_stage)
         config.model.connections.form = form
-        found[form] = _norms(experiment.build(config))
-    np.testing.assert_allclose(found["stacked"], found["folded"], rtol=1e-4)
+        result[form] = _norms(experiment.build(config))
+    np.testing.assert_allclose(result["stacked"], result["folded"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["cnn18", "dcnn18", "dssresnet18", "dresnet56"])

@@ -13,8 +13,8 @@ def drawn(figure, kind):
 
 def test_edges_are_arrows_and_absent_blocks_are_dotted():
     free = topology.build(((1, 0), (3, 1), (4, 0), (4, 3)), [0, 0, 1], "learned")
-    openings = {1: {0: 0.5}, 3: {1: 1.0}, 4: {0: 0.0, 3: -0.25}}
-    figure = graph.draw(free, openings)
+    gates = {1: {0: 0.5}, 3: {1: 1.0}, 4: {0: 0.0, 3: -0.25}}
+    figure = graph.draw(free, gates)
     arrows = drawn(figure, FancyArrowPatch)
     widths = [arrow.get_linewidth() for arrow in arrows]
     assert [width / widths[1] for width in widths] == pytest.approx([0.5, 1, 0, 0.25])
@@ -29,8 +29,8 @@ def test_edges_are_arrows_and_absent_blocks_are_dotted():
 @pytest.mark.parametrize("pattern", ["none", "dense"])
 def test_a_fixed_base_is_drawn_too(pattern):
     free = topology.build(pattern, [0] * 4)
-    openings = {i: dict.fromkeys(free.sources(i), 0.5) for i in free.readers}
-    arrows = drawn(graph.draw(free, openings), FancyArrowPatch)
+    gates = {i: dict.fromkeys(free.sources(i), 0.5) for i in free.readers}
+    arrows = drawn(graph.draw(free, gates), FancyArrowPatch)
     assert len(arrows) == 5 + len(free.edges)
 
 

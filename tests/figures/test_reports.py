@@ -12,11 +12,11 @@ from dresnet_jax.costs.connection_costs import Row
 from dresnet_jax.figures import evaluation_tables, pictures, run
 from tests.conftest import json_lines
 
-OPENINGS = {3: {1: 0.25}, 5: {1: 0.5, 3: -1.75}}
+GATES = {3: {1: 0.25}, 5: {1: 0.5, 3: -1.75}}
 
 
 def test_the_gate_table_has_a_cell_per_edge():
-    head, *rows = run.gate_table(OPENINGS).splitlines()
+    head, *rows = run.gate_table(GATES).splitlines()
     assert head.split() == ["F(w)", "from", "1", "from", "2", "from", "3"]
     assert [row.split() for row in rows] == [
         ["block", "3", "0.250"],
@@ -38,9 +38,9 @@ def test_the_gate_table_of_a_free_graph_has_its_ends():
 
 def test_accuracy_per_class_and_confusion():
     labels, predictions = np.asarray([0, 0, 1, 1, 1]), np.asarray([0, 1, 1, 1, 0])
-    found = evaluation_tables.per_class(labels, predictions, ("a", "b", "never"))
-    assert found["confusion"] == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
-    assert found["class_accuracy"] == {"a": 0.5, "b": 2 / 3, "never": None}
+    result = evaluation_tables.per_class(labels, predictions, ("a", "b", "never"))
+    assert result["confusion"] == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
+    assert result["class_accuracy"] == {"a": 0.5, "b": 2 / 3, "never": None}
 
 
 ROW = Row(
@@ -87,7 +87,7 @@ def test_costs_are_drawn_by_form_or_over_the_depth(tmp_path, depths):
     assert matplotlib.image.imread(path).std() > 0.01
 
 
-@pytest.mark.parametrize("gates", [OPENINGS, None], ids=["gates", "no gates"])
+@pytest.mark.parametrize("gates", [GATES, None], ids=["gates", "no gates"])
 def test_a_run_is_drawn_from_its_metrics(tmp_path, gates):
     lines = [{"step": s, "train_loss": 1 / s, "train_accuracy": 0.5} for s in (5, 10)]
     lines += [{"step": 10, "val_loss": 0.2, "val_accuracy": 0.6}]
@@ -103,7 +103,7 @@ def test_a_run_is_drawn_from_its_metrics(tmp_path, gates):
 
 
 def test_a_picture_that_cannot_be_written_is_left_out(tmp_path, monkeypatch, caplog):
-    lines = [{"step": 5, "train_loss": 0.5}, {"step": 5, "gates": OPENINGS}]
+    lines = [{"step": 5, "train_loss": 0.5}, {"step": 5, "gates": GATES}]
     (tmp_path / "metrics.jsonl").write_text(json_lines(lines))
     save = pictures.save
 

@@ -21,42 +21,42 @@ def mixed(small_config):
 
 def test_routed_weights_are_averaged_by_class(mixed):
     mixed.model.mixture.weights = "routed"
-    parts = experiment.build(mixed)
-    state = parts.create_state()
+    exp = experiment.build(mixed)
+    state = exp.create_state()
     keys = jax.random.normal(jax.random.key(0), (3, 16))
     state.params["block_2"]["mixture"]["gate_weights"] = keys
-    examples = parts.open_splits()["validation"]
-    found = routes.by_class(parts, state, examples)
-    assert found.keys() == {2}
+    examples = exp.open_splits()["validation"]
+    result = routes.by_class(exp, state, examples)
+    assert result.keys() == {2}
     # By hand, of all images at once.
     images, labels = np.asarray(examples.images), np.asarray(examples.labels)
-    batch = pipeline.make_batch(parts.recipe, images, labels)
+    batch = pipeline.make_batch(exp.recipe, images, labels)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     options = {"train": False, "mutable": ["intermediates"]}
-    _, made = apply(parts.model, variables, batch.images, **options)
+    _, made = apply(exp.model, variables, batch.images, **options)
     weights = made["intermediates"]["block_2"]["mixture"]["weights"][0]
     for label in range(10):
         wanted = weights[labels == label].mean(axis=0)
-        np.testing.assert_allclose(found[2][label], wanted, atol=1e-5)
-    assert np.ptp(found[2], axis=0).max() > 0.01
-    lines = routes.table(parts, found).splitlines()
+        np.testing.assert_allclose(result[2][label], wanted, atol=1e-5)
+    assert np.ptp(result[2], axis=0).max() > 0.01
+    lines = routes.table(exp, result).splitlines()
     assert lines[0].split() == ["block", "2", "none", "conv3", "pool"]
     assert len(lines) == 11
-    figure = routes.draw(parts, found)
+    figure = routes.draw(exp, result)
     assert figure.axes[0].get_title() == "block 2"
 
 
 def test_weights_of_a_block_are_those_of_every_class(mixed):
-    parts = experiment.build(mixed)
-    examples = parts.open_splits()["validation"]
-    found = routes.by_class(parts, parts.create_state(), examples)
-    np.testing.assert_allclose(found[2], np.full((10, 3), 1 / 3), rtol=1e-5)
+    exp = experiment.build(mixed)
+    examples = exp.open_splits()["validation"]
+    result = routes.by_class(exp, exp.create_state(), examples)
+    np.testing.assert_allclose(result[2], np.full((10, 3), 1 / 3), rtol=1e-5)
 
 
 def test_a_network_without_mixed_blocks_has_no_routes(small_config):
-    parts = experiment.build(small_config)
+    exp = experiment.build(small_config)
     with pytest.raises(UserError, match="dresnet18 has no block with several"):
-        routes.operations(parts)
+        routes.operations(exp)
 
 
 def test_the_command_needs_a_run(tmp_path):

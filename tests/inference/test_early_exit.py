@@ -25,8 +25,8 @@ def network():
     config.data.batch_size = 16
     config.model.update(width=4, blocks_per_stage=(2, 1))
     config.model.exits.after = (1, 2)
-    parts = experiment.build(config)
-    return EarlyExit(parts, parts.create_state())
+    exp = experiment.build(config)
+    return EarlyExit(exp, exp.create_state())
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +41,18 @@ def at_all(network, batches):
 
 
 def test_thresholds_above_1_are_the_whole_network(network, batches):
-    found = network(batches, early_exit.by_threshold([NEVER, NEVER]))
-    assert set(found.exits) == {2}
+    result = network(batches, early_exit.by_threshold([NEVER, NEVER]))
+    assert set(result.exits) == {2}
     whole = [network.whole(network._variables, batch) for batch in batches[:-1]]
     np.testing.assert_allclose(
-        found.logits[:64], np.concatenate(whole), rtol=1e-5, atol=1e-5
+        result.logits[:64], np.concatenate(whole), rtol=1e-5, atol=1e-5
     )
 
 
 def test_thresholds_of_0_run_the_first_part_alone(network, batches):
-    found = network(batches, early_exit.by_threshold([0.0, 0.0]))
-    assert set(found.exits) == {0}
-    assert found.rows.tolist() == [80, 0, 0]
+    result = network(batches, early_exit.by_threshold([0.0, 0.0]))
+    assert set(result.exits) == {0}
+    assert result.rows.tolist() == [80, 0, 0]
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
@@ -60,22 +60,22 @@ def test_each_image_is_answered_by_the_first_exit_that_is_sure(
     network, batches, at_all, quantile
 ):
     chosen = np.quantile(at_all.confidences[:, :2], quantile, axis=0)
-    found = network(batches, early_exit.by_threshold(chosen))
+    result = network(batches, early_exit.by_threshold(chosen))
     wanted = thresholds.exits_of(chosen, at_all.confidences)
     assert len(set(wanted)) == 3
-    np.testing.assert_array_equal(found.exits, wanted)
+    np.testing.assert_array_equal(result.exits, wanted)
     np.testing.assert_array_equal(
-        found.logits.argmax(axis=-1), at_all.predictions[np.arange(75), wanted]
+        result.logits.argmax(axis=-1), at_all.predictions[np.arange(75), wanted]
     )
     # What is skipped is not run, except for what fills the last batches.
     counts = [75, np.sum(wanted > 0), np.sum(wanted > 1)]
-    assert np.all(found.rows >= counts)
-    assert np.all(found.rows < np.asarray(counts) + 16)
+    assert np.all(result.rows >= counts)
+    assert np.all(result.rows < np.asarray(counts) + 16)
 
 
 def test_a_share_of_each_batch_leaves(network, batches):
-    found = network(batches[:1], early_exit.by_share([0.5, 0.25]))
-    assert np.bincount(found.exits).tolist() == [8, 2, 6]
+    result = network(batches[:1], early_exit.by_share([0.5, 0.25]))
+    assert np.bincount(result.exits).tolist() == [8, 2, 6]
 
 
 def made_up(seed=0, images=1000):
@@ -132,9 +132,9 @@ def test_a_planted_exit_is_found():
 def test_wishes_are_kept():
     points = thresholds.curve(made_up(), COSTS)
     for loss in (0.0, 0.01, 0.1):
-        found = thresholds.cheapest(points, loss)
-        assert found.loss_bound <= loss
-        assert found.accuracy >= points[0].accuracy - loss
+        result = thresholds.cheapest(points, loss)
+        assert result.loss_bound <= loss
+        assert result.accuracy >= points[0].accuracy - loss
     for budget in (0.4, 0.7, 1.0, 2.0):
         assert thresholds.most_accurate(points, budget).cost <= budget
     with pytest.raises(UserError, match=r"budget=0\.2 is below"):
@@ -214,11 +214,11 @@ def test_what_is_fitted_is_what_predict_answers_by(run, tmp_path):
         "evaluate", f"--workdir={run}", "--budget=0.8", "--min_depth=2", "--json"
     )
     assert code == 0, errors
-    found = last_json(output)
-    assert found["thresholds"][0] == NEVER
-    assert found["validation"]["cost"] <= 0.8
-    assert sum(exit_["share"] for exit_ in found["exits"]) == pytest.approx(1)
-    assert json.loads((run / "early_exit.json").read_text()) == found
+    result = last_json(output)
+    assert result["thresholds"][0] == NEVER
+    assert result["validation"]["cost"] <= 0.8
+    assert sum(exit_["share"] for exit_ in result["exits"]) == pytest.approx(1)
+    assert json.loads((run / "early_exit.json").read_text()) == result
     assert (run / "early_exit.png").stat().st_size > 10_000
     code, output, errors = run_command(*arguments, "--early_exit")
     assert code == 0, errors
@@ -226,9 +226,9 @@ def test_what_is_fitted_is_what_predict_answers_by(run, tmp_path):
     assert prediction["depth"] in (2, 4)
     code, output, errors = run_command(*arguments, "--within_ms=60000")
     assert code == 0, errors
-    found = last_json(output)
-    assert found["predictions"][0]["depth"] == 4
-    assert list(found["milliseconds"]) == ["1", "2", "4"]
+    result = last_json(output)
+    assert result["predictions"][0]["depth"] == 4
+    assert list(result["milliseconds"]) == ["1", "2", "4"]
 
 
 @pytest.mark.parametrize(

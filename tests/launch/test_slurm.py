@@ -52,12 +52,12 @@ class Jobs:
     def wait(self, job, *states, seconds=60):
         """Waits until a job is in one of some states; which."""
 
-        def found():
+        def result():
             state = self.state(job)
             assert state in states or state not in FINAL, f"{state}\n{self.log(job)}"
             return state if state in states else None
 
-        return wait_until(found, seconds)
+        return wait_until(result, seconds)
 
     def log(self, job):
         files = list(self.directory.glob(f"*-{job}.log"))

@@ -111,9 +111,9 @@ def test_evaluation_is_deterministic_and_either_way_the_same(started):
         )
         for one in (model, uncompacted(model))
     )
-    (found, inside), (again, _), (expected, _) = compact(0), compact(1), dense(0)
-    np.testing.assert_array_equal(found, again)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    (result, inside), (again, _), (expected, _) = compact(0), compact(1), dense(0)
+    np.testing.assert_array_equal(result, again)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
     logits = inside["intermediates"]["gate_1"]["logits"][0]
     assert (logits > 0).sum() == 3
 
@@ -139,8 +139,8 @@ def test_training_is_random_and_straight_through(started):
 
 def test_a_gate_is_0_or_1_with_the_gradient_of_a_sigmoid():
     logits = jnp.linspace(-8.0, 8.0, 1001)
-    found = conditional.opened(logits)
-    np.testing.assert_array_equal(found, logits > 0)
+    result = conditional.opened(logits)
+    np.testing.assert_array_equal(result, logits > 0)
     slopes = jax.vmap(jax.grad(conditional.opened))(logits)
     soft = jax.nn.sigmoid(logits)
     np.testing.assert_allclose(slopes, soft * (1 - soft), atol=1e-6)
@@ -201,11 +201,11 @@ def test_a_gate_opens_for_those_examples_alone_that_need_the_block():
         gates = learned(ConditionalSpec(0.5, 0.1), x[:, None, None], loss, seed)
         return ((gates > 0) == need).mean()
 
-    found = jax.jit(jax.vmap(right))(jnp.arange(20))
+    result = jax.jit(jax.vmap(right))(jnp.arange(20))
     print(
-        f"\nleast share of 128 examples that are right, of 20 seeds: {found.min():.3f}"
+        f"\nleast share of 128 examples that are right, of 20 seeds: {result.min():.3f}"
     )
-    assert (found >= 0.95).all()
+    assert (result >= 0.95).all()
 
 
 def test_only_blocks_that_keep_the_shape_have_a_gate(started):
@@ -223,11 +223,11 @@ def test_several_devices_mask():
 
 def test_the_costliest_branch_is_counted(started):
     model, images, variables = started
-    found, expected = (
+    result, expected = (
         multiply_adds(lambda one=one: one.apply(variables, images, train=False))
         for one in (model, uncompacted(model))
     )
-    assert found == expected
+    assert result == expected
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,11 @@ def by_hand(images, *network, **options):
 
 
 def config(name, side=64):
-    found = synthetic.get_config()
-    found.data.image_size, found.data.num_classes = side, CLASSES
-    found.data.num_examples = found.data.batch_size = 8
-    found.model.name, found.model.stem = name, "imagenet"
-    return found
+    result = synthetic.get_config()
+    result.data.image_size, result.data.num_classes = side, CLASSES
+    result.data.num_examples = result.data.batch_size = 8
+    result.model.name, result.model.stem = name, "imagenet"
+    return result
 
 
 FIFTY = (3, 4, 6, 3)
@@ -80,17 +80,17 @@ def test_a_training_step_has_the_flops_of_its_layers(name, blocks, connected):
     asked = config(f"d{name}" if connected else name)
     if connected == "per_edge":
         asked.model.connections.update(topology="dense", projection=connected)
-    found = experiment.build(asked).step_flops
+    result = experiment.build(asked).step_flops
     options = {"bottleneck": name.endswith("50"), "connected": connected}
     expected = by_hand(8, blocks, 64, **options)
-    print(f"\n{name}: {found / expected:.5f} of what is counted by hand")
-    assert found == pytest.approx(expected, rel=0.01)
+    print(f"\n{name}: {result / expected:.5f} of what is counted by hand")
+    assert result == pytest.approx(expected, rel=0.01)
 
 
 def test_published_multiply_adds_are_those_by_hand():
     """4.089 G at 224x224 and 1,000 classes, as torchvision says."""
-    found, _ = forward(FIFTY, 224, bottleneck=True)
-    assert found + 2048 * (1000 - CLASSES) == pytest.approx(4.089e9, rel=1e-3)
+    result, _ = forward(FIFTY, 224, bottleneck=True)
+    assert result + 2048 * (1000 - CLASSES) == pytest.approx(4.089e9, rel=1e-3)
 
 
 @pytest.mark.parametrize(

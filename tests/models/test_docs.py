@@ -16,8 +16,8 @@ from tests.conftest import ROOT, apply, init
 def _codes(language, word):
     """The page's code in a language that has a word in it."""
     page = Path(ROOT, "docs/models.md").read_text()
-    found = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-    return [code for code in found if word in code]
+    result = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    return [code for code in result if word in code]
 
 
 @pytest.fixture

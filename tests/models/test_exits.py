@@ -11,7 +11,7 @@ import pytest
 
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import counting
-from dresnet_jax.models.backbone import Carried, Part
+from dresnet_jax.models.backbone import Handover, Part
 from dresnet_jax.models.exits import CONFIDENCES, ExitSpec
 from dresnet_jax.training import evaluation, experiment, steps
 
@@ -30,9 +30,9 @@ def build(config, **exits):
     return experiment.build(config)
 
 
-def variables(parts):
+def variables(exp):
     """Random ones, since many leaves start at 0."""
-    state, rng = parts.create_state(), np.random.default_rng(0)
+    state, rng = exp.create_state(), np.random.default_rng(0)
     tree = {"params": state.params, "batch_stats": state.batch_stats}
     return jax.tree.map(
         lambda x: x + 0.1 * np.abs(rng.normal(size=x.shape).astype(np.float32)), tree
@@ -51,45 +51,45 @@ def variables(parts):
 def test_parts_one_after_the_other_are_the_network(small_config, fusion, model):
     small_config.model.update(model)
     small_config.model.connections.normalise_sources = fusion == "mean"
-    parts = build(small_config, fusion=fusion)
-    values = variables(parts)
-    whole = run(parts.model, values, IMAGES, train=False)
+    exp = build(small_config, fusion=fusion)
+    values = variables(exp)
+    whole = run(exp.model, values, IMAGES, train=False)
     before = IMAGES
     for number in range(3):
-        part = Part(parts.model.spec, number=number)
+        part = Part(exp.model.spec, number=number)
         before, answer, _ = run(part, values, before)
     np.testing.assert_allclose(answer, whole, rtol=1e-5, atol=1e-5)
-    assert isinstance(before, Carried)
+    assert isinstance(before, Handover)
     assert list(before.outputs) == [4]
 
 
 def test_only_what_is_read_later_is_carried(small_config):
     small_config.model.connections.topology = ((4, 2),)
-    parts = build(small_config)
-    values = variables(parts)
-    carried, _, _ = run(Part(parts.model.spec, number=0), values, IMAGES)
-    assert list(carried.outputs) == [1]
-    carried, _, _ = run(Part(parts.model.spec, number=1), values, carried)
-    assert list(carried.outputs) == [2, 3]
+    exp = build(small_config)
+    values = variables(exp)
+    handover, _, _ = run(Part(exp.model.spec, number=0), values, IMAGES)
+    assert list(handover.outputs) == [1]
+    handover, _, _ = run(Part(exp.model.spec, number=1), values, handover)
+    assert list(handover.outputs) == [2, 3]
 
 
 def test_a_stack_is_scanned_up_to_an_exit(small_config):
-    found = []
+    result = []
     for form in ("stacked", "folded"):
         small_config.model.connections.update(form=form, projection="per_stage")
-        parts = build(small_config, after=(2,), loss_weights=0.5)
-        assert [list(blocks) for blocks in parts.model.spec.alike][:2] == [[1, 2], [3]]
-        found.append(run(parts.model, variables(parts), IMAGES, train=False))
-    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+        exp = build(small_config, after=(2,), loss_weights=0.5)
+        assert [list(blocks) for blocks in exp.model.spec.alike][:2] == [[1, 2], [3]]
+        result.append(run(exp.model, variables(exp), IMAGES, train=False))
+    np.testing.assert_allclose(*result, rtol=1e-5, atol=1e-5)
 
 
-def losses(parts, values, **changes):
+def losses(exp, values, **changes):
     """The loss of a batch in training, and its gradient."""
-    batch = evaluation.first_batch(parts)
+    batch = evaluation.first_batch(exp)
     spec = dataclasses.replace(
-        parts.model.spec, exits=dataclasses.replace(parts.model.spec.exits, **changes)
+        exp.model.spec, exits=dataclasses.replace(exp.model.spec.exits, **changes)
     )
-    model = parts.model.clone(spec=spec)
+    model = exp.model.clone(spec=spec)
 
     def loss(params):
         logits, updates = steps.forward(
@@ -103,10 +103,10 @@ def losses(parts, values, **changes):
 
 
 def test_the_loss_is_that_of_every_classifier(small_config):
-    parts = build(small_config)
-    (total, (sown, last)), _ = losses(parts, variables(parts))
+    exp = build(small_config)
+    (total, (sown, last)), _ = losses(exp, variables(exp))
     (answers,) = sown["answers"]
-    targets = evaluation.first_batch(parts).targets
+    targets = evaluation.first_batch(exp).targets
     each = [
         optax.softmax_cross_entropy(answer, optax.smooth_labels(targets, 0.1)).mean()
         for answer in answers
@@ -116,20 +116,20 @@ def test_the_loss_is_that_of_every_classifier(small_config):
 
 @pytest.mark.slow
 def test_weights_are_of_the_blocks_gradients_alone(small_config):
-    parts = build(small_config)
-    values = variables(parts)
-    batch = evaluation.first_batch(parts)
+    exp = build(small_config)
+    values = variables(exp)
+    batch = evaluation.first_batch(exp)
 
     def last(params):
         logits, _ = steps.forward(
-            parts.model, params, values["batch_stats"], batch.images, jax.random.key(0)
+            exp.model, params, values["batch_stats"], batch.images, jax.random.key(0)
         )
         return steps.cross_entropy(logits, batch.targets, 0.1).mean()
 
     def gradients(*weights):
-        _, found = losses(parts, values, loss_weights=weights)
-        own = {name: found.pop(name) for name in ("exit_1", "exit_3")}
-        return found, own
+        _, result = losses(exp, values, loss_weights=weights)
+        own = {name: result.pop(name) for name in ("exit_1", "exit_3")}
+        return result, own
 
     alone = jax.jit(jax.grad(last))(values["params"])
     (none, own), (first, _), (second, _), (both, same) = (
@@ -147,19 +147,19 @@ def test_weights_are_of_the_blocks_gradients_alone(small_config):
 
 
 def test_a_training_step_supervises_every_exit(small_config):
-    parts = build(small_config, learn_confidence=True)
-    state = parts.create_state()
-    new, _ = jax.jit(parts.step)(state, evaluation.first_batch(parts))
+    exp = build(small_config, learn_confidence=True)
+    state = exp.create_state()
+    new, _ = jax.jit(exp.step)(state, evaluation.first_batch(exp))
     for name in ("exit_1", "exit_3", "confidence_1", "confidence_3", "head"):
         before, after = (x.params[name]["linear"]["kernel"] for x in (state, new))
         assert np.any(before != after), name
 
 
 def test_confidence_teaches_the_network_nothing(small_config):
-    parts = build(small_config, learn_confidence=True)
-    values = variables(parts)
-    _, taught = losses(parts, values)
-    _, plain = losses(parts, values, learn_confidence=False)
+    exp = build(small_config, learn_confidence=True)
+    values = variables(exp)
+    _, taught = losses(exp, values)
+    _, plain = losses(exp, values, learn_confidence=False)
     assert np.any(taught.pop("confidence_1")["linear"]["kernel"])
     taught.pop("confidence_3")
     plain = {k: v for k, v in plain.items() if not k.startswith("confidence")}
@@ -172,10 +172,10 @@ def test_confidence_teaches_the_network_nothing(small_config):
 
 def test_a_mean_is_that_of_the_logits(small_config):
     values = variables(build(small_config))
-    parts = build(small_config)
+    exp = build(small_config)
     before, own = IMAGES, []
     for number in range(3):
-        before, logits, _ = run(Part(parts.model.spec, number=number), values, before)
+        before, logits, _ = run(Part(exp.model.spec, number=number), values, before)
         own.append(logits)
     small_config.model.exits.fusion = "mean"
     fused = run(experiment.build(small_config).model, values, IMAGES, train=False)
@@ -183,10 +183,10 @@ def test_a_mean_is_that_of_the_logits(small_config):
 
 
 def test_the_last_answer_alone_costs_nothing_more(small_config):
-    def flops(parts):
-        state = parts.create_state()
+    def flops(exp):
+        state = exp.create_state()
         values = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = functools.partial(parts.model.apply, train=False)
+        logits = functools.partial(exp.model.apply, train=False)
         return counting.flops(logits, values, IMAGES)
 
     assert flops(build(small_config)) == flops(build(small_config, after=()))
@@ -195,10 +195,10 @@ def test_the_last_answer_alone_costs_nothing_more(small_config):
 @pytest.mark.parametrize("name", CONFIDENCES)
 def test_confidences_are_from_0_to_1_and_grow(name):
     logits = jnp.asarray([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [50.0, 0.0, 0.0]])
-    found = CONFIDENCES[name](logits, jnp.asarray([-60.0, 0.0, 60.0]))
-    assert np.all(np.diff(found) > 0)
+    result = CONFIDENCES[name](logits, jnp.asarray([-60.0, 0.0, 60.0]))
+    assert np.all(np.diff(result) > 0)
     least = 1 / 3 if name == "probability" else 0.0
-    np.testing.assert_allclose(found[jnp.array([0, 2])], [least, 1.0], atol=1e-6)
+    np.testing.assert_allclose(result[jnp.array([0, 2])], [least, 1.0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ CIFAR_MILLIONS = {
 
 
 def config(name, **fields):
-    found = defaults.get_config().unlock().model
-    found.update(name=name, stem="own", **fields)
-    return found
+    result = defaults.get_config().unlock().model
+    result.update(name=name, stem="own", **fields)
+    return result
 
 
 def shapes(model, side):
@@ -71,8 +71,8 @@ def shapes(model, side):
 
 
 def params(name, side=224, classes=1000, **fields):
-    found, _ = shapes(zoo.build(config(name, **fields), side, classes), side)
-    return size(found["params"])
+    result, _ = shapes(zoo.build(config(name, **fields), side, classes), side)
+    return size(result["params"])
 
 
 def size(tree):
@@ -94,11 +94,11 @@ def test_torchvisions_networks_have_its_parameters_and_multiply_adds(name):
     published, billions = TORCHVISION[name]
     model = zoo.build(config(name), 224, 1000)
     variables, images = shapes(model, 224)
-    found = counting.multiply_adds(
+    result = counting.multiply_adds(
         lambda variables, x: model.apply(variables, x, train=False), variables, images
     )
     assert size(variables["params"]) == published
-    assert found / 1e9 == pytest.approx(billions, rel=0.01)
+    assert result / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 @pytest.mark.parametrize("name", MILLIONS)
@@ -108,8 +108,8 @@ def test_other_networks_have_the_published_millions(name):
 
 @pytest.mark.parametrize("name", CIFAR_MILLIONS)
 def test_cifars_networks_have_the_published_millions(name):
-    found = params(name, side=32, classes=10) / 1e6
-    assert found == pytest.approx(CIFAR_MILLIONS[name], rel=0.02)
+    result = params(name, side=32, classes=10) / 1e6
+    assert result == pytest.approx(CIFAR_MILLIONS[name], rel=0.02)
 
 
 PLAIN = [name for name in zoo.MODELS if f"d{name}" in zoo.MODELS]
@@ -134,9 +134,9 @@ def test_every_network_takes_connections(name, is_whole):
         assert edges
     fields = {"blocks_per_stage": connected.spec.blocks_per_stage}
     plain = zoo.build(config(name, **fields), 64, 10)
-    without, found = (shapes(model, 64)[0] for model in (plain, connected))
-    added = found["params"].pop("connections")
-    assert jax.tree.structure(found) == jax.tree.structure(without)
+    without, result = (shapes(model, 64)[0] for model in (plain, connected))
+    added = result["params"].pop("connections")
+    assert jax.tree.structure(result) == jax.tree.structure(without)
     weights = [
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(added)
@@ -169,8 +169,8 @@ def created(model):
 
 
 def images(side=32):
-    found = np.random.RandomState(0).standard_normal((2, side, side, 3))
-    return jnp.asarray(found, jnp.float32)
+    result = np.random.RandomState(0).standard_normal((2, side, side, 3))
+    return jnp.asarray(result, jnp.float32)
 
 
 def logits_of(model, variables, *, train=False):
@@ -237,10 +237,10 @@ def run_basic():
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_the_networks(activation):
-    found = run(small("basic", activation=activation))[0]
+    result = run(small("basic", activation=activation))[0]
     of_relu = run_basic()
-    assert np.isfinite(found).all()
-    assert np.array_equal(found, of_relu) == (activation == "relu")
+    assert np.isfinite(result).all()
+    assert np.array_equal(result, of_relu) == (activation == "relu")
 
 
 # `always` is for blocks that change the shape by themselves.
@@ -281,8 +281,8 @@ def test_a_last_norm_of_0_makes_a_block_add_nothing(kind):
         del tree["block_3"]
         if "block_4" in of_long:
             tree["block_2"] = of_long["block_4"]
-    found, _ = run(shorter, kept)
-    np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
+    result, _ = run(shorter, kept)
+    np.testing.assert_allclose(result, logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -329,12 +329,12 @@ def test_stochastic_depth_is_on_in_training_alone(kind):
 
 def test_a_bottlenecks_stride_can_be_the_first_convolutions():
     spec = BlockSpec(features=8, stride=2)
-    found = {}
+    result = {}
     for kind in ("bottleneck_v1", "bottleneck"):
         block = BLOCKS[kind].make(spec, Layers())
         convolutions = block.convolutions(spec, 8)
-        found[kind] = [one.get("stride", 1) for one in convolutions.values()]
-    assert found == {"bottleneck_v1": [2, 1, 1], "bottleneck": [1, 2, 1]}
+        result[kind] = [one.get("stride", 1) for one in convolutions.values()]
+    assert result == {"bottleneck_v1": [2, 1, 1], "bottleneck": [1, 2, 1]}
 
 
 @pytest.mark.parametrize(

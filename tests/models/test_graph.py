@@ -89,11 +89,11 @@ def test_a_graph_written_as_a_chain_is_the_backbone(name, topology, form):
     variables = created(chain)
     same = opened(graph, variables, range(1, sum(BLOCKS) + 2))
     assert jax.tree.structure(same) == jax.tree.structure(shapes(graph))
-    found, wanted = (
+    result, wanted = (
         applied(model, values, train=True, mutable=["batch_stats"])
         for model, values in ((graph, same), (chain, variables))
     )
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -120,14 +120,14 @@ def test_every_form_of_a_graph_agrees_and_trains_every_edge(topology, projection
         )
         return (logits**2).mean()
 
-    found, wanted = (
+    result, wanted = (
         jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], form)
         for form in ("folded", "reference")
     )
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True):
         scale = max(float(np.abs(b).max()), 1e-3)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * scale)
-    for own in found["connections"].values():
+    for own in result["connections"].values():
         for gradient in own.get("gate_weights", ()):
             assert gradient != 0
 
@@ -156,10 +156,10 @@ def test_a_block_that_is_gone_leaves_the_shapes_of_the_others(gone):
     there = [i for i in range(7) if i != gone]
     edges = tuple(zip(there[1:], there, strict=False))
     whole, without = learned("none"), learned(edges)
-    wanted, found = shapes(whole)["params"], shapes(without)["params"]
-    assert f"block_{gone}" not in found
+    wanted, result = shapes(whole)["params"], shapes(without)["params"]
+    assert f"block_{gone}" not in result
     for i in there[1:-1]:
-        assert found[f"block_{i}"] == wanted[f"block_{i}"]
+        assert result[f"block_{i}"] == wanted[f"block_{i}"]
     run = functools.partial(without.apply, train=False, capture_intermediates=True)
     _, made = jax.eval_shape(run, shapes(without), IMAGES)
     last = made["intermediates"][f"block_{there[-2]}"]["__call__"][0]
@@ -195,9 +195,9 @@ def test_every_variant_of_the_study_has_a_training_step(variant):
     config = study.get_config().copy_and_resolve_references().unlock()
     config.base.model.update(config.variants[variant].model)
     # Abstract: the dataset is not read.
-    parts = experiment.build(config.base)
-    state = parts.create_state(abstract=True)
-    topology = parts.model.spec.connections.topology
+    exp = experiment.build(config.base)
+    state = exp.create_state(abstract=True)
+    topology = exp.model.spec.connections.topology
     assert topology.is_free == (variant not in ("resnet", "dresnet"))
     own = state.params.get("connections", {})
     assert {f"block_{i}" for i in topology.readers} == set(own)

@@ -56,18 +56,18 @@ def with_weights(variables, weights):
     return variables | {"params": variables["params"] | {"mixture": mixture}}
 
 
-def weights_of(found):
-    return found["intermediates"]["mixture"]["weights"][0]
+def weights_of(result):
+    return result["intermediates"]["mixture"]["weights"][0]
 
 
 def only(variables, *operations):
     """What a block of some operations has of the variables of one of all."""
     kept = (*operations, "shortcut")
-    found = {
+    result = {
         group: {name: tree[name] for name in kept if name in tree}
         for group, tree in variables.items()
     }
-    return {group: tree for group, tree in found.items() if tree}
+    return {group: tree for group, tree in result.items() if tree}
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_a_one_hot_mixture_is_that_operation(size, train):
     of_mixed = jax.jit(lambda given: run(mixed, given, train=train)[0])
     for operation in ALL:
         chosen = np.where(np.array(ALL) == operation, 0.0, -1e4).astype(np.float32)
-        found = of_mixed(with_weights(variables, chosen))
+        result = of_mixed(with_weights(variables, chosen))
         alone, own = block(operation, **size), only(variables, operation)
         wanted = jax.jit(lambda given, m=alone: run(m, given, train=train)[0])(own)
         assert jax.tree.structure(jax.eval_shape(lambda m=alone: started(m))) == (
             jax.tree.structure(own)
         )
-        assert found.shape == (6, *([4, 4, 6] if size else [7, 7, 4]))
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+        assert result.shape == (6, *([4, 4, 6] if size else [7, 7, 4]))
+        np.testing.assert_allclose(result, wanted, rtol=0, atol=1e-6)
 
 
 def test_deep_alone_is_a_basic_block():
@@ -141,15 +141,15 @@ def test_gumbel_takes_one_operation_for_each_image_as_often_as_it_is_likely():
 def test_straight_through_has_the_gradient_of_what_is_soft():
     soft, towards = jnp.array([0.2, 0.5, 0.3]), jnp.array([1.0, 2.0, 4.0])
     np.testing.assert_array_equal(straight_through(soft), [0, 1, 0])
-    found = jax.grad(lambda p: straight_through(p) @ towards)(soft)
-    np.testing.assert_array_equal(found, towards)
+    result = jax.grad(lambda p: straight_through(p) @ towards)(soft)
+    np.testing.assert_array_equal(result, towards)
 
 
 def test_routed_weights_start_equal_and_are_of_the_image():
     module = block("conv3", "none", "pool", weights="routed", balance=0.5)
     variables = started(module)
-    found = weights_of(run(module, variables)[1])
-    np.testing.assert_allclose(found, np.full((6, 3), 1 / 3), rtol=1e-6)
+    result = weights_of(run(module, variables)[1])
+    np.testing.assert_allclose(result, np.full((6, 3), 1 / 3), rtol=1e-6)
     keys = jax.random.normal(jax.random.key(3), (3, 16))
     _, after = run(module, with_weights(variables, keys), train=True)
     weights = weights_of(after)
@@ -181,7 +181,7 @@ def test_skips_are_left_out_less_and_less(weights):
         given = {"mixture": {"steps": jnp.asarray(steps)}}
         variables = started(module)
         variables = variables | {"batch_stats": variables["batch_stats"] | given}
-        _, found = module.apply(
+        _, result = module.apply(
             variables,
             x,
             train=True,
@@ -189,7 +189,7 @@ def test_skips_are_left_out_less_and_less(weights):
             rngs={"dropout": jax.random.key(0)},
             capture_intermediates=lambda module, _: module.name == "mixture",
         )
-        of_images = found["intermediates"]["mixture"]["__call__"][0]
+        of_images = result["intermediates"]["mixture"]["__call__"][0]
         np.testing.assert_allclose(of_images[:, 2], 1 / 3, rtol=1e-6)
         np.testing.assert_allclose(of_images.mean(axis=0), 1 / 3, atol=0.03)
         shares.append((of_images[:, :2] == 0).mean(axis=0))
@@ -199,9 +199,9 @@ def test_skips_are_left_out_less_and_less(weights):
 def test_the_price_is_that_of_the_parameters_in_use():
     module = block("none", "conv3", "conv5", price=0.2)
     variables = with_weights(started(module), jnp.log(jnp.array([0.2, 0.5, 0.3])))
-    _, found = run(module, variables, train=True)
+    _, result = run(module, variables, train=True)
     sizes = [9 * CHANNELS**2 + 2 * CHANNELS, 25 * CHANNELS**2 + 2 * CHANNELS]
-    (price,) = found[PENALTIES]["price"]
+    (price,) = result[PENALTIES]["price"]
     assert price == pytest.approx(0.2 * (0.5 * sizes[0] / sizes[1] + 0.3), rel=1e-5)
 
 

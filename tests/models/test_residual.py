@@ -50,21 +50,21 @@ def test_a_block_at_0_learns(kind):
     @jax.jit
     @jax.grad
     def gradient(params):
-        found = module.apply({**variables, "params": params}, x, train=False)
-        return (found.mean(axis=(0, 1, 2)) @ jnp.arange(8.0)).sum()
+        result = module.apply({**variables, "params": params}, x, train=False)
+        return (result.mean(axis=(0, 1, 2)) @ jnp.arange(8.0)).sum()
 
     assert gradient(variables["params"])["scale"][0] != 0
 
 
 def test_a_scale_multiplies_the_residual():
     x, variables = images(0), None
-    found = []
+    result = []
     for start in (0.0, 0.5, 1.0):
         module = block("preact_basic", "scalar", start)
         variables = variables or init(module, jax.random.key(1), x, train=False)
         variables["params"]["scale"] = jnp.full((1,), start)
-        found.append(apply(module, variables, x, train=False))
-    np.testing.assert_allclose(found[1], (found[0] + found[2]) / 2, rtol=1e-5)
+        result.append(apply(module, variables, x, train=False))
+    np.testing.assert_allclose(result[1], (result[0] + result[2]) / 2, rtol=1e-5)
 
 
 def test_a_planted_scale_is_found():

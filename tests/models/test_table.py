@@ -81,11 +81,11 @@ def test_resnet18_as_a_table_is_resnet18(tmp_path, form, train):
     moved = {kind: of_table(tree) for kind, tree in variables.items()}
     own = init(network, jax.random.key(0), images, train=False)
     assert jax.tree.structure(own) == jax.tree.structure(moved)
-    found, expected = (
+    result, expected = (
         apply(model, given, images, train=train, mutable=["batch_stats"])[0]
         for model, given in ((network, moved), (named, variables))
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_blocks_are_operations_too():

@@ -81,16 +81,16 @@ def oracle(name):
 
 
 def ours(name, weights):
-    """The parts of a run here, and its state with those weights."""
+    """The experiment of a run here, and its state with those weights."""
     config = synthetic.get_config().unlock()
     config.model.update(name=name, stem="own")
     config.data.update(image_size=SIDE, num_classes=CLASSES, batch_size=BATCH)
-    parts = experiment.build(config)
-    state = parts.create_state()
-    placed = torch_weights.place(parts.model.spec, state, weights)
+    exp = experiment.build(config)
+    state = exp.create_state()
+    placed = torch_weights.place(exp.model.spec, state, weights)
     assert placed.unplaced == ()
     assert placed.missing == ()
-    return parts, transfer.exchange(state, placed.weights)
+    return exp, transfer.exchange(state, placed.weights)
 
 
 def numbers(model):
@@ -109,23 +109,23 @@ def images():
 @pytest.mark.parametrize("name", ORACLES)
 def test_logits_and_input_gradients_are_pytorchs(name):
     theirs = oracle(name)
-    parts, state = ours(name, numbers(theirs))
+    exp, state = ours(name, numbers(theirs))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     pixels = images()
     cotangent = np.random.RandomState(1).standard_normal((BATCH, CLASSES))
     given = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).requires_grad_()
     expected = theirs(given).logits
     (expected * torch.from_numpy(cotangent.astype(np.float32))).sum().backward()
-    found, pull = jax.vjp(
-        jax.jit(lambda x: parts.model.apply(variables, x, train=False)), pixels
+    result, pull = jax.vjp(
+        jax.jit(lambda x: exp.model.apply(variables, x, train=False)), pixels
     )
     (gradient,) = pull(jnp.asarray(cotangent, jnp.float32))
     wanted = given.grad.numpy().transpose(0, 2, 3, 1)
-    difference = np.abs(found - expected.detach().numpy()).max()
+    difference = np.abs(result - expected.detach().numpy()).max()
     relative = np.abs(gradient - wanted).max() / np.abs(wanted).max()
     print(
-        f"\n{name}: logits up to {np.abs(found).max():.2f} differ by {difference:.1e}, "
-        f"input gradients by {relative:.1e} relative"
+        f"\n{name}: logits up to {np.abs(result).max():.2f} differ by "
+        f"{difference:.1e}, input gradients by {relative:.1e} relative"
     )
     assert difference < 1e-4
     assert relative < 1e-3
@@ -134,23 +134,23 @@ def test_logits_and_input_gradients_are_pytorchs(name):
 def test_a_training_step_is_pytorchs():
     """The loss and the statistics, whose variances PyTorch counts by n - 1."""
     theirs = oracle("resnet18").train()
-    parts, state = ours("resnet18", numbers(theirs))
+    exp, state = ours("resnet18", numbers(theirs))
     labels = np.arange(BATCH) % CLASSES
     before = {key: value.copy() for key, value in numbers(theirs).items()}
     pixels = images()
     logits = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).logits
     expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
-    found, updates = jax.jit(
-        lambda variables: parts.model.apply(
+    result, updates = jax.jit(
+        lambda variables: exp.model.apply(
             variables, pixels, train=True, mutable=["batch_stats"]
         )
     )({"params": state.params, "batch_stats": state.batch_stats})
-    loss = optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
+    loss = optax.softmax_cross_entropy_with_integer_labels(result, labels).mean()
     print(f"\nloss {float(loss):.6f}, PyTorch's {float(expected):.6f}")
     assert float(loss) == pytest.approx(float(expected), abs=1e-4)
     after, worst = numbers(theirs), 0.0
     for path, value in leaves.by_name(updates).items():
-        key = torch_names.name("Hugging Face", parts.model.spec, path)
+        key = torch_names.name("Hugging Face", exp.model.spec, path)
         new = after[key] - 0.9 * before[key]
         if path.endswith("var"):
             # 7x7/2 and a pool in the stem, and a stride of 2 before the later stages.
@@ -165,10 +165,10 @@ def test_a_training_step_is_pytorchs():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_connections_that_are_closed_change_no_logit(name):
     theirs = oracle(name)
-    parts, state = ours(name, numbers(theirs))
+    exp, state = ours(name, numbers(theirs))
     config = synthetic.get_config().unlock()
     config.model.update(name=f"d{name}", stem="own")
-    config.model.connections.opening = 1e-9
+    config.model.connections.initial_gate = 1e-9
     config.data.update(image_size=SIDE, num_classes=CLASSES, batch_size=BATCH)
     dense = experiment.build(config)
     fresh = dense.create_state()
@@ -181,7 +181,7 @@ def test_connections_that_are_closed_change_no_logit(name):
             images(),
             train=False,
         )
-        for part, one in ((parts, state), (dense, connected))
+        for part, one in ((exp, state), (dense, connected))
     ]
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-5)
     assert np.isfinite(logits[0]).all()

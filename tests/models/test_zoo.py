@@ -211,7 +211,7 @@ def test_an_absent_edge_is_absent_from_the_program(form, projection, number):
 def test_closed_gates_give_the_plain_networks_numbers(form, train, gate):
     size = {"width": 4, "blocks_per_stage": (2, 2)}
     plain = zoo.build(config(name="resnet18", **size), 32, 10)
-    fields = {"name": "dresnet18", "gate": gate, "opening": "closed", "form": form}
+    fields = {"name": "dresnet18", "gate": gate, "initial_gate": "closed", "form": form}
     dense = zoo.build(config(**fields, **size), 32, 10)
     images = jnp.asarray(
         np.random.RandomState(0).standard_normal((4, 32, 32, 3)), jnp.float32
@@ -219,11 +219,11 @@ def test_closed_gates_give_the_plain_networks_numbers(form, train, gate):
     variables = created(plain, images)
     closed = created(dense, images)["params"]["connections"]
     widened = variables | {"params": variables["params"] | {"connections": closed}}
-    (expected, stats), (found, found_stats) = (
+    (expected, stats), (result, found_stats) = (
         apply(model, given, images, train=train, mutable=["batch_stats"])
         for model, given in ((plain, variables), (dense, widened))
     )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
         found_stats,
@@ -255,11 +255,11 @@ def test_stacked_blocks_are_the_same_network(train, dtype, name):
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
         jnp.shape, shapes(stacked, 16)
     )
-    expected, found = (
+    expected, result = (
         apply(model, variables, images, train=train, mutable=["batch_stats"])
         for model in (folded, stacked)
     )
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 

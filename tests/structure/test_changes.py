@@ -24,8 +24,8 @@ CHANGES = {
 def network(config, **model):
     """A network whose every leaf is away from where it starts."""
     config.model.update(model)
-    parts = experiment.build(config)
-    return Network(parts, disturbed(parts.create_state()))
+    exp = experiment.build(config)
+    return Network(exp, disturbed(exp.create_state()))
 
 
 def disturbed(state):
@@ -37,8 +37,8 @@ def disturbed(state):
         noise = 0.1 * random.standard_normal(leaf.shape).astype(leaf.dtype)
         # What is a mean of squares stays above 0.
         is_square = "/nu/" in name or "/var" in name
-        found = np.asarray(leaf) + (np.abs(noise) if is_square else noise)
-        return jax.device_put(found, leaf.sharding)
+        result = np.asarray(leaf) + (np.abs(noise) if is_square else noise)
+        return jax.device_put(result, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(moved, state)
 
@@ -57,9 +57,9 @@ def config(small_config):
     return small_config
 
 
-def first_batch(found):
-    data = loop.open_data(found.parts)
-    (batch,) = changes.training_batches(found, data, 0, 1)
+def first_batch(result):
+    data = loop.open_data(result.experiment)
+    (batch,) = changes.training_batches(result, data, 0, 1)
     return batch
 
 
@@ -93,20 +93,20 @@ def test_every_kind_of_block_answers_as_before(config, block, kind):
     print(f"{block}, {kind}: {error:.1e}")
     assert error <= 1e-5
     assert optax.tree.size(after.state.params) > optax.tree.size(before.state.params)
-    assert changes.products(after.parts) > changes.products(before.parts)
-    shapes = after.parts.create_state(abstract=True)
+    assert changes.products(after.experiment) > changes.products(before.experiment)
+    shapes = after.experiment.create_state(abstract=True)
     assert jax.tree.map(jnp.shape, after.state) == jax.tree.map(jnp.shape, shapes)
 
 
-def trained(found, count=2):
+def trained(result, count=2):
     """The network after some steps, whose own arrays it does not consume."""
-    parts, state = found.parts, jax.tree.map(jnp.copy, found.state)
-    data = loop.open_data(parts)
+    exp, state = result.experiment, jax.tree.map(jnp.copy, result.state)
+    data = loop.open_data(exp)
     calls = [Call(int(state.step) + n, 1) for n in range(count)]
-    program = parts.compile_train_step()
-    for inputs, _ in parts.inputs.data(data.train, parts.config.seed, calls):
+    program = exp.compile_train_step()
+    for inputs, _ in exp.inputs.data(data.train, exp.config.seed, calls):
         state, _ = program(state, inputs)
-    return Network(parts, state)
+    return Network(exp, state)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_all_changes_one_behind_the_other_and_training_goes_on(config, optimizer
         before, now = now, CHANGES[kind](now)
         assert changes.difference(before, now, batch) <= 1e-5
     later = trained(now, 4)
-    model = now.parts.config.model
+    model = now.experiment.config.model
     assert list(model.blocks_per_stage) == [4, 1]
     assert tuple(model.hidden) == (11, 8, 16, 8, 16)
     assert [tuple(e) for e in model.connections.topology] == [(4, 1), (4, 2)]
@@ -158,7 +158,7 @@ def test_connections_that_go_take_only_what_is_theirs(config):
     smaller = growing.shrunk(larger, [(4, 1), (4, 2)])
     error = changes.difference(larger, smaller, first_batch(now))
     assert error <= 1e-5, "they carried nothing"
-    there, here = (leaves.by_name(found.state) for found in (smaller, now))
+    there, here = (leaves.by_name(result.state) for result in (smaller, now))
     assert there.keys() == here.keys()
     for name, leaf in there.items():
         assert np.all(leaf == here[name]), name
@@ -190,7 +190,7 @@ def test_a_failed_change_leaves_all_as_it_was(config, change, message):
     with pytest.raises(UserError, match=message):
         change(before)
     jax.tree.map(np.testing.assert_array_equal, kept.params, before.state.params)
-    assert tuple(before.parts.config.model.connections.topology) == ((3, 1),)
+    assert tuple(before.experiment.config.model.connections.topology) == ((3, 1),)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_exits_and_stages_keep_their_places(config, blocks):
     batch = first_batch(before)
     after = deepening.deepened(before, 1)
     assert changes.difference(before, after, batch) <= 1e-5
-    assert tuple(after.parts.config.model.exits.after) == (1,)
+    assert tuple(after.experiment.config.model.exits.after) == (1,)
     later = deepening.deepened(after, 1)
     assert changes.difference(after, later, batch) <= 1e-5
     trained(later, 1)

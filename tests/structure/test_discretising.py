@@ -29,20 +29,20 @@ def mixed(small_config):
 
 def network(config, weights=(0.0, 0.3, 0.9)):
     """A fresh network whose mixed blocks have some gate weights."""
-    parts = experiment.build(config)
-    state = parts.create_state()
+    exp = experiment.build(config)
+    state = exp.create_state()
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.array(weights) if path[-1].key == "gate_weights" else x,
         state.params,
     )
-    return Network(parts, state.replace(params=params))
+    return Network(exp, state.replace(params=params))
 
 
 def logits(one):
     return apply(
-        one.parts.model,
+        one.experiment.model,
         {"params": one.state.eval_params, "batch_stats": one.state.batch_stats},
-        evaluation.first_batch(one.parts).images[:8],
+        evaluation.first_batch(one.experiment).images[:8],
         train=False,
     )
 
@@ -60,27 +60,27 @@ def test_the_largest_weight_is_chosen(mixed):
 
 
 def test_what_is_left_is_the_network_with_one_hot_weights(mixed):
-    found = network(mixed, (-1e4, -1e4, 0.0))
-    smaller = discretising.discretised(found, discretising.choices(found))
-    blocks = smaller.parts.model.spec.blocks
+    result = network(mixed, (-1e4, -1e4, 0.0))
+    smaller = discretising.discretised(result, discretising.choices(result))
+    blocks = smaller.experiment.model.spec.blocks
     assert tuple(b.mixture.operations for b in blocks) == tuple((o,) for o in CHOSEN)
-    np.testing.assert_allclose(logits(smaller), logits(found), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(logits(smaller), logits(result), rtol=0, atol=1e-6)
     # It is the ordinary network of its config, and not larger.
-    ordinary = experiment.build(smaller.parts.config).create_state(abstract=True)
+    ordinary = experiment.build(smaller.experiment.config).create_state(abstract=True)
     assert jax.tree.structure(smaller.state.params) == jax.tree.structure(
         ordinary.params
     )
     assert not any("mixture" in name for name in smaller.state.params["block_1"])
-    counts = [one.parts.step_flops for one in (smaller, found)]
+    counts = [one.experiment.step_flops for one in (smaller, result)]
     assert counts[0] < counts[1]
 
 
 def test_averaged_weights_are_taken(mixed):
     mixed.train.ema_decay = 0.9
-    found = network(mixed)
-    averaged = jax.tree.map(lambda x: x + 1, found.state.params)
-    found = Network(found.parts, found.state.replace(ema_params=averaged))
-    smaller = discretising.discretised(found, discretising.choices(found))
+    result = network(mixed)
+    averaged = jax.tree.map(lambda x: x + 1, result.state.params)
+    result = Network(result.experiment, result.state.replace(ema_params=averaged))
+    smaller = discretising.discretised(result, discretising.choices(result))
     kernel = smaller.state.params["head"]["linear"]["kernel"]
     np.testing.assert_array_equal(kernel, averaged["head"]["linear"]["kernel"])
 
@@ -96,9 +96,9 @@ def test_averaged_weights_are_taken(mixed):
 def test_networks_without_a_choice_are_refused(mixed, fields, message):
     with mixed.ignore_type():
         mixed.model.update(fields)
-    parts = experiment.build(mixed)
+    exp = experiment.build(mixed)
     with pytest.raises(UserError, match=message):
-        discretising.choices(Network(parts, parts.create_state()))
+        discretising.choices(Network(exp, exp.create_state()))
 
 
 ARGUMENTS = (
@@ -118,10 +118,10 @@ def test_the_command_writes_a_run_that_goes_on(tmp_path):
     arguments = (f"--workdir={run}", f"--to={to}")
     code, output, errors = run_command("discretise", *arguments, "--json")
     assert code == 0, errors
-    found = last_json(output)
-    assert found["weights"].keys() == {"1", "2"}
+    result = last_json(output)
+    assert result["weights"].keys() == {"1", "2"}
     for of_block, (chosen,) in zip(
-        found["weights"].values(), found["operations"], strict=True
+        result["weights"].values(), result["operations"], strict=True
     ):
         assert of_block[chosen] == max(of_block.values())
     code, output, errors = run_command(

@@ -82,7 +82,7 @@ def searched(evaluate, algorithm="nsga2", evaluations=24, seed=0):
 def test_a_search_is_a_function_of_its_seed(algorithm):
     one, same = (searched(made_up, algorithm) for _ in range(2))
     assert one == same
-    assert len({found.structure for found in one}) == len(one) == 24
+    assert len({result.structure for result in one}) == len(one) == 24
     assert searched(made_up, algorithm, seed=1) != one
     # One that is stopped and continues asks for the same.
     assert searched(made_up, algorithm, evaluations=12) == one[:12]
@@ -92,10 +92,10 @@ def test_a_search_is_a_function_of_its_seed(algorithm):
 @pytest.mark.parametrize(("pairs", "size"), [((), 3), (SPACE.pairs, 1 + 2 + 8)])
 def test_a_search_ends_where_a_space_does(algorithm, pairs, size):
     small = dataclasses.replace(SPACE, blocks=("separable",), widths=1, pairs=pairs)
-    found = evolution.search(
+    result = evolution.search(
         small, made_up, algorithm=algorithm, population=4, evaluations=99, seed=0
     )
-    assert len(found) == size
+    assert len(result) == size
 
 
 def test_a_width_is_told_by_all_blocks_of_a_stage():
@@ -107,14 +107,14 @@ def test_a_width_is_told_by_all_blocks_of_a_stage():
 
 
 def test_the_front_is_what_nothing_dominates():
-    found = searched(made_up)
-    front = evolution.front(found)
-    for one in found:
+    result = searched(made_up)
+    front = evolution.front(result)
+    for one in result:
         values = np.asarray(one.objectives)
         dominated = any(
             (np.asarray(other.objectives) <= values).all()
             and (np.asarray(other.objectives) < values).any()
-            for other in found
+            for other in result
         )
         assert (one in front) is not dominated
 
@@ -154,24 +154,24 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     """What is trained with a mask answers as the network without them."""
     config.train.ema_decay = 0.5
     shape = population._Shape(config, LARGE)
-    data = population.loop.open_data(shape.parts)
-    (state,), losses = shape.train((shape.parts.create_state(),), [LARGE], data)
-    parts = experiment.build(LARGE.config(config))
-    alone = shape.alone(state, LARGE, parts)
-    whole = Network(shape.parts, state)
-    batch = evaluation.first_batch(parts)
-    assert changes.difference(whole, Network(parts, alone), batch) <= 1e-5
+    data = population.loop.open_data(shape.experiment)
+    (state,), losses = shape.train((shape.experiment.create_state(),), [LARGE], data)
+    exp = experiment.build(LARGE.config(config))
+    alone = shape.alone(state, LARGE, exp)
+    whole = Network(shape.experiment, state)
+    batch = evaluation.first_batch(exp)
+    assert changes.difference(whole, Network(exp, alone), batch) <= 1e-5
     averaged = [
-        Network(one.parts, one.state.replace(params=one.state.eval_params))
-        for one in (whole, Network(parts, alone))
+        Network(one.experiment, one.state.replace(params=one.state.eval_params))
+        for one in (whole, Network(exp, alone))
     ]
     assert changes.difference(*averaged, batch) <= 1e-5
     assert losses.shape == (1, 6)
     # What learns is what the network alone would have learnt.
-    fresh = shape.parts.create_state()
-    start = shape.alone(fresh, LARGE, parts)
-    program = parts.compile_train_step()
-    for inputs, _ in parts.inputs.data(data.train, config.seed, parts.calls(0)):
+    fresh = shape.experiment.create_state()
+    start = shape.alone(fresh, LARGE, exp)
+    program = exp.compile_train_step()
+    for inputs, _ in exp.inputs.data(data.train, config.seed, exp.calls(0)):
         start, result = program(start, inputs)
     np.testing.assert_allclose(result.loss[0], losses[0, -1], 1e-4)
 
@@ -179,12 +179,12 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
 @pytest.mark.slow
 def test_structures_trained_in_one_program_are_as_alone(config):
     other = dataclasses.replace(LARGE, edges=((4, 1),))
-    found = {}
+    result = {}
     for together in (1, 2):
         config.evolution.together = together
         config.evolution.inherit = False
-        found[together] = population.Population(config, None)([LARGE, other], [])
-    for one, same in zip(*found.values(), strict=True):
+        result[together] = population.Population(config, None)([LARGE, other], [])
+    for one, same in zip(*result.values(), strict=True):
         assert (one.structure, one.params) == (same.structure, same.params)
         np.testing.assert_allclose(one.error, same.error, atol=0.02)
         np.testing.assert_allclose(one.unsteadiness, same.unsteadiness, rtol=0.05)
@@ -201,11 +201,11 @@ def test_a_structure_begins_with_the_weights_of_what_it_has_all_of(config, tmp_p
     batch = evaluation.first_batch(there)
     parent = Network(there, restored.state)
     assert changes.difference(parent, now, batch) <= 1e-5
-    assert now.parts.model.spec.hidden == LARGE.hidden
-    lifted = Network(shape.parts, shape.started(now))
+    assert now.experiment.model.spec.hidden == LARGE.hidden
+    lifted = Network(shape.experiment, shape.started(now))
     mask = shape._mask(LARGE)
     masked = lifted.state.replace(params=population._masked(mask, lifted.state.params))
-    lifted = Network(shape.parts, masked)
+    lifted = Network(shape.experiment, masked)
     assert changes.difference(parent, lifted, batch) <= 1e-5
     (large,) = trained([LARGE], [small])
     assert (small.parent, large.parent) == (None, 0)
@@ -285,8 +285,8 @@ def test_a_stopped_search_goes_on(tmp_path):
     best = first["front"][0]["workdir"]
     code, output, errors = run_command("evaluate", f"--workdir={best}", "--json")
     assert code == 0, errors
-    found = json.loads(output.splitlines()[-1])
-    assert jax.tree.leaves(found)
+    result = json.loads(output.splitlines()[-1])
+    assert jax.tree.leaves(result)
     lines = (directory / "evaluations.jsonl").read_text().splitlines()
     (directory / "evaluations.jsonl").write_text("\n".join(lines[:1]) + "\n")
     code, output, errors = run_command("evolve", *given_flags)
@@ -312,5 +312,5 @@ def test_what_cannot_grow_begins_anew(config, tmp_path):
     trained = population.Population(config, epath.Path(tmp_path))
     (small,) = trained([SMALL], [])
     wider = dataclasses.replace(SMALL, hidden=(16, 8, 16))
-    (found,) = trained([wider], [small])
-    assert found.parent is None
+    (result,) = trained([wider], [small])
+    assert result.parent is None

@@ -23,25 +23,25 @@ def network():
             base="learned", topology="triangular", projection="matching"
         )
         config.model.connections.gate = "identity"
-    parts = experiment.build(config)
-    return Network(parts, parts.create_state())
+    exp = experiment.build(config)
+    return Network(exp, exp.create_state())
 
 
 def closed(network, edges):
     """The network with the gates of some edges at 0."""
-    topology = network.parts.model.spec.connections.topology
+    topology = network.experiment.model.spec.connections.topology
     params = jax.tree.map(lambda x: x, network.state.params)
     for i, k in edges:
         own = params["connections"][f"block_{i}"]
         place = topology.sources(i).index(k)
         own["gate_weights"] = own["gate_weights"].at[place].set(0.0)
-    return Network(network.parts, network.state.replace(params=params))
+    return Network(network.experiment, network.state.replace(params=params))
 
 
 def logits(network, batch_stats):
-    images = evaluation.first_batch(network.parts).images[:4]
+    images = evaluation.first_batch(network.experiment).images[:4]
     return apply(
-        network.parts.model,
+        network.experiment.model,
         {"params": network.state.eval_params, "batch_stats": batch_stats},
         images,
         train=False,
@@ -49,26 +49,26 @@ def logits(network, batch_stats):
 
 
 def test_every_edge_is_ranked(network):
-    carriers = pruning.ranked(network)
-    edges = network.parts.model.spec.connections.topology.edges
+    ranking = pruning.ranked(network)
+    edges = network.experiment.model.spec.connections.topology.edges
     assert len(edges) == 10
-    assert sorted(c.edge for c in carriers) == list(edges)
-    assert all(c.carried > 0 for c in carriers)
+    assert sorted(c.edge for c in ranking) == list(edges)
+    assert all(c.strength > 0 for c in ranking)
 
 
 def test_a_block_that_nobody_reads_goes_with_its_edges(network):
     dead = [(3, 2), (4, 2)]
-    found = closed(network, dead)
-    carriers = pruning.ranked(found)
-    assert {c.edge for c in carriers[:2]} == set(dead)
-    smaller = pruning.pruned(found, [c.edge for c in carriers[2:]])
-    topology = smaller.parts.model.spec.connections.topology
+    result = closed(network, dead)
+    ranking = pruning.ranked(result)
+    assert {c.edge for c in ranking[:2]} == set(dead)
+    smaller = pruning.pruned(result, [c.edge for c in ranking[2:]])
+    topology = smaller.experiment.model.spec.connections.topology
     assert topology.edges == ((1, 0), (3, 0), (3, 1), (4, 0), (4, 1), (4, 3))
     assert topology.blocks == (1, 3)
     assert "block_2" not in smaller.state.params
     assert "block_2" not in smaller.state.params["connections"]
     found_logits, wanted = (
-        logits(one, found.state.batch_stats) for one in (smaller, found)
+        logits(one, result.state.batch_stats) for one in (smaller, result)
     )
     np.testing.assert_allclose(found_logits, wanted, rtol=1e-4, atol=1e-5)
 

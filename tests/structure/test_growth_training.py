@@ -58,12 +58,12 @@ def train(config, directory):
 
 
 def same(one, other):
-    found, expected = (
+    result, expected = (
         leaves.by_name(evaluation.open_run(directory)[1].state)
         for directory in (one, other)
     )
-    assert found.keys() == expected.keys()
-    for name, leaf in found.items():
+    assert result.keys() == expected.keys()
+    for name, leaf in result.items():
         if name == "key":
             continue
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
@@ -96,11 +96,11 @@ def test_a_run_grows_and_tells_how(unbroken):
         assert before["params"][1] == after["params"][0]
         assert before["multiply_adds"][1] == after["multiply_adds"][0]
     assert all(e["error"] <= 1e-5 for e in entries)
-    parts, restored = evaluation.open_run(unbroken)
+    exp, restored = evaluation.open_run(unbroken)
     counted = sum(x.size for x in jax.tree.leaves(restored.state.params))
     assert counted == entries[-1]["params"][1]
-    assert parts.model.spec.blocks_per_stage == (5,)
-    assert len(parts.model.spec.connections.topology.edges) == 1
+    assert exp.model.spec.blocks_per_stage == (5,)
+    assert len(exp.model.spec.connections.topology.edges) == 1
     report = json.loads((unbroken / "report.json").read_text())
     assert report["history"] == entries
     # Steps 1 to 4, 8, 12 and 14 are of one structure each; 16 images a step.
@@ -194,8 +194,8 @@ def test_a_change_above_the_budget_is_refused(config, tmp_path):
     (entry,) = history(directory)
     assert entry["result"] == "rejected"
     assert "above growth.max_params" in entry["why"]
-    parts, _ = evaluation.open_run(directory)
-    assert parts.model.spec.blocks_per_stage == (4,)
+    exp, _ = evaluation.open_run(directory)
+    assert exp.model.spec.blocks_per_stage == (4,)
 
 
 def test_a_step_may_take_only_so_long(config, tmp_path):
@@ -227,8 +227,8 @@ def test_growing_and_pruning_alternate(config, tmp_path):
     entries = history(directory)
     assert [e["result"] for e in entries] == ["accepted", "accepted", "rejected"]
     assert entries[0]["what"] == entries[1]["what"]
-    parts, _ = evaluation.open_run(directory)
-    assert not parts.model.spec.connections.topology.edges
+    exp, _ = evaluation.open_run(directory)
+    assert not exp.model.spec.connections.topology.edges
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_wrong_values_are_named(config, fields, message):
 @pytest.mark.parametrize("rule", sorted(units.RULES))
 def test_channels_are_scored_by_each_rule(config, rule):
     config.growth.channel_rule = rule
-    parts = experiment.build(config)
-    network = Network(parts, parts.create_state())
-    (batch,) = changes.training_batches(network, loop.open_data(parts), 0, 1)
+    exp = experiment.build(config)
+    network = Network(exp, exp.create_state())
+    (batch,) = changes.training_batches(network, loop.open_data(exp), 0, 1)
     scores = units.RULES[rule](network, batch, [1, 3])
     assert {i: x.shape for i, x in scores.items()} == {1: (8,), 3: (8,)}
     assert all(np.isfinite(x).all() and x.std() > 0 for x in scores.values())
@@ -271,9 +271,9 @@ def test_entropy_is_1_of_what_is_even_and_0_of_what_is_constant():
     rare = np.zeros_like(even)
     rare[0] = 1
     x = np.stack([even, np.ones_like(even), rare], axis=-1).reshape(20, 8, 8, 3)
-    found = units._entropy(x)
-    np.testing.assert_allclose(found[:2], [1, 0], atol=1e-6)
-    assert 0 < found[2] < 0.01
+    result = units._entropy(x)
+    np.testing.assert_allclose(result[:2], [1, 0], atol=1e-6)
+    assert 0 < result[2] < 0.01
 
 
 def test_divided_channels_are_whole_buckets():

@@ -8,7 +8,7 @@ import pytest
 from dresnet_jax.costs import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import pruning
-from dresnet_jax.structure.pruning import Carrier, Network
+from dresnet_jax.structure.pruning import RankedEdge, Network
 from dresnet_jax.training import evaluation, experiment
 from tests.acceptance.small_run import last_json
 from tests.conftest import apply, run_command
@@ -16,8 +16,8 @@ from tests.conftest import apply, run_command
 
 def network(config, **connections):
     config.model.connections.update(connections)
-    parts = experiment.build(config)
-    return Network(parts, parts.create_state())
+    exp = experiment.build(config)
+    return Network(exp, exp.create_state())
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def deep(small_config):
 
 @pytest.mark.parametrize("form", ["folded", "reference", "stacked"])
 def test_the_rank_is_that_of_what_is_carried(deep, form):
-    found = network(deep, form=form, projection="per_stage")
-    carriers = pruning.ranked(found)
-    assert len(carriers) == 10
-    assert [c.carried for c in carriers] == sorted(c.carried for c in carriers)
+    result = network(deep, form=form, projection="per_stage")
+    ranking = pruning.ranked(result)
+    assert len(ranking) == 10
+    assert [c.strength for c in ranking] == sorted(c.strength for c in ranking)
     # By hand, for the first block that reads another.
-    parts, state = found.parts, found.state
-    model = parts.model.clone()
-    images = evaluation.first_batch(parts).images
+    exp, state = result.experiment, result.state
+    model = exp.model.clone()
+    images = evaluation.first_batch(exp).images
     _, made = apply(
         pruning.with_form(model, "folded"),
         {"params": state.params, "batch_stats": state.batch_stats},
@@ -48,60 +48,62 @@ def test_the_rank_is_that_of_what_is_carried(deep, form):
     y_1 = made["intermediates"]["block_1"]["__call__"][0]
     kernel = state.params["connections"]["stage_0_to_0"]["kernel"]
     wanted = 0.5 * jnp.sqrt(jnp.mean((y_1 @ kernel) ** 2))
-    (carrier,) = [c for c in carriers if c.edge == (3, 1)]
-    assert carrier.carried == pytest.approx(float(wanted), rel=1e-4)
-    assert carrier.opening == pytest.approx(0.5)
+    (one,) = [c for c in ranking if c.edge == (3, 1)]
+    assert one.strength == pytest.approx(float(wanted), rel=1e-4)
+    assert one.gate == pytest.approx(0.5)
 
 
 def test_an_edge_that_carries_nothing_goes_first_and_is_not_missed(deep):
-    found = network(deep, projection="per_edge")
-    params = jax.tree.map(lambda x: x, found.state.params)
+    result = network(deep, projection="per_edge")
+    params = jax.tree.map(lambda x: x, result.state.params)
     for source in ("from_2", "from_4"):
         kernel = params["connections"]["block_6"][source]["kernel"]
         params["connections"]["block_6"][source]["kernel"] = 0 * kernel
-    found = Network(found.parts, found.state.replace(params=params))
-    carriers = pruning.ranked(found)
-    assert {c.edge for c in carriers[:2]} == {(6, 2), (6, 4)}
-    edges = [c.edge for c in carriers[2:]]
-    smaller = pruning.pruned(found, edges)
-    assert smaller.parts.model.spec.connections.topology.edges == tuple(sorted(edges))
-    images = evaluation.first_batch(found.parts).images
+    result = Network(result.experiment, result.state.replace(params=params))
+    ranking = pruning.ranked(result)
+    assert {c.edge for c in ranking[:2]} == {(6, 2), (6, 4)}
+    edges = [c.edge for c in ranking[2:]]
+    smaller = pruning.pruned(result, edges)
+    assert smaller.experiment.model.spec.connections.topology.edges == tuple(
+        sorted(edges)
+    )
+    images = evaluation.first_batch(result.experiment).images
     logits = [
         apply(
-            one.parts.model,
-            {"params": one.state.params, "batch_stats": found.state.batch_stats},
+            one.experiment.model,
+            {"params": one.state.params, "batch_stats": result.state.batch_stats},
             images,
             train=False,
         )
-        for one in (found, smaller)
+        for one in (result, smaller)
     ]
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_the_program_has_no_trace_of_what_is_gone(deep):
-    found = network(deep)
-    smaller = pruning.pruned(found, [(6, 1)])
-    config = found.parts.config.copy_and_resolve_references()
+    result = network(deep)
+    smaller = pruning.pruned(result, [(6, 1)])
+    config = result.experiment.config.copy_and_resolve_references()
     with config.ignore_type():
         config.model.connections.topology = ((6, 1),)
     counts = [
-        cost.of(parts.compile_train_step(), parts.step_flops)
-        for parts in (smaller.parts, experiment.build(config), found.parts)
+        cost.of(exp.compile_train_step(), exp.step_flops)
+        for exp in (smaller.experiment, experiment.build(config), result.experiment)
     ]
     assert counts[0] == counts[1]
     assert counts[0].flops < counts[2].flops
-    plain = pruning.pruned(found, [])
+    plain = pruning.pruned(result, [])
     assert "connections" not in plain.state.params
 
 
 def test_averages_of_norms_are_measured_on_what_is_left(deep):
-    found = network(deep)
-    smaller = pruning.pruned(found, [])
+    result = network(deep)
+    smaller = pruning.pruned(result, [])
     changes = jax.tree.map(
         lambda a, b: float(np.abs(np.subtract(a, b)).max()),
         smaller.state.batch_stats,
-        found.state.batch_stats,
+        result.state.batch_stats,
     )
     assert min(jax.tree.leaves(changes)) > 0
     without_norms = deep.copy_and_resolve_references()
@@ -111,13 +113,13 @@ def test_averages_of_norms_are_measured_on_what_is_left(deep):
 
 @pytest.mark.parametrize("good", range(5))
 def test_as_many_are_removed_as_accuracy_allows(good):
-    carriers = [Carrier((9, k), 0.5, k) for k in range(1, 5)]
+    ranking = [RankedEdge((9, k), 0.5, k) for k in range(1, 5)]
 
     def accuracy_of(edges):
         return 0.9 if len(edges) >= 4 - good else 0.5
 
-    left = pruning.most_removed(carriers, accuracy_of, 0.8)
-    assert left == [c.edge for c in carriers[good:]]
+    left = pruning.most_removed(ranking, accuracy_of, 0.8)
+    assert left == [c.edge for c in ranking[good:]]
 
 
 def test_a_plain_network_cannot_be_pruned(deep):
@@ -149,9 +151,9 @@ def test_the_command_writes_a_run_that_others_read(run, tmp_path):
         "prune", f"--workdir={run}", f"--to={to}", "--keep=1", "--json"
     )
     assert code == 0, errors
-    found = last_json(output)
-    ((reader, source),) = found["edges"]
-    assert len(found["removed"]) == 2
+    result = last_json(output)
+    ((reader, source),) = result["edges"]
+    assert len(result["removed"]) == 2
     code, output, errors = run_command("evaluate", f"--workdir={to}", "--json")
     assert code == 0, errors
     assert last_json(output)["step"] == 0

@@ -37,14 +37,14 @@ def test_the_gradient_is_that_of_the_formula():
     marks = {"block": {"gate_weights": True, "kernel": False}}
     a, w, r = 2.0, 3.0, 0.1
     ahead = w - r * (w - a)
-    found = {
+    result = {
         rate: float(split(alternating.gradient(own, other, params, marks, rate))[0])
         for rate in (None, 0.0, r)
     }
-    np.testing.assert_allclose(found[None], a * w**2, rtol=1e-6)
-    np.testing.assert_allclose(found[0.0], a * w**2, rtol=1e-6)
+    np.testing.assert_allclose(result[None], a * w**2, rtol=1e-6)
+    np.testing.assert_allclose(result[0.0], a * w**2, rtol=1e-6)
     by_hand = a * ahead**2 + a**2 * ahead * r
-    np.testing.assert_allclose(found[r], by_hand, rtol=1e-6)
+    np.testing.assert_allclose(result[r], by_hand, rtol=1e-6)
 
 
 @pytest.fixture
@@ -67,12 +67,12 @@ def config(small_config):
 def test_the_parts_share_no_example(config, mode, share):
     config.data.mode, config.search.share = mode, share
     config.data.crop_padding = 0
-    parts = experiment.build(config)
-    inputs_of = parts.inputs
-    assert parts.steps_per_epoch == (1 - share) * 96 // 16
-    data = loop.open_data(parts)
+    exp = experiment.build(config)
+    inputs_of = exp.inputs
+    assert exp.steps_per_epoch == (1 - share) * 96 // 16
+    data = loop.open_data(exp)
     key, seen = jax.random.key(0), {"first": set(), "rest": set()}
-    calls = parts.calls(0, 12)
+    calls = exp.calls(0, 12)
     given = inputs_of.data(data.train, config.seed, calls)
     for call, (inputs, _) in zip(calls, given, strict=True):
         shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(inputs)]
@@ -110,24 +110,24 @@ def test_a_part_says_where_an_example_is():
 @pytest.mark.parametrize("order", sorted(alternating.ORDERS))
 def test_both_learn(config, order):
     config.search.order = order
-    parts = experiment.build(config)
-    start = leaves.by_name(parts.create_state().params)
-    program, data = parts.compile_train_step(), loop.open_data(parts)
-    state = parts.create_state()
-    for inputs, _ in parts.inputs.data(data.train, config.seed, parts.calls(0)):
+    exp = experiment.build(config)
+    start = leaves.by_name(exp.create_state().params)
+    program, data = exp.compile_train_step(), loop.open_data(exp)
+    state = exp.create_state()
+    for inputs, _ in exp.inputs.data(data.train, config.seed, exp.calls(0)):
         state, result = program(state, inputs)
     assert np.isfinite(result.loss).all()
-    is_gate = leaves.by_name(parts.optimizers.is_architecture(state.params))
+    is_gate = leaves.by_name(exp.optimizers.is_architecture(state.params))
     assert any(is_gate.values())
     for name, leaf in leaves.by_name(state.params).items():
         assert np.any(leaf != start[name]), f"{name} does not learn"
 
 
 def test_neither_moves_the_other(config):
-    parts = experiment.build(config)
-    params = parts.create_state().params
+    exp = experiment.build(config)
+    params = exp.create_state().params
     grads = jax.tree.map(jnp.ones_like, params)
-    both = parts.optimizers
+    both = exp.optimizers
     is_gate = leaves.by_name(both.is_architecture(params))
     for name, part in (("network", both.network), ("architecture", both.architecture)):
         memory = part.init(params)
@@ -143,29 +143,29 @@ def test_neither_moves_the_other(config):
 
 def test_what_is_not_finite_changes_neither(config):
     config.train.on_non_finite = "skip"
-    parts = experiment.build(config)
-    data = loop.open_data(parts)
-    ((inputs, _),) = parts.inputs.data(data.train, config.seed, parts.calls(0, 1))
-    state = parts.create_state()
+    exp = experiment.build(config)
+    data = loop.open_data(exp)
+    ((inputs, _),) = exp.inputs.data(data.train, config.seed, exp.calls(0, 1))
+    state = exp.create_state()
     # Of one weight of an operation alone.
     params = state.params
     bad = params["block_1"]["mixture"]["gate_weights"].at[0].set(jnp.inf)
     block = {**params["block_1"], "mixture": {"gate_weights": bad}}
     state = state.replace(params={**params, "block_1": block})
     before = leaves.by_name(jax.tree.map(jnp.copy, (state.params, state.opt_state)))
-    after, _ = parts.compile_train_step()(state, inputs)
+    after, _ = exp.compile_train_step()(state, inputs)
     for name, leaf in leaves.by_name((after.params, after.opt_state)).items():
         np.testing.assert_array_equal(leaf, before[name], err_msg=name)
 
 
 def test_what_is_left_of_a_search_trains_on_all(config):
-    parts = experiment.build(config)
-    network = Network(parts, parts.create_state())
+    exp = experiment.build(config)
+    network = Network(exp, exp.create_state())
     chosen = discretising.discretised(network, discretising.choices(network))
     fewer = pruning.pruned(network, [])
     for one in (chosen, fewer):
-        assert one.parts.config.search.share == 0
-        assert not isinstance(one.parts.inputs, Divided)
+        assert one.experiment.config.search.share == 0
+        assert not isinstance(one.experiment.inputs, Divided)
 
 
 @pytest.mark.parametrize(

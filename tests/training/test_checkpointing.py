@@ -159,9 +159,9 @@ def test_files_of_others_may_come_and_go_while_a_checkpoint_is_written(
 
     def beside_a_file_manager(checkpoint):
         (checkpoint / ".DS_Store").write_text("x")
-        found = real(checkpoint)
+        result = real(checkpoint)
         (checkpoint / ".DS_Store").unlink()
-        return found
+        return result
 
     monkeypatch.setattr(digests, "_digests", beside_a_file_manager)
     with open_checkpoints(saved) as checkpoints:

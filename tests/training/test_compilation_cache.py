@@ -156,15 +156,15 @@ def test_off_keeps_nothing(tmp_path):
 
 
 def test_the_clock_stands_still_while_this_thread_compiles():
-    def compile_for_a_while(found):
+    def compile_for_a_while(result):
         before = compilation.clock()
         with compilation.announced("nothing"):
             time.sleep(0.2)
-        found.append(compilation.clock() - before)
+        result.append(compilation.clock() - before)
 
-    before, found = compilation.clock(), []
-    thread = threading.Thread(target=compile_for_a_while, args=[found])
+    before, result = compilation.clock(), []
+    thread = threading.Thread(target=compile_for_a_while, args=[result])
     thread.start()
     thread.join()
-    assert found[0] < 0.1
+    assert result[0] < 0.1
     assert compilation.clock() - before >= 0.2

@@ -76,8 +76,8 @@ def test_more_validation_examples_than_there_are_are_refused(config, asked):
 
 def test_validation_examples_are_taken_from_training(config):
     config.data.validation_examples = 437
-    parts = experiment.build(config)
-    sizes = {name: len(split) for name, split in parts.open_splits().items()}
+    exp = experiment.build(config)
+    sizes = {name: len(split) for name, split in exp.open_splits().items()}
     assert sizes == {"train": 1000, "validation": 437, "test": 360}
 
 

@@ -31,9 +31,9 @@ def directory(tmp_path):
 
 
 def train(config, directory):
-    parts = experiment.build(config)
+    exp = experiment.build(config)
     with workdir.claim(directory, config, overwrite=False):
-        return loop.run(parts, directory)
+        return loop.run(exp, directory)
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +145,16 @@ def test_a_run_resumes_with_another_input_pipeline(small_config, trained, direct
 def test_tensorboard_has_the_same_scalars(finished):
     directory, _ = finished
     (path,) = (directory / "tensorboard").iterdir()
-    found = {}
+    result = {}
     for event in _events(path.read_bytes()):
         for value in event.summary.value:
-            found[event.step, value.tag] = value.simple_value
+            result[event.step, value.tag] = value.simple_value
     for line in metrics.read(directory):
         for name in line.keys() & {"train_loss", "val_accuracy", "learning_rate"}:
-            np.testing.assert_allclose(found[line["step"], name], line[name], rtol=1e-6)
-    assert (12, "gates/4_from_2") in found
+            np.testing.assert_allclose(
+                result[line["step"], name], line[name], rtol=1e-6
+            )
+    assert (12, "gates/4_from_2") in result
 
 
 def _events(data):
@@ -190,7 +192,7 @@ def test_the_step_compiles_once_and_evaluation_comes_every_so_many_epochs(
 def test_gates_that_have_died_raise_an_alarm(
     small_config, directory, caplog, gate, dies
 ):
-    small_config.model.connections.update(gate=gate, opening=1e-4)
+    small_config.model.connections.update(gate=gate, initial_gate=1e-4)
     small_config.train.num_steps = 2
     train(small_config, directory)
     assert ("Gates have died: after step 2, F(w) is below 0.001" in caplog.text) == dies
@@ -258,8 +260,8 @@ def test_a_run_goes_back_from_a_checkpoint_that_is_not_finite(
     small_config, trained, directory
 ):
     """As one that an earlier version wrote."""
-    parts = experiment.build(small_config)
-    state = checkpointing.restore(directory, parts.create_state(abstract=True), 8).state
+    exp = experiment.build(small_config)
+    state = checkpointing.restore(directory, exp.create_state(abstract=True), 8).state
     poisoned = state.replace(
         step=state.step + 1,
         batch_stats=jax.tree.map(lambda x: x * np.nan, state.batch_stats),
@@ -281,8 +283,8 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(small_config, directory):
     step = int(str(error.value).split()[2])
     newest = checkpointing.steps(directory)[0]
     assert newest < step
-    parts = experiment.build(small_config)
-    kept = checkpointing.restore(directory, parts.create_state(abstract=True)).state
+    exp = experiment.build(small_config)
+    kept = checkpointing.restore(directory, exp.create_state(abstract=True)).state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
 
 
@@ -319,10 +321,10 @@ def test_a_run_reports_on_its_best_step(tiny_images_config, directory):
     config.train.update(keep_best=1, keep_checkpoints=1, report_on="best")
     report = train(config, directory)
     lines = metrics.read(directory)
-    found = {x["step"]: x["val_accuracy"] for x in lines if "val_accuracy" in x}
+    result = {x["step"]: x["val_accuracy"] for x in lines if "val_accuracy" in x}
     best = report["reported_step"]
-    assert list(found) == [4, 8, 12, 16, 20]
-    assert found[best] == report["val_accuracy"] == max(found.values())
+    assert list(result) == [4, 8, 12, 16, 20]
+    assert result[best] == report["val_accuracy"] == max(result.values())
     assert checkpointing.steps(directory) == sorted({best, 16, 20}, reverse=True)
 
 
@@ -341,12 +343,12 @@ def test_the_length_is_steps_or_epochs(small_config, fields, expected):
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_steps_move_no_array_between_host_and_devices_in_secret(small_config, mode):
     small_config.data.mode = mode
-    parts = experiment.build(small_config)
-    train = parts.inputs.place(parts.open_splits()["train"])
-    state = parts.create_state()
-    step = parts.compile_train_step()
-    calls = parts.calls(0)[:3]
-    data = [inputs for inputs, _ in parts.inputs.data(train, 0, calls)]
+    exp = experiment.build(small_config)
+    train = exp.inputs.place(exp.open_splits()["train"])
+    state = exp.create_state()
+    step = exp.compile_train_step()
+    calls = exp.calls(0)[:3]
+    data = [inputs for inputs, _ in exp.inputs.data(train, 0, calls)]
     with jax.transfer_guard("disallow"):
         for inputs in data:
             state, result = step(state, inputs)

@@ -142,11 +142,11 @@ def test_the_rate_rises_again_behind_events():
     warmed = build(config(), 100, events=(20, 50), warmup_steps=10)
 
     def updates(learner):
-        memory, found = learner.init(one), []
+        memory, result = learner.init(one), []
         for _ in range(70):
             update, memory = learner.update(one, memory, one)
-            found.append(float(update["head"]["kernel"]))
-        return np.asarray(found)
+            result.append(float(update["head"]["kernel"]))
+        return np.asarray(result)
 
     parts = updates(warmed)[1:] / updates(plain)[1:]
     wanted = np.ones(70)

@@ -25,10 +25,10 @@ SEEDS = (3, 4)
 
 def train(config, place, seeds=SEEDS, output=io.StringIO):
     """Trains seeds, each in the slot that it has in SEEDS; returns what failed."""
-    parts = experiment.build(config)
+    exp = experiment.build(config)
     members = {}
     for seed in seeds:
-        member = parts.with_seed(seed)
+        member = exp.with_seed(seed)
         directory = epath.Path(place / str(seed))
         with workdir.claim(directory, member.config, overwrite=False):
             pass
@@ -77,9 +77,9 @@ def test_each_ends_as_alone(small_config, tmp_path, mode):
         alone = epath.Path(tmp_path / "alone" / str(seed))
         with workdir.claim(alone, small_config, overwrite=False):
             report = loop.run(experiment.build(small_config), alone)
-        found = params(small_config, tmp_path / "group", seed)
+        result = params(small_config, tmp_path / "group", seed)
         expected = params(small_config, tmp_path / "alone", seed)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
         assert report["seed"] == seed
         pairs = zip(
             numbers(tmp_path / "group", seed),
@@ -94,10 +94,10 @@ def test_each_ends_as_alone(small_config, tmp_path, mode):
 def test_the_other_slots_change_no_bit(small_config, whole, tmp_path):
     train(small_config, tmp_path / "single", seeds=SEEDS[1:])
     assert numbers(tmp_path / "single", SEEDS[1]) == numbers(whole, SEEDS[1])
-    found, expected = (
+    result, expected = (
         params(small_config, place, SEEDS[1]) for place in (tmp_path / "single", whole)
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_runs_that_were_killed_apart_come_together_again(small_config, whole, tmp_path):

@@ -27,17 +27,19 @@ def weights_of(state):
 
 @pytest.mark.parametrize("name", [*TORCHVISION, "convnext_tiny"])
 def test_what_is_written_is_read_again(tmp_path, name):
-    parts = parts_of(name)
-    state, path = parts.create_state(), tmp_path / "model.safetensors"
-    assert torch_weights.write(parts.model.spec, state, path) == ()
+    exp = parts_of(name)
+    state, path = exp.create_state(), tmp_path / "model.safetensors"
+    assert torch_weights.write(exp.model.spec, state, path) == ()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     read = torch_weights.read(path)
-    placed = torch_weights.place(parts.model.spec, state, read)
+    placed = torch_weights.place(exp.model.spec, state, read)
     assert (placed.scheme, placed.missing, placed.unplaced) == ("torchvision", (), ())
-    other = parts.with_seed(1).create_state()
-    found, expected = map(weights_of, (transfer.exchange(other, placed.weights), state))
+    other = exp.with_seed(1).create_state()
+    result, expected = map(
+        weights_of, (transfer.exchange(other, placed.weights), state)
+    )
     for leaf, value in expected.items():
-        np.testing.assert_array_equal(found[leaf], value, err_msg=leaf)
+        np.testing.assert_array_equal(result[leaf], value, err_msg=leaf)
 
 
 # Of torchvision 0.2x, timm 1.0 and transformers 5: names a state dict of each has.
@@ -95,9 +97,9 @@ def test_names_are_the_libraries(library, model, path):
     assert torch_names.name(library, spec, path) == KNOWN[library, model, path]
 
 
-def written(tmp_path, parts, **changes):
+def written(tmp_path, exp, **changes):
     path = tmp_path / "model.safetensors"
-    torch_weights.write(parts.model.spec, parts.create_state(), path)
+    torch_weights.write(exp.model.spec, exp.create_state(), path)
     arrays = safetensors.numpy.load_file(path) | changes
     arrays = {name: array for name, array in arrays.items() if array is not None}
     safetensors.numpy.save_file(arrays, path)
@@ -105,18 +107,18 @@ def written(tmp_path, parts, **changes):
 
 
 def test_what_has_no_place_is_named(tmp_path):
-    parts = parts_of("resnet18")
+    exp = parts_of("resnet18")
     extra = {"layer9.weight": np.ones(2, np.float32)}
     extra["bn1.num_batches_tracked"] = np.ones((), np.int64)
-    found = written(tmp_path, parts, **extra)
-    placed = torch_weights.place(parts.model.spec, parts.create_state(), found)
+    result = written(tmp_path, exp, **extra)
+    placed = torch_weights.place(exp.model.spec, exp.create_state(), result)
     assert placed.unplaced == ("layer9.weight",)
 
 
 def test_connections_start_anew(tmp_path):
     plain, dense = (parts_of(name, (2, 1, 1)) for name in ("resnet18", "dresnet18"))
-    found = written(tmp_path, plain)
-    placed = torch_weights.place(dense.model.spec, dense.create_state(), found)
+    result = written(tmp_path, plain)
+    placed = torch_weights.place(dense.model.spec, dense.create_state(), result)
     assert placed.missing
     assert all(path.startswith("params/connections/") for path in placed.missing)
     state = dense.create_state()
@@ -138,17 +140,17 @@ def test_connections_start_anew(tmp_path):
     ],
 )
 def test_weights_of_another_model_are_refused(tmp_path, changes, message):
-    parts = parts_of("resnet18")
-    found = written(tmp_path, parts, **changes)
+    exp = parts_of("resnet18")
+    result = written(tmp_path, exp, **changes)
     with pytest.raises(UserError, match=message):
-        torch_weights.place(parts.model.spec, parts.create_state(), found)
+        torch_weights.place(exp.model.spec, exp.create_state(), result)
 
 
 def test_a_network_that_torchvision_lacks_is_not_written(tmp_path):
-    parts = parts_of("seresnet50")
+    exp = parts_of("seresnet50")
     with pytest.raises(UserError, match="torchvision has no such network"):
         torch_weights.write(
-            parts.model.spec, parts.create_state(), tmp_path / "x.safetensors"
+            exp.model.spec, exp.create_state(), tmp_path / "x.safetensors"
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -173,23 +175,23 @@ def test_files_without_weights_are_refused(tmp_path, name, content, message):
     "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."]
 )
 def test_what_programs_put_before_all_names_is_taken_off(tmp_path, prefix):
-    parts, path = parts_of("resnet18"), tmp_path / "model.safetensors"
-    torch_weights.write(parts.model.spec, parts.create_state(), path)
+    exp, path = parts_of("resnet18"), tmp_path / "model.safetensors"
+    torch_weights.write(exp.model.spec, exp.create_state(), path)
     whole = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file({prefix + name: x for name, x in whole.items()}, path)
-    found = torch_weights.read(path)
-    assert found.keys() == whole.keys()
+    result = torch_weights.read(path)
+    assert result.keys() == whole.keys()
 
 
 def test_a_part_of_a_larger_module_is_named(tmp_path):
-    parts, path = parts_of("resnet18"), tmp_path / "model.safetensors"
-    torch_weights.write(parts.model.spec, parts.create_state(), path)
+    exp, path = parts_of("resnet18"), tmp_path / "model.safetensors"
+    torch_weights.write(exp.model.spec, exp.create_state(), path)
     whole = safetensors.numpy.load_file(path)
     renamed = {f"backbone.{name}": x for name, x in whole.items()}
     safetensors.numpy.save_file(renamed, path)
     with pytest.raises(UserError, match=r"leaves have none.*'backbone.bn1.bias'"):
         torch_weights.place(
-            parts.model.spec, parts.create_state(), torch_weights.read(path)
+            exp.model.spec, exp.create_state(), torch_weights.read(path)
         )
 
 
@@ -202,13 +204,13 @@ def test_what_is_not_finite_is_refused_by_name(tmp_path, value):
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_is_read(tmp_path, dtype):
-    parts, path = parts_of("resnet18"), tmp_path / "model.safetensors"
-    torch_weights.write(parts.model.spec, parts.create_state(), path)
+    exp, path = parts_of("resnet18"), tmp_path / "model.safetensors"
+    torch_weights.write(exp.model.spec, exp.create_state(), path)
     whole = safetensors.numpy.load_file(path)
     half = {name: x.astype(dtype) for name, x in whole.items()}
     safetensors.numpy.save_file(half, path)
-    state = parts.create_state()
-    placed = torch_weights.place(parts.model.spec, state, torch_weights.read(path))
+    state = exp.create_state()
+    placed = torch_weights.place(exp.model.spec, state, torch_weights.read(path))
     kernel = "params/block_1/conv1/conv/kernel"
     expected = weights_of(state)[kernel]
     assert placed.weights[kernel].dtype == np.float32

@@ -24,8 +24,8 @@ def other(tiny_images_config, tmp_path):
 
 
 def started(config):
-    parts = experiment.build(config)
-    state = parts.create_state()
+    exp = experiment.build(config)
+    state = exp.create_state()
     return (state, *transfer.start_from(config.init, state))
 
 
@@ -36,13 +36,13 @@ def test_all_weights_are_the_averaged_ones_of_the_other_run(other):
     restored = checkpointing.restore(
         directory, experiment.build(other).create_state(abstract=True)
     ).state
-    for found, expected in (
+    for result, expected in (
         (state.params, restored.ema_params),
         (state.ema_params, restored.ema_params),
         (state.batch_stats, restored.batch_stats),
         (state.opt_state, fresh.opt_state),
     ):
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        jax.tree.map(np.testing.assert_array_equal, result, expected)
     assert int(state.step) == 0
 
 
@@ -75,9 +75,9 @@ def test_frozen_parameters_stay_as_they_were(other, tmp_path):
     directory = epath.Path(tmp_path / "tuned")
     directory.mkdir()
     _, before, _ = started(other)
-    parts = experiment.build(other)
-    loop.run(parts, directory)
-    after = checkpointing.restore(directory, parts.create_state(abstract=True)).state
+    exp = experiment.build(other)
+    loop.run(exp, directory)
+    after = checkpointing.restore(directory, exp.create_state(abstract=True)).state
     same = jax.tree.map(np.array_equal, before.params, after.params)
     assert all(jax.tree.leaves((same["stem"], same["block_1"])))
     assert not any(jax.tree.leaves(same["head"]))

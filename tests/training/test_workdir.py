@@ -204,13 +204,13 @@ def test_a_run_of_another_version_is_named(directory, small_config):
 
 def test_a_run_from_before_a_field_is_what_it_was(directory, small_config):
     """Its connections had no rank, and named what is now the model's own."""
-    published = {"topology": "dense", "projection": "per_edge", "opening": 0.5}
+    published = {"topology": "dense", "projection": "per_edge", "initial_gate": 0.5}
     small_config.unlock().model.connections.update(published)
     del small_config.model.connections["projection_rank"]
     with workdir.claim(directory, small_config, overwrite=False):
         spec = experiment.build(run_config.read_config(directory)).model.spec
     assert spec.connections == ConnectionSpec(
-        topology.dense((0, 1, 2, 3)), opening=0.5, projection_bias=False
+        topology.dense((0, 1, 2, 3)), initial_gate=0.5, projection_bias=False
     )
 
 
@@ -327,6 +327,6 @@ def test_the_history_of_an_earlier_version_has_todays_words(tmp_path):
     results = ["accepted", "taken back", "refused", "reverted"]
     entries = [{"event": n, "result": result} for n, result in enumerate(results)]
     (tmp_path / "history.jsonl").write_text(json_lines(entries))
-    found = workdir.read_history(epath.Path(tmp_path))
+    value = workdir.read_history(epath.Path(tmp_path))
     expected = ["accepted", "reverted", "rejected", "reverted"]
-    assert [entry["result"] for entry in found] == expected
+    assert [entry["result"] for entry in value] == expected

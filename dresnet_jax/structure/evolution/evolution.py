@@ -114,62 +114,62 @@ def search(
     Returns:
       What was found, in the order in which it was asked for.
     """
-    found: dict[Structure, Found] = {}
+    result: dict[Structure, Found] = {}
     asking = ALGORITHMS[algorithm](space, population, seed)
-    wanted, in_vain = next(asking), 0
-    while wanted and in_vain < _IN_VAIN:
-        new = [one for one in dict.fromkeys(wanted) if one not in found]
-        new = new[: evaluations - len(found)]
-        for one in evaluate(new, list(found.values())) if new else ():
-            found[one.structure] = one
-        if len(found) >= evaluations:
+    proposed, in_vain = next(asking), 0
+    while proposed and in_vain < _IN_VAIN:
+        new = [one for one in dict.fromkeys(proposed) if one not in result]
+        new = new[: evaluations - len(result)]
+        for one in evaluate(new, list(result.values())) if new else ():
+            result[one.structure] = one
+        if len(result) >= evaluations:
             break
         in_vain = 0 if new else in_vain + 1
-        wanted = asking.send([found[one] for one in wanted])
-    return list(found.values())
+        proposed = asking.send([result[one] for one in proposed])
+    return list(result.values())
 
 
-def front(found: Sequence[Found]) -> list[Found]:
+def front(result: Sequence[Found]) -> list[Found]:
     """Returns those that no other one dominates."""
-    values = np.asarray([one.objectives for one in found])
+    values = np.asarray([one.objectives for one in result])
     best = NonDominatedSorting().do(values, only_non_dominated_front=True)
-    return [found[i] for i in sorted(best)]
+    return [result[i] for i in sorted(best)]
 
 
 def hypervolumes(
-    found: Sequence[Found], span: tuple[Sequence[float], Sequence[float]]
+    result: Sequence[Found], span: tuple[Sequence[float], Sequence[float]]
 ) -> list[float]:
     """Computes the share of the objectives' space that is dominated, over time.
 
     Args:
-      found: in the order of evaluation.
+      result: in the order of evaluation.
       span: the smallest and the largest of each objective. The space goes from the
         smallest to a tenth of the span beyond the largest, so that those count too.
     """
     low, high = map(np.asarray, span)
-    values = np.asarray([one.objectives for one in found])
+    values = np.asarray([one.objectives for one in result])
     shares = (values - low) / np.maximum(high - low, 1e-12) / 1.1
     indicator = HV(ref_point=np.ones(len(OBJECTIVES)))
-    return [float(indicator(shares[:n])) for n in range(1, len(found) + 1)]
+    return [float(indicator(shares[:n])) for n in range(1, len(result) + 1)]
 
 
-def span(found: Iterable[Found]) -> tuple[list[float], list[float]]:
+def span(result: Iterable[Found]) -> tuple[list[float], list[float]]:
     """Returns the smallest and the largest of each objective, of sound ones."""
-    every = list(found)
+    every = list(result)
     sound = [one for one in every if one.error < 1] or every
     values = np.asarray([one.objectives for one in sound])
     return values.min(axis=0).tolist(), values.max(axis=0).tolist()
 
 
-def table(found: Sequence[Found], place: Callable[[Structure], Any]) -> str:
+def table(result: Sequence[Found], place: Callable[[Structure], Any]) -> str:
     """Returns a row per structure, those of the smallest error first.
 
     Args:
-      found: the structures.
+      result: the structures.
       place: gives the run of each.
     """
     lines = ["  error   mult-adds    params  unsteady  structure"]
-    for one in sorted(found, key=lambda one: one.objectives):
+    for one in sorted(result, key=lambda one: one.objectives):
         what = one.structure
         lines.append(
             f"{one.error:7.4f}{one.multiply_adds:12,d}{one.params:10,d}"
@@ -180,21 +180,21 @@ def table(found: Sequence[Found], place: Callable[[Structure], Any]) -> str:
 
 
 def draw(
-    found: Mapping[str, Sequence[Found]],
+    result: Mapping[str, Sequence[Found]],
     front: Sequence[Found],
     volumes: Mapping[str, Sequence[float]],
 ) -> Figure:
     """Draws error over cost of all structures, and the hypervolume over time.
 
     Args:
-      found: by algorithm, in the order of evaluation.
+      result: by algorithm, in the order of evaluation.
       front: those of which none is better in everything.
       volumes: by algorithm, after each evaluation.
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     costs = {"multiply_adds": "multiply-adds of an image", "params": "parameters"}
     for axis, (cost, label) in zip(axes, costs.items(), strict=False):
-        for name, each in found.items():
+        for name, each in result.items():
             pairs = [(getattr(one, cost), one.error) for one in each]
             axis.plot(*zip(*pairs, strict=True), ".", alpha=0.6, label=name)
         pairs = [(getattr(one, cost), one.error) for one in front]
@@ -222,8 +222,8 @@ class _Used(Repair):
     def _do(self, problem: Any, x: np.ndarray, **options: Any) -> np.ndarray:
         del problem, options
         space = self._space
-        found = np.clip(np.rint(x), 0, space.limits)
-        return np.stack([space.genes(space.structure(row)) for row in found])
+        result = np.clip(np.rint(x), 0, space.limits)
+        return np.stack([space.genes(space.structure(row)) for row in result])
 
 
 class _Drawn(Sampling):
@@ -244,7 +244,7 @@ class _Redrawn(Mutation):
         return np.where(random.random(x.shape) < 1 / x.shape[1], drawn, x)
 
 
-# Gives the structures that are wanted next, and is given what came of them.
+# Yields the structures to evaluate next, and is sent what came of them.
 Asking = Generator[list[Structure], list[Found], None]
 
 
@@ -267,8 +267,8 @@ def _nsga2(space: Space, population: int, seed: int) -> Asking:
     # It continues for as long as it is asked.
     algorithm.setup(problem, termination=("n_gen", np.iinfo(np.int32).max), seed=seed)
     while (infills := algorithm.ask()) is not None and len(infills):
-        told = yield [space.structure(row) for row in infills.get("X")]
-        infills.set("F", np.asarray([one.objectives for one in told]))
+        evaluated = yield [space.structure(row) for row in infills.get("X")]
+        infills.set("F", np.asarray([one.objectives for one in evaluated]))
         algorithm.tell(infills=infills)
     yield []
 
@@ -277,19 +277,19 @@ def _random(space: Space, population: int, seed: int) -> Asking:
     random = np.random.default_rng(seed)
     # As evolution begins.
     limits = space.limits
-    wanted = [space.structure(genes) for genes in (0 * limits, limits)]
-    seen = set(wanted)
+    proposed = [space.structure(genes) for genes in (0 * limits, limits)]
+    seen = set(proposed)
     while True:
         # A space of few may have no other one.
         for _ in range(1000 * population):
             one = space.structure(random.integers(limits + 1))
             if one not in seen:
                 seen.add(one)
-                wanted.append(one)
-            if len(wanted) >= population:
+                proposed.append(one)
+            if len(proposed) >= population:
                 break
-        yield wanted
-        wanted = []
+        yield proposed
+        proposed = []
 
 
 ALGORITHMS: dict[str, Callable[[Space, int, int], Asking]] = {

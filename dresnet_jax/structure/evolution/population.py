@@ -102,37 +102,37 @@ class Population:
     ) -> None:
         """Trains structures of one shape in one program, and keeps them."""
         if self._data is None:
-            self._data = loop.open_data(shape.parts)
+            self._data = loop.open_data(shape.experiment)
         begun = [self._begun(shape, one, before) for one in group]
         states, parents = zip(*begun, strict=True)
         trained = shape.train(states, group, self._data)
         for one, parent, state, of_one in zip(group, parents, *trained, strict=True):
-            parts = experiment.build(one.config(self._config))
+            exp = experiment.build(one.config(self._config))
             examples = self._data.splits["validation"]
-            validated = evaluation.evaluate(shape.parts, state, examples)
+            validated = evaluation.evaluate(shape.experiment, state, examples)
             falls = np.diff(of_one[len(of_one) // 2 :])
             # Batches may have been skipped; what has no loss at the end went astray.
             is_sound = bool(np.isfinite(of_one[-1]))
-            found = Found(
+            result = Found(
                 structure=one,
                 error=1 - validated.accuracy if is_sound else 1.0,
-                multiply_adds=changes.products(parts),
-                params=num_parameters(parts.create_state(abstract=True).params),
+                multiply_adds=changes.products(exp),
+                params=num_parameters(exp.create_state(abstract=True).params),
                 unsteadiness=float(np.nanstd(falls)) if is_sound else _ASTRAY,
                 parent=parent,
             )
-            self._known[one] = found
+            self._known[one] = result
             if self._directory is not None:
-                self._keep(found, parts, shape.alone(state, one, parts))
+                self._keep(result, exp, shape.alone(state, one, exp))
 
-    def _keep(self, found: Found, parts: Experiment, state: TrainState) -> None:
+    def _keep(self, result: Found, exp: Experiment, state: TrainState) -> None:
         """Writes a network as a run that has yet to begin, and what came of it."""
         assert self._directory is not None, "runs are kept"
-        directory = self.member(found.structure)
+        directory = self.member(result.structure)
         # Of a process that was ended before the line was written.
         directory.rmtree(missing_ok=True)
-        about = {"evolved_in": str(self._directory), "error": found.error}
-        transfer.write_start(directory, parts.config, state, about)
+        about = {"evolved_in": str(self._directory), "error": result.error}
+        transfer.write_start(directory, exp.config, state, about)
         lines = [dataclasses.asdict(one) for one in self._known.values()]
         json_files.write_lines(self._directory / _FOUND, lines)
 
@@ -150,28 +150,28 @@ class Population:
             with contextlib.suppress(UserError):
                 state = shape.started(self._grown(parent, structure, shape.edges))
                 return state, list(self._known).index(parent)
-        return shape.parts.create_state(), None
+        return shape.experiment.create_state(), None
 
     def _grown(
         self, parent: Structure, structure: Structure, edges: Sequence[Edge]
     ) -> Network:
         """A trained network with other blocks and edges, which answers as before."""
-        parts, restored = evaluation.open_run(self.member(parent))
-        now = Network(parts, restored.state)
-        for stage, wanted in enumerate(structure.blocks_per_stage):
-            while (own := now.parts.model.spec.blocks_per_stage)[stage] < wanted:
+        exp, restored = evaluation.open_run(self.member(parent))
+        now = Network(exp, restored.state)
+        for stage, count in enumerate(structure.blocks_per_stage):
+            while (own := now.experiment.model.spec.blocks_per_stage)[stage] < count:
                 new = structure.channels.get((stage, own[stage]), 0)
                 last = sum(own[: stage + 1])
                 now = deepening.deepened(now, last, new)
         pairs = zip(widening.hidden_channels(now), structure.hidden, strict=False)
         copies = {
-            i: [unit % n for unit in range(wanted - n)]
-            for i, (n, wanted) in enumerate(pairs, 1)
-            if n < wanted
+            i: [unit % n for unit in range(count - n)]
+            for i, (n, count) in enumerate(pairs, 1)
+            if n < count
         }
         if copies:
             now = widening.widened(now, copies)
-        there = now.parts.model.spec.connections.topology.edges
+        there = now.experiment.model.spec.connections.topology.edges
         missing = [edge for edge in edges if edge not in there]
         return growing.grown(now, missing) if missing else now
 
@@ -187,7 +187,7 @@ class _Shape:
     def __init__(self, config: ml_collections.ConfigDict, example: Structure) -> None:
         stages = [stage for stage, _ in example.slots]
         self.edges = dense(stages).edges if config.evolution.edges else ()
-        self.parts = experiment.build(
+        self.experiment = experiment.build(
             dataclasses.replace(example, edges=self.edges).config(config)
         )
         self._together = config.evolution.together
@@ -197,7 +197,9 @@ class _Shape:
         """Returns a fresh state with the weights of a network of this shape."""
         state = network.state
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        return transfer.exchange(self.parts.create_state(), leaves.by_name(weights))
+        return transfer.exchange(
+            self.experiment.create_state(), leaves.by_name(weights)
+        )
 
     def train(
         self, states: States, structures: Sequence[Structure], data: loop.Data
@@ -211,8 +213,10 @@ class _Shape:
         now = (*states, *(jax.tree.map(jnp.copy, states[0]) for _ in range(empty)))
         masks = [self._mask(one) for one in structures]
         full = (*masks, *masks[:1] * empty)
-        calls, losses = self.parts.calls(0), []
-        given = self.parts.inputs.data(data.train, self.parts.config.seed, calls)
+        calls, losses = self.experiment.calls(0), []
+        given = self.experiment.inputs.data(
+            data.train, self.experiment.config.seed, calls
+        )
         with contextlib.closing(given):
             for inputs, _ in given:
                 now, of_step = self._program(now, full, inputs)
@@ -227,14 +231,14 @@ class _Shape:
         return own, np.stack(jax.device_get(losses), axis=1)[: len(own)]
 
     def alone(
-        self, state: TrainState, structure: Structure, parts: Experiment
+        self, state: TrainState, structure: Structure, exp: Experiment
     ) -> TrainState:
         """Returns a state of the structure alone, of a run that has yet to begin."""
 
         def own(params: Any) -> Any:
             if params is None or "connections" not in params:
                 return params
-            every = self.parts.model.spec.connections
+            every = self.experiment.model.spec.connections
             _, few = subset(every, params["connections"], structure.edges)
             others = {name: x for name, x in params.items() if name != "connections"}
             return {**others, "connections": few} if few else others
@@ -243,21 +247,23 @@ class _Shape:
         fresh = state.replace(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=parts.optimizer.init(params),
+            opt_state=exp.optimizer.init(params),
             ema_params=own(state.ema_params),
             running=Metrics.empty(),
-            model=parts.model,
-            optimizer=parts.optimizer,
+            model=exp.model,
+            optimizer=exp.optimizer,
         )
         # A program that makes one would be compiled for each structure.
-        places = jax.tree.map(lambda x: x.sharding, parts.create_state(abstract=True))
+        places = jax.tree.map(lambda x: x.sharding, exp.create_state(abstract=True))
         return jax.device_put(fresh, places)
 
     def _mask(self, structure: Structure) -> Any:
         """1 for what a structure has of the connections' parameters, and 0."""
-        shapes = self.parts.create_state(abstract=True).params.get("connections", {})
+        shapes = self.experiment.create_state(abstract=True).params.get(
+            "connections", {}
+        )
         ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-        spec = self.parts.model.spec
+        spec = self.experiment.model.spec
         of_all = Superset(spec.connections, spec.connections, spec.channels)
         missing = sorted(set(self.edges) - set(structure.edges))
         marks = [of_all.own(ones, edge) for edge in missing]
@@ -267,15 +273,15 @@ class _Shape:
         self, states: States, masks: tuple[Any, ...], inputs: StepInputs
     ) -> tuple[States, jax.Array]:
         """A step of each, and their losses, [structures]."""
-        parts = self.parts
+        exp = self.experiment
 
         def one(state: TrainState, mask: Any) -> tuple[TrainState, jax.Array]:
-            batch = parts.batch(inputs, state.key, state.step)
+            batch = exp.batch(inputs, state.key, state.step)
 
             def loss(model: Any, params: Any, *given: Any) -> Any:
-                return parts.loss(model, _masked(mask, params), *given)
+                return exp.loss(model, _masked(mask, params), *given)
 
-            state, result = parts.step(state, batch, loss=loss)
+            state, result = exp.step(state, batch, loss=loss)
             return state, result.loss
 
         if len(states) == 1:
@@ -285,9 +291,9 @@ class _Shape:
         stacked = jax.tree.map(
             lambda *x: jnp.stack(x), *zip(states, masks, strict=True)
         )
-        found, losses = jax.vmap(one)(*stacked)
+        value, losses = jax.vmap(one)(*stacked)
         return tuple(
-            jax.tree.map(lambda x, n=n: x[n], found) for n in range(len(states))
+            jax.tree.map(lambda x, n=n: x[n], value) for n in range(len(states))
         ), losses
 
 

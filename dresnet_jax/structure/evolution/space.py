@@ -176,11 +176,11 @@ def of_config(config: ml_collections.ConfigDict) -> Space:
       UserError: a value is wrong, or the network cannot have what is asked for.
     """
     asked = config.evolution
-    parts = experiment.build(config)
-    spec = parts.model.spec
-    if parts.num_steps < _FEWEST_STEPS:
+    exp = experiment.build(config)
+    spec = exp.model.spec
+    if exp.num_steps < _FEWEST_STEPS:
         raise UserError(
-            f"train.num_steps = {parts.num_steps} must be at least {_FEWEST_STEPS} for "
+            f"train.num_steps = {exp.num_steps} must be at least {_FEWEST_STEPS} for "
             "evolution, which measures how steady training is."
         )
     kinds = tuple(asked.blocks) or (spec.block,)
@@ -214,11 +214,11 @@ def _hidden(
     config: ml_collections.ConfigDict, kind: str, depths: tuple[int, ...]
 ) -> tuple[tuple[int, ...], ...]:
     """Of each slot, its channels at each width: whole buckets, one at least."""
-    parts = experiment.build(Structure(kind, depths, (), ()).config(config))
-    spec = parts.model.spec
+    exp = experiment.build(Structure(kind, depths, (), ()).config(config))
+    spec = exp.model.spec
     if any(spec.fixed_hidden(i) for i in range(1, len(spec.stages) + 1)):
         return ()
-    own = widening.hidden_channels(Network(parts, parts.create_state(abstract=True)))
+    own = widening.hidden_channels(Network(exp, exp.create_state(abstract=True)))
     bucket, widths = config.growth.bucket, config.evolution.widths
     return tuple(
         tuple(max(1, round(width * n / bucket)) * bucket for width in widths)
@@ -236,10 +236,10 @@ def _check_maskable(config: ml_collections.ConfigDict, spec: BackboneSpec) -> No
         )
     if spec.connections.topology.is_free:
         raise UserError("evolution.edges needs connections.base = fixed.")
-    for field, wanted in (("projection", "per_edge"), ("weights", "per_edge")):
-        if connections[field] != wanted:
+    for field, needed in (("projection", "per_edge"), ("weights", "per_edge")):
+        if connections[field] != needed:
             raise UserError(
-                f"evolution.edges needs connections.{field} = {wanted}, not "
+                f"evolution.edges needs connections.{field} = {needed}, not "
                 f"{connections[field]}."
             )
     if connections.gate == "softmax":

@@ -40,8 +40,8 @@ def edge_marks(larger: Superset, silent: Any, edges: Sequence[Edge]) -> Any:
     Returns:
       1 for it and 0 for the rest, each leaf [edges, ...].
     """
-    found = [larger.own(silent, edge) for edge in edges]
-    return jax.tree.map(lambda *of_edges: jnp.stack(of_edges), *found)
+    result = [larger.own(silent, edge) for edge in edges]
+    return jax.tree.map(lambda *of_edges: jnp.stack(of_edges), *result)
 
 
 def by_gradient(loss: Loss, silent: Any, marks: Any, batches: Any) -> jax.Array:
@@ -115,9 +115,9 @@ def by_trial(
         nothing = optax.tree.zeros_like(silent)
         start = nothing, learner.init(nothing)
         (change, _), values = jax.lax.scan(step, start, length=steps)
-        found = values[0] - of_change(change)
+        result = values[0] - of_change(change)
         # A step that is far too long may end at no number.
-        return jnp.where(jnp.isfinite(found), found, -jnp.inf)
+        return jnp.where(jnp.isfinite(result), result, -jnp.inf)
 
     return jax.vmap(fall)(marks)
 

@@ -27,18 +27,18 @@ Event = Callable[[Network, Sequence[Batch]], Outcome]
 CHOICES = dict.fromkeys(("score", "random"))
 
 
-def check(parts: Experiment) -> None:
+def check(exp: Experiment) -> None:
     """Checks `config.growth`.
 
     Raises:
       UserError: a value is wrong, or the events do not fit into the run.
     """
-    growth, steps_per_epoch = parts.config.growth, parts.steps_per_epoch
+    growth, steps_per_epoch = exp.config.growth, exp.steps_per_epoch
     for kind in growth.events:
         pick("growth.events", kind, EVENTS)
     pick("growth.choose", growth.choose, CHOICES)
     pick("growth.channel_rule", growth.channel_rule, units.RULES)
-    if parts.config.train.report_on == "best":
+    if exp.config.train.report_on == "best":
         raise UserError(
             "train.report_on = best is of one structure: with growth.events, take last."
         )
@@ -48,18 +48,18 @@ def check(parts: Experiment) -> None:
             f"growth.every_epochs - 1 = {growth.every_epochs - 1}."
         )
     epochs = len(growth.events) * growth.every_epochs + growth.trial_epochs
-    if epochs * steps_per_epoch > parts.num_steps:
+    if epochs * steps_per_epoch > exp.num_steps:
         raise UserError(
             f"growth.events = {tuple(growth.events)}: {len(growth.events)} events "
             f"every {growth.every_epochs} epochs, and {growth.trial_epochs} after the "
             f"last, need {epochs} epochs, {epochs * steps_per_epoch} steps; the run "
-            f"has {parts.num_steps}."
+            f"has {exp.num_steps}."
         )
 
 
 def _connect(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Adds those of the silent connections whose trial reduces the loss most."""
-    growth, spec = network.parts.config.growth, network.parts.model.spec
+    growth, spec = network.experiment.config.growth, network.experiment.model.spec
     possible = candidates.possible(spec.connections.topology)
     edges = [edge for edge in possible if _can_start(network, edge)]
     if not edges:
@@ -81,13 +81,13 @@ def _falls(
     network: Network, edges: list[Edge], batches: Sequence[Batch]
 ) -> tuple[dict[Edge, float], int]:
     """How much each candidate reduces the loss in its own trial, and the passes."""
-    growth, passes = network.parts.config.growth, 0
+    growth, passes = network.experiment.config.growth, 0
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
     def scores(edges: list[Edge], score: Callable[..., jax.Array]) -> dict[Edge, float]:
         larger = growing.grown(network, edges)
-        before, model = network.parts.model.spec, larger.parts.model
-        found = superset(before.connections, before.channels, edges)
+        before, model = network.experiment.model.spec, larger.experiment.model
+        result = superset(before.connections, before.channels, edges)
 
         def of_all(state: TrainState, batches: Batch) -> jax.Array:
             def loss(connections: Any, batch: Batch) -> jax.Array:
@@ -95,7 +95,7 @@ def _falls(
                 return steps.mean_loss(model, params, state, batch)
 
             silent = state.params["connections"]
-            marks = candidates.edge_marks(found, silent, edges)
+            marks = candidates.edge_marks(result, silent, edges)
             return score(loss, silent, marks, batches)
 
         values = network.on_host(of_all, larger.state, stacked)
@@ -115,7 +115,7 @@ def _falls(
 
 
 def _can_start(network: Network, edge: Edge) -> bool:
-    spec = network.parts.model.spec
+    spec = network.experiment.model.spec
     try:
         superset(spec.connections, spec.channels, [edge])
     except UserError:
@@ -125,8 +125,8 @@ def _can_start(network: Network, edge: Edge) -> bool:
 
 def _widen(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Divides the channels inside of blocks that the rule scores highest."""
-    growth = network.parts.config.growth
-    blocks = range(1, len(network.parts.model.spec.stages) + 1)
+    growth = network.experiment.config.growth
+    blocks = range(1, len(network.experiment.model.spec.stages) + 1)
     reasons = {i: widening.why_not(network, i) for i in blocks}
     able = _able("No channel can be divided", reasons)
     rule = "random" if growth.choose == "random" else growth.channel_rule
@@ -141,16 +141,16 @@ def _deepen(network: Network, batches: Sequence[Batch]) -> Outcome:
 
     Of the loss, for the new block's parameters, relative to the root of their number.
     """
-    spec = network.parts.model.spec
+    spec = network.experiment.model.spec
     last = {stage: i for i, stage in enumerate(spec.stages, 1)}
     reasons = {i: deepening.why_not(spec, i) for i in last.values()}
     able = _able("No block can be added", reasons)
-    if network.parts.config.growth.choose == "random":
+    if network.experiment.config.growth.choose == "random":
         chosen = able[units.random(network).integers(len(able))]
         return deepening.deepened(network, chosen), chosen + 1, 0
-    found = {i: deepening.deepened(network, i) for i in able}
-    best = max(able, key=lambda i: _gradient(found[i], i + 1, batches[0]))
-    return found[best], best + 1, changes.GRADIENT * len(able)
+    result = {i: deepening.deepened(network, i) for i in able}
+    best = max(able, key=lambda i: _gradient(result[i], i + 1, batches[0]))
+    return result[best], best + 1, changes.GRADIENT * len(able)
 
 
 def _able(problem: str, reasons: dict[int, str]) -> list[int]:
@@ -162,43 +162,45 @@ def _able(problem: str, reasons: dict[int, str]) -> list[int]:
 
 def _gradient(network: Network, block: int, batch: Batch) -> float:
     """Root mean square of the loss's gradient for a block's parameters."""
-    model, name = network.parts.model, f"block_{block}"
+    model, name = network.experiment.model, f"block_{block}"
 
     def size(state: TrainState, batch: Batch) -> jax.Array:
         def loss(own: Any) -> jax.Array:
             return steps.mean_loss(model, {**state.params, name: own}, state, batch)
 
-        found = jax.grad(loss)(state.params[name])
-        return optax.tree.norm(found) / jnp.sqrt(float(optax.tree.size(found)))
+        result = jax.grad(loss)(state.params[name])
+        return optax.tree.norm(result) / jnp.sqrt(float(optax.tree.size(result)))
 
     return float(network.on_host(size, network.state, batch))
 
 
 def _prune(network: Network, batches: Sequence[Batch]) -> Outcome:
     """Removes the connections that carry least."""
-    growth = network.parts.config.growth
-    edges = network.parts.model.spec.connections.topology.edges
+    growth = network.experiment.config.growth
+    edges = network.experiment.model.spec.connections.topology.edges
     if len(edges) < growth.connections:
         raise UserError(f"There are {len(edges)} connections, too few to remove any.")
     if growth.choose == "random":
         gone, passes = _drawn(network, edges), 0
     else:
         ranked = pruning.ranked(network, batches[0])
-        gone, passes = [carrier.edge for carrier in ranked[: growth.connections]], 1
+        gone, passes = [one.edge for one in ranked[: growth.connections]], 1
     smaller = growing.shrunk(network, gone)
     return smaller, _edges_without(network, smaller), passes
 
 
 def _edges_without(one: Network, other: Network) -> list[list[int]]:
     """The connections of a network, (reader, source), that another one lacks."""
-    own, there = (n.parts.model.spec.connections.topology.edges for n in (one, other))
+    own, there = (
+        n.experiment.model.spec.connections.topology.edges for n in (one, other)
+    )
     return [list(edge) for edge in own if edge not in there]
 
 
 def _drawn(network: Network, edges: Sequence[Edge]) -> list[Edge]:
     """As many edges as one event changes, at random."""
     order = units.random(network).permutation(len(edges))
-    return [edges[n] for n in order[: network.parts.config.growth.connections]]
+    return [edges[n] for n in order[: network.experiment.config.growth.connections]]
 
 
 EVENTS: dict[str, Event] = {

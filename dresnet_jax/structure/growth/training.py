@@ -96,7 +96,7 @@ class _Growth:
 
     def run(self) -> dict[str, Any]:
         self._restore()
-        processes.say(f"data: {self.network.parts.inputs.description}")
+        processes.say(f"data: {self.network.experiment.inputs.description}")
         while True:
             self._train()
             if self._is_on_trial:
@@ -106,8 +106,12 @@ class _Growth:
             else:
                 break
         growth = {"history": self.history, "training_multiply_adds": self._spent()}
-        parts, state, splits = self.network.parts, self.network.state, self._data.splits
-        return reporting.report(parts, self._directory, splits, state, growth)
+        exp, state, splits = (
+            self.network.experiment,
+            self.network.state,
+            self._data.splits,
+        )
+        return reporting.report(exp, self._directory, splits, state, growth)
 
     def _train(self) -> None:
         """Trains to the end of the segment, which is saved."""
@@ -118,12 +122,12 @@ class _Growth:
             until = kept[0] + self._trial
         if self.step == until:
             return
-        parts, state = self.network.parts, self.network.state
-        connections = reporting.connections(parts)
+        exp, state = self.network.experiment, self.network.state
+        connections = reporting.connections(exp)
         processes.say(f"steps {self.step + 1} to {until}: connections {connections}")
         segment = loop.Segment(state, self.step, until, self.history, kept)
-        state = loop.train(parts, self._directory, self._data, segment, self._watch())
-        self.network, self.step = Network(parts, state), until
+        state = loop.train(exp, self._directory, self._data, segment, self._watch())
+        self.network, self.step = Network(exp, state), until
 
     def _change(self) -> None:
         """Makes an event, whose change is then on trial, or rejected."""
@@ -139,10 +143,10 @@ class _Growth:
                 raise UserError(what)
             both = network, after
             params = [optax.tree.size(one.state.params) for one in both]
-            multiply_adds = [changes.products(one.parts) for one in both]
+            multiply_adds = [changes.products(one.experiment) for one in both]
             self._check_budget("max_params", params[1])
             self._check_budget("max_multiply_adds", multiply_adds[1])
-            self._check_time(after.parts, after.state)
+            self._check_time(after.experiment, after.state)
         except UserError as error:
             rejected = {"result": REJECTED, "why": str(error), "passes": passes}
             self._decide(entry | rejected)
@@ -194,9 +198,9 @@ class _Growth:
         """Goes to where the run stands by its checkpoints and its history."""
         processes.first_alone(self._drop_reverted)
         _, about = checkpointing.newest(self._directory) or (0, {})
-        parts = experiment.build(evaluation.config_of(self._config, about))
-        state, self.step = loop.restore_or_create(parts, self._directory)
-        self.network = Network(parts, state)
+        exp = experiment.build(evaluation.config_of(self._config, about))
+        state, self.step = loop.restore_or_create(exp, self._directory)
+        self.network = Network(exp, state)
         self.history = workdir.with_new_words(about.get("history", []))
         # A checkpoint does not know what was decided after it.
         decided = workdir.read_history(self._directory)
@@ -219,16 +223,16 @@ class _Growth:
         if most is not None and number > most:
             raise UserError(f"It would be {number}, above growth.{field}.")
 
-    def _check_time(self, parts: Experiment, state: TrainState) -> None:
+    def _check_time(self, exp: Experiment, state: TrainState) -> None:
         """Times a few steps of a changed network, if their time has a budget."""
         most = self._config.growth.max_step_seconds
         if most is None:
             return
-        calls = parts.calls(int(state.step))[:1]
-        data = parts.inputs.data(self._data.train, self._config.seed, calls)
+        calls = exp.calls(int(state.step))[:1]
+        data = exp.inputs.data(self._data.train, self._config.seed, calls)
         with contextlib.closing(data):
             inputs, _ = next(data)
-        program, seconds = parts.compile_train_step(calls[0].steps), []
+        program, seconds = exp.compile_train_step(calls[0].steps), []
         state = jax.tree.map(jnp.copy, state)
         for _ in range(_TIMED_CALLS):
             start = time.perf_counter()
@@ -258,9 +262,9 @@ class _Growth:
         return passes * self._start.recipe.batch_size
 
     def _validated(self) -> dict[str, float]:
-        parts, state = self.network.parts, self.network.state
-        found = evaluation.evaluate(parts, state, self._data.splits["validation"])
-        return {"accuracy": found.accuracy, "loss": found.loss}
+        exp, state = self.network.experiment, self.network.state
+        result = evaluation.evaluate(exp, state, self._data.splits["validation"])
+        return {"accuracy": result.accuracy, "loss": result.loss}
 
 
 def _of_result(history: list[Entry], result: str) -> set[tuple[int, int]]:
@@ -270,7 +274,7 @@ def _of_result(history: list[Entry], result: str) -> set[tuple[int, int]]:
 
 def _structure(network: Network) -> dict[str, int]:
     """What a network has of each kind of part."""
-    spec = network.parts.model.spec
+    spec = network.experiment.model.spec
     return {
         "connections": len(spec.connections.topology.edges),
         "blocks": len(spec.stages),

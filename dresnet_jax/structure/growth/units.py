@@ -32,18 +32,18 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     From 0, where it is constant, to 1, where all values are equally frequent. In nats
     alone nearly every channel would be above any threshold.
     """
-    model, state = with_form(network.parts.model, "folded"), network.state
+    model, state = with_form(network.experiment.model, "folded"), network.state
     seen = BLOCKS[model.spec.block].hidden.makes[-1]  # type: ignore[union-attr]
 
     def given(state: Any, images: jax.Array) -> dict[int, jax.Array]:
-        _, found = model.apply(
+        _, result = model.apply(
             {"params": state.params, "batch_stats": state.batch_stats},
             images,
             train=False,
             capture_intermediates=lambda module, _: module.path[1:] == (seen,),
             mutable=["intermediates"],
         )
-        outputs = {i: found["intermediates"][f"block_{i}"][seen] for i in blocks}
+        outputs = {i: result["intermediates"][f"block_{i}"][seen] for i in blocks}
         return {i: _entropy(own["__call__"][0]) for i, own in outputs.items()}
 
     return network.on_host(given, state, batch.images)
@@ -51,14 +51,14 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
 def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     """Returns the norm of the loss's gradient for each channel's incoming weights."""
-    model, state = network.parts.model, network.state
+    model, state = network.experiment.model, network.state
     first = BLOCKS[model.spec.block].hidden.makes[0]  # type: ignore[union-attr]
 
     def norms(state: Any, batch: Batch) -> dict[int, jax.Array]:
-        found = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
+        result = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
             state.params
         )
-        squares = {i: widening.kernel(found[f"block_{i}"][first]) ** 2 for i in blocks}
+        squares = {i: widening.kernel(result[f"block_{i}"][first]) ** 2 for i in blocks}
         return {i: jnp.sqrt(x.sum(axis=(0, 1, 2))) for i, x in squares.items()}
 
     return network.on_host(norms, state, batch)
@@ -74,7 +74,7 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     channels = widening.hidden_channels(network)
     thrice = {i: (*range(channels[i - 1]),) * 2 for i in blocks}
     larger = widening.widened(network, thrice)
-    model, state = larger.parts.model, larger.state
+    model, state = larger.experiment.model, larger.state
     hidden = BLOCKS[model.spec.block].hidden
     assert hidden is not None, "its channels can be divided"
 
@@ -100,10 +100,10 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
     def falls(state: TrainState, batch: Batch) -> dict[int, jax.Array]:
         start = {i: jnp.zeros(channels[i - 1]) for i in blocks}
-        found = jax.grad(
+        result = jax.grad(
             lambda split: steps.mean_loss(model, params(split, state), state, batch)
         )(start)
-        return jax.tree.map(jnp.negative, found)
+        return jax.tree.map(jnp.negative, result)
 
     return larger.on_host(falls, state, batch)
 
@@ -117,7 +117,9 @@ def at_random(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
 def random(network: Network) -> np.random.Generator:
     """Seeds by the run's seed and step, so that a run that resumes draws the same."""
-    return np.random.default_rng((network.parts.config.seed, int(network.state.step)))
+    return np.random.default_rng(
+        (network.experiment.config.seed, int(network.state.step))
+    )
 
 
 RULES: dict[str, Rule] = {
