@@ -10,7 +10,7 @@ from configs.compare import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """10 seeds of what is compared, 3 of each other gate, initial gate and learning rate."""
+    """10 seeds of what is compared, 3 of each other gate, start and learning rate."""
     config = common.get_config(common.small_fashion_mnist())
     config.question = "Do learned connections pay on Fashion-MNIST?"
     config.seeds = 10

@@ -20,7 +20,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from dresnet_jax import errors, signals
+from dresnet_jax import defaults, errors, signals
 from dresnet_jax.commands import config_files
 from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.training import json_files
@@ -234,10 +234,12 @@ class Command:
         return given
 
     def _with_new_name(self, word: str) -> str:
-        match = re.match(r"--?(\w+)(?==|$)", word)
-        if not match or match[1] not in self._renamed:
+        match = re.match(r"--?([\w.]+)(?==|$)", word)
+        if not match:
             return word
-        new = self._renamed[match[1]]
+        new = self._renamed.get(match[1], defaults.new_name(match[1]))
+        if new == match[1]:
+            return word
         logging.warning("--%s is now --%s.", match[1], new)
         return f"--{new}{word[match.end() :]}"
 

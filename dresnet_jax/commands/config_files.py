@@ -53,9 +53,14 @@ def _load(file: Path) -> ml_collections.ConfigDict:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file)]
         where = f", line {lines[-1]}" if lines else ""
+        renamed = [
+            f" It is now {new}."
+            for old, new in defaults.RENAMED.items()
+            if f'"{old.rpartition(".")[2]}"' in str(error)
+        ]
         raise UserError(
             f"Config file '{file}'{where}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
+            f"{' '.join(str(error).split())}{''.join(renamed)}"
         ) from error
     if not isinstance(tree, ml_collections.ConfigDict):
         raise UserError(f"Config file '{file}': get_config() returns no ConfigDict.")

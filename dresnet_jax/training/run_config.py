@@ -1,5 +1,6 @@
 """The config that a run directory keeps: read, completed and compared."""
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -150,10 +151,11 @@ def _check_types(
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """Adds to an earlier version's config the fields that it did not have yet.
+    """Gives an earlier version's config the names and the fields of today.
 
-    Each has the value that changes nothing. What is no group of fields stays.
+    A new field has the value that changes nothing. What is no group of fields stays.
     """
+    _rename(config)
     data, optimizer = _group(config, "data"), _group(config, "optimizer")
     connections = _group(_group(config, "model"), "connections")
     for group, fields in (
@@ -164,6 +166,18 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
         if group:
             group.update(fields | group)
     return config
+
+
+def _rename(config: dict[str, Any]) -> None:
+    """Renames the fields of a config, and of those inside it, as a comparison's."""
+    for value in config.values():
+        if isinstance(value, dict):
+            _rename(value)
+    for old, new in defaults.RENAMED.items():
+        path, _, name = old.rpartition(".")
+        group = functools.reduce(_group, path.split("."), config)
+        if name in group:
+            group[new.rpartition(".")[2]] = group.pop(name)
 
 
 def _group(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from dresnet_jax.costs import cost
 from dresnet_jax.errors import UserError
 from dresnet_jax.structure import pruning
-from dresnet_jax.structure.pruning import RankedEdge, Network
+from dresnet_jax.structure.pruning import Network, RankedEdge
 from dresnet_jax.training import evaluation, experiment
 from tests.acceptance.small_run import last_json
 from tests.conftest import apply, run_command
