@@ -130,19 +130,17 @@ class BlockOutputs:
           [batch, *size, blocks * rank].
         """
         if (blocks, size) not in self._narrowed:
-            copies = zip(blocks, narrowings, strict=True)
-            parts = [self._narrow(k, size, kernel) for k, kernel in copies]
-            self._narrowed[blocks, size] = jnp.concatenate(parts, axis=-1)
+            if len(blocks) == 1:
+                _, nearest = self._nearest(self._narrowed, blocks, size)
+                copy = average_pool(nearest[0] if nearest else self[blocks[0]], size)
+                if not nearest:
+                    copy = copy @ narrowings[0].astype(copy.dtype)
+            else:
+                pairs = zip(blocks, narrowings, strict=True)
+                parts = [self.narrowed((k,), size, [kernel]) for k, kernel in pairs]
+                copy = jnp.concatenate(parts, axis=-1)
+            self._narrowed[blocks, size] = copy
         return self._narrowed[blocks, size]
-
-    def _narrow(self, k: int, size: tuple[int, int], kernel: jax.Array) -> jax.Array:
-        if ((k,), size) not in self._narrowed:
-            _, nearest = self._nearest(self._narrowed, (k,), size)
-            copy = average_pool(nearest[0] if nearest else self[k], size)
-            if not nearest:
-                copy = copy @ kernel.astype(copy.dtype)
-            self._narrowed[(k,), size] = copy
-        return self._narrowed[(k,), size]
 
     def _nearest(
         self, cache: _Cache, blocks: tuple[int, ...], size: tuple[int, int]

@@ -199,11 +199,9 @@ class ConnectionSpec:
 
     def _is_projected(self, reader: int, source: int) -> bool:
         """Whether an edge passes a kernel, whose start is not too large."""
-        own = self.projection == "per_edge" or (
-            self.projection == "matching"
-            and self.topology.crosses_stages(reader, source)
-        )
-        return own or bool(self.shared_projections(reader, source))
+        if self.projection in ("matching", "between_stages"):
+            return self.topology.crosses_stages(reader, source)
+        return self.projection != "none"
 
     @functools.cached_property
     def _bounded_gate(self) -> float:

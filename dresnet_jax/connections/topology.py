@@ -171,30 +171,23 @@ def stage_ends(stages: Stages) -> Topology:
     return from_rule(stages, reads)
 
 
-def powers_of_two(stages: Stages) -> Topology:
-    """Lets block i read i-2, i-4, i-8, ... (Hu et al. 2017, Log-DenseNet)."""
-    return from_rule(stages, lambda i, k: (i - k).bit_count() == 1)
-
-
-def dilated(stages: Stages, d: int) -> Topology:
-    """Lets block i read each d-th block before i-1 (DenseFormer, Pagliardini 2024)."""
-    return from_rule(stages, lambda i, k: (i - 1 - k) % d == 0)
-
-
-def last(stages: Stages, m: int) -> Topology:
-    """Lets block i read the m blocks before i-1."""
-    return from_rule(stages, lambda i, k: i - 1 - k <= m)
-
-
 PATTERNS = {
     "none": none,
     "dense": dense,
     "within_stage": within_stage,
     "stage_ends": stage_ends,
-    "powers_of_two": powers_of_two,
+    # Block i reads i-2, i-4, i-8, ... (Hu et al. 2017, Log-DenseNet).
+    "powers_of_two": lambda stages: from_rule(
+        stages, lambda i, k: (i - k).bit_count() == 1
+    ),
 }
 # These take a whole number above 0, written after a colon: "last:3".
-COUNTED_PATTERNS = {"dilated": dilated, "last": last}
+COUNTED_PATTERNS = {
+    # Block i reads each d-th block before i-1 (DenseFormer, Pagliardini 2024).
+    "dilated": lambda stages, d: from_rule(stages, lambda i, k: (i - 1 - k) % d == 0),
+    # Block i reads the m blocks before i-1.
+    "last": lambda stages, m: from_rule(stages, lambda i, k: i - 1 - k <= m),
+}
 
 
 def from_edges(

@@ -114,7 +114,7 @@ class Weights(nn.Module):
                 penalty = mixture.balance * imbalance(weights)
                 self.sow(PENALTIES, "imbalance", penalty)
             if mixture.skip_drop:
-                rate = mixture.skip_drop_after(steps.value)
+                rate = mixture.skip_drop * (1 - mixture.progress(steps.value))
                 weights = self._without_skips(weights, rate, x.shape[0])
             steps.value += 1
         return weights

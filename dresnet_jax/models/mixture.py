@@ -76,10 +76,6 @@ class Mixture:
         start, end = self.temperature_start, self.temperature_end
         return start * (end / start) ** self.progress(steps)
 
-    def skip_drop_after(self, steps: jax.Array) -> jax.Array:
-        """Returns the share of images that lose a skip after some steps, a scalar."""
-        return self.skip_drop * (1 - self.progress(steps))
-
 
 def straight_through(soft: jax.Array) -> jax.Array:
     """Sets the largest of the last axis to 1, the rest to 0, with soft's gradient.

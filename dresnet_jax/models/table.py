@@ -210,12 +210,9 @@ def _rows(table: Sequence[Sequence[Any]]) -> dict[str, Row]:
 
 def _order(rows: Mapping[str, Row]) -> list[str]:
     """The layers, each after those that it reads."""
-    graph = {
-        name: [read for read in row.reads if read != IMAGES]
-        for name, row in rows.items()
-    }
+    graph = graphlib.TopologicalSorter({name: row.reads for name, row in rows.items()})
     try:
-        return list(graphlib.TopologicalSorter(graph).static_order())
+        return [name for name in graph.static_order() if name != IMAGES]
     except graphlib.CycleError as error:
         cycle = " reads ".join(reversed(error.args[1]))
         raise UserError(f"The table has a cycle: {cycle}.") from error
