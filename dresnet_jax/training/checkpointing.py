@@ -275,9 +275,8 @@ def discard(workdir: epath.Path, unwanted: Sequence[int]) -> None:
 def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
     """Reads the shapes of the weights in a run's newest checkpoint, and its step.
 
-    Returns:
-      {"params": a tree, "batch_stats": a tree}; the parameters are the averaged ones
-      where there are some.
+    By path, such as params/stem/conv/kernel; the parameters are the averaged ones where
+    there are some.
 
     Raises:
       UserError: no checkpoint is whole.
@@ -285,7 +284,8 @@ def weight_shapes(workdir: epath.Path) -> tuple[dict[str, Any], int]:
     step, _ = _newest_whole(workdir)
     assert step is not None, "there is a checkpoint"
     tree = ocp.metadata(_directory(workdir) / str(step)).metadata
-    return {"params": tree[_weights(tree)], "batch_stats": tree["batch_stats"]}, step
+    weights = {"params": tree[_weights(tree)], "batch_stats": tree["batch_stats"]}
+    return leaves.by_name(weights), step
 
 
 def load_weights(

@@ -87,8 +87,7 @@ def start_from(
       UserError: a leaf has another shape there, or no leaf is the same.
     """
     here = leaves.by_name(state.variables)
-    shapes, step = checkpointing.weight_shapes(_other(config))
-    there = leaves.by_name(shapes)
+    there, step = checkpointing.weight_shapes(_other(config))
     skipped = {path for path in here if config.skip and re.search(config.skip, path)}
     taken = [path for path in here if path in there and path not in skipped]
     for path in taken:
