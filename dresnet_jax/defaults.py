@@ -360,18 +360,6 @@ def get_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-# Fields that had another name, by that: in runs, and on the command line.
-RENAMED = {"model.connections.opening": "model.connections.initial_gate"}
-
-
-def new_name(path: str) -> str:
-    """Returns the path that a field has today, in whatever group it stands."""
-    for old, new in RENAMED.items():
-        if f".{path}".endswith(f".{old}"):
-            return path.removesuffix(old) + new
-    return path
-
-
 def fields(tree: Any, group: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the path, after `group`, and the value of each field that is no group."""
     for name in tree:

@@ -153,7 +153,7 @@ def json_lines(values):
 def small_run(tmp_path_factory):
     """The directory of a run of SMALL, trained once for all workers, and never changed.
 
-    What the training printed is in output.txt beside it.
+    What the training printed is in output.txt next to it.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from dresnet_jax.commands import cli
+from dresnet_jax.training import run_config
 from tests.conftest import run_command
 
 TINY = (
@@ -17,6 +19,25 @@ def report_of(name, *arguments):
     code, output, errors = run_command(name, *arguments, "--json")
     assert code == 0, errors
     return output, json.loads(output.splitlines()[-1])
+
+
+def test_a_field_has_its_old_name_too(caplog):
+    command, given = cli.Command(None, "config"), []
+
+    @command.main
+    def main():
+        given.append(command.config().model.connections.initial_gate)
+
+    old = "--config.model.connections.opening=0.25"
+    assert command.run(["train", *TINY, old]) == 0
+    assert given == [0.25]
+    new = "config.model.connections.initial_gate"
+    assert caplog.text.count(f"--{new}") == 1
+    # As in a comparison, whose `base` is such a config.
+    old, new = (
+        "config.base.model.connections." + x for x in ("opening", "initial_gate")
+    )
+    assert run_config.new_name(old) == new == run_config.new_name(new)
 
 
 def test_plan_without_compiling():

@@ -94,9 +94,16 @@ def test_commands_are_thin():
 DIALECT = re.compile(
     r"\banew\b|\b(goes|go|going) on\b|\bso (many|much)\b|\bbut for\b|\bbeside\b"
     r"|\broads?\b|points of a hundred|common rate|solidif|\bwants\b|a person's own"
+    r"|\bopenings?\b"
 )
+# Of its names to avoid, those that have no other meaning in code.
+VAGUE = {"found", "wanted", "carried", "late", "told", "opening", "openings"}
+VAGUE |= {"Wanted", "Answer", "Placed", "Carried"}
 # A class of CIFAR-100, and the old name of a flag.
-ALLOWED = ("raccoon ray road rocket", "--roads", 'command.renamed("roads", "modes")')
+ALLOWED = (
+    *("raccoon ray road rocket", "--roads", 'command.renamed("roads", "modes")'),
+    *("connections.opening", "`opening`"),
+)
 TEXTS = [
     path
     for pattern in (
@@ -113,6 +120,13 @@ def test_texts_are_plain_english():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if not any(words in line for words in ALLOWED):
                 assert not DIALECT.search(line), f"{path}:{number}: {line.strip()}"
+
+
+def test_names_say_what_they_hold():
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "id", getattr(node, "arg", getattr(node, "name", "")))
+            assert name not in VAGUE, f"{module}: {name}"
 
 
 def test_public_functions_say_what_they_do():

@@ -20,10 +20,10 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from dresnet_jax import defaults, errors, signals
+from dresnet_jax import errors, signals
 from dresnet_jax.commands import config_files
 from dresnet_jax.errors import RunFailedError, UserError
-from dresnet_jax.training import json_files
+from dresnet_jax.training import json_files, run_config
 
 _SHARED_HELP = {
     "config": "File of the config, such as configs/digits.py; "
@@ -237,7 +237,7 @@ class Command:
         match = re.match(r"--?([\w.]+)(?==|$)", word)
         if not match:
             return word
-        new = self._renamed.get(match[1], defaults.new_name(match[1]))
+        new = self._renamed.get(match[1], run_config.new_name(match[1]))
         if new == match[1]:
             return word
         logging.warning("--%s is now --%s.", match[1], new)

@@ -11,6 +11,7 @@ import ml_collections
 
 from dresnet_jax import defaults
 from dresnet_jax.errors import UserError, unknown
+from dresnet_jax.training import run_config
 
 
 def check(argv: list[str]) -> ml_collections.ConfigDict | None:
@@ -55,7 +56,7 @@ def _load(file: Path) -> ml_collections.ConfigDict:
         where = f", line {lines[-1]}" if lines else ""
         renamed = [
             f" It is now {new}."
-            for old, new in defaults.RENAMED.items()
+            for old, new in run_config.RENAMED.items()
             if f'"{old.rpartition(".")[2]}"' in str(error)
         ]
         raise UserError(

@@ -15,6 +15,8 @@ from dresnet_jax.training import json_files
 CONFIG = "config.json"
 # Axes of the devices, instead of those that the run had.
 _ANY_DEVICES = {"replica": None, "data": None, "fsdp": 1}
+# Fields that had another name, by that: in runs, and on the command line.
+RENAMED = {"model.connections.opening": "model.connections.initial_gate"}
 # Fields that decide where batches and the state are and how fast, but not what is in
 # them: a run may continue with others.
 _FREE_OF_A_RUN = {
@@ -32,6 +34,14 @@ _FREE = (
     | {f"base.{field}" for field in _FREE_OF_A_RUN}
     | {"seeds", "other_seeds", "at_once"}
 )
+
+
+def new_name(path: str) -> str:
+    """Returns the path that a field has today, in whatever group it stands."""
+    for old, new in RENAMED.items():
+        if f".{path}".endswith(f".{old}"):
+            return path.removesuffix(old) + new
+    return path
 
 
 def require_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
@@ -173,7 +183,7 @@ def _rename(config: dict[str, Any]) -> None:
     for value in config.values():
         if isinstance(value, dict):
             _rename(value)
-    for old, new in defaults.RENAMED.items():
+    for old, new in RENAMED.items():
         path, _, name = old.rpartition(".")
         group = functools.reduce(_group, path.split("."), config)
         if name in group:

@@ -269,8 +269,8 @@ def test_a_deep_stage_costs_memory_and_compile_time_as_a_plain_one():
     unrolled = of("folded", "step_seconds")[2] / of(plain, "step_seconds")[2] - 1
     print(
         f"stacked: 64 blocks compile in {growth:.2f} times the time of 8; step of 32 "
-        f"blocks {overhead:+.1%} beside the plain scan, folded {unrolled:+.1%} beside "
-        "the plain network"
+        f"blocks {overhead:+.1%} against the plain scan, folded {unrolled:+.1%} "
+        "against the plain network"
     )
     assert growth <= 2
     assert overhead <= 0.15

@@ -92,7 +92,7 @@ def teacher(operations, seed, planted, change=lambda params: params):
     return answers
 
 
-def told(what, planted, result, operations):
+def recovered(what, planted, result, operations):
     wrong = [
         f"{operations[p]} as {operations[f]}"
         for p, f in zip(planted, result, strict=True)
@@ -124,7 +124,7 @@ def test_a_mixed_block_finds_the_planted_operation():
             )
             return learned(student, seed, answers, (0.05, 0.02)).argmax()
 
-        right[price] = told(
+        right[price] = recovered(
             f"price {price}: planted among {len(operations)} operations",
             planted,
             of_seeds(result),
@@ -157,7 +157,7 @@ def test_skips_win_without_the_guard_and_not_with_it():
             student = block(operations, skip_drop=drop, temperature_steps=STEPS)
             return learned(student, seed, answers, (0.1, 0.005)).argmax()
 
-        right[drop] = told(
+        right[drop] = recovered(
             f"skip_drop {drop}: conv3 near the identity",
             planted,
             of_seeds(result),
@@ -204,11 +204,11 @@ def test_a_router_reaches_the_planted_mixtures():
         def step(carry, i):
             router, memory = carry
             x = images(jax.random.fold_in(keys[4], i))
-            wanted = jax.vmap(answers)(mixtures, x)
+            expected = jax.vmap(answers)(mixtures, x)
 
             def loss(router):
                 y, _ = made(router, x)
-                return jnp.mean((y - wanted.reshape(y.shape)) ** 2)
+                return jnp.mean((y - expected.reshape(y.shape)) ** 2)
 
             updates, memory = learner.update(jax.grad(loss)(router), memory)
             return (optax.apply_updates(router, updates), memory), None

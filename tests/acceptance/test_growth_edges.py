@@ -54,12 +54,12 @@ def planted(seed):
     def answers(params, x):
         return steps.forward(MODEL, params, stats, x, jax.random.key(0))[0]
 
-    wanted = jax.lax.map(functools.partial(answers, teacher), images)
-    batches = images, wanted / wanted.std()
+    expected = jax.lax.map(functools.partial(answers, teacher), images)
+    batches = images, expected / expected.std()
 
     def loss(params, batch):
         x, y = batch
-        return jnp.mean((answers(params, x) / wanted.std() - y) ** 2)
+        return jnp.mean((answers(params, x) / expected.std() - y) ** 2)
 
     blocks = {name: leaf for name, leaf in params.items() if name != "connections"}
     learner = optax.adam(optax.cosine_decay_schedule(3e-3, PLATEAU_STEPS))

@@ -16,8 +16,8 @@ from tests.acceptance.test_free_mixed import (
     block,
     noise,
     of_seeds,
+    recovered,
     teacher,
-    told,
 )
 
 # Of each half; they come again and again.
@@ -91,4 +91,4 @@ def test_a_search_finds_the_planted_operation(order):
 
     planted = np.arange(SEEDS) % len(ALL)
     what = f"{order} order: planted among {len(ALL)} operations"
-    assert told(what, planted, of_seeds(result), ALL) >= 18
+    assert recovered(what, planted, of_seeds(result), ALL) >= 18

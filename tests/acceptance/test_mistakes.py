@@ -220,6 +220,10 @@ BAD_CONFIGS = {
     "def get_config():\n    return 3": "returns no ConfigDict",
     "from dresnet_jax import defaults\n\n\ndef get_config():\n"
     "    config = defaults.get_config()\n    config.model.widht = 3": "line 6: ",
+    "from dresnet_jax import defaults\n\n\ndef get_config():\n"
+    "    config = defaults.get_config()\n    config.model.connections.opening = 0.5": (
+        "It is now model.connections.initial_gate."
+    ),
 }
 
 
@@ -347,7 +351,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 5])
-def test_ctrl_c_saves_and_says_how_to_go_on(step, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_resume(step, tmp_path):
     directory = epath.Path(tmp_path / "run")
     process = start_command("train", *SMALL, f"--workdir={directory}")
     errors = signal_at(process, directory, step, signal.SIGINT)

@@ -241,7 +241,7 @@ def exchange(a, b):
 @pytest.mark.parametrize("all_damaged", [False, True])
 def test_no_damage_is_used_in_silence(one_process, tmp_path, caplog, all_damaged):
     exp = experiment.build(run_config.read_config(epath.Path(one_process)))
-    wanted = exp.create_state(abstract=True)
+    expected = exp.create_state(abstract=True)
     outcomes = {}
     for number, (name, damage) in enumerate(DAMAGE.items()):
         run = epath.Path(tmp_path / str(number))
@@ -253,7 +253,7 @@ def test_no_damage_is_used_in_silence(one_process, tmp_path, caplog, all_damaged
                     empty(path / "sha256.json")
         caplog.clear()
         try:
-            restored = checkpointing.restore(run, wanted)
+            restored = checkpointing.restore(run, expected)
         except UserError as error:
             outcomes[name] = str(error).partition(" in ")[0]
         else:
@@ -301,10 +301,10 @@ def test_a_run_in_use_stops_every_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_saving_beside_the_steps_costs_little(tmp_path):
+def test_saving_during_the_steps_costs_little(tmp_path):
     """A checkpoint in each 100 steps.
 
-    What one costs is measured over the steps beside which it is written, in turn with
+    What one costs is measured over the steps during which it is written, in turn with
     as many without: over all 100 it would drown in the machine's own ups and downs.
     """
     config = synthetic.get_config()

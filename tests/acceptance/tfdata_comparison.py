@@ -124,7 +124,7 @@ PIPELINES = {
 
 
 def work(name, records, pipe):
-    """Runs an epoch whenever told to, and tells the seconds it took."""
+    """Runs an epoch whenever asked to, and prints the seconds it took."""
     epoch = PIPELINES[name](records)
     epoch()
     pipe.send(None)

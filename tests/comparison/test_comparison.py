@@ -83,13 +83,11 @@ def test_the_reference_is_widened_to_the_same_budget(count):
         name: grid._changed(config.base, changes, name)
         for name, changes in config.variants.items()
     }
-    wanted = count(variants["dresnet"])
-    result = budgets.widened(variants["resnet"], wanted, count)
-    print(
-        f"\nwidth {result.model.width}: {count(result) / wanted:.4f} of what is wanted"
-    )
+    expected = count(variants["dresnet"])
+    result = budgets.widened(variants["resnet"], expected, count)
+    print(f"\nwidth {result.model.width}: {count(result) / expected:.4f} of it")
     assert result.model.width > 16
-    assert count(result) == pytest.approx(wanted, rel=0.01)
+    assert count(result) == pytest.approx(expected, rel=0.01)
     # Nothing else has changed.
     result.model.width = 16.0
     assert result.to_dict() == variants["resnet"].to_dict()
@@ -257,7 +255,7 @@ def test_the_report_says_what_was_planted(ten_seeds, tmp_path, gain, is_clear):
         assert f"{mean:.4f}" not in shown
 
 
-def test_one_seed_tells_nothing_of_chance(monkeypatch, tmp_path):
+def test_one_seed_says_nothing_of_chance(monkeypatch, tmp_path):
     plan = in_advance(monkeypatch, seeds=1, budgets=())
     result = report.report(study(seeds=1), plan, planted(plan, 0.1, 1), {}, "")
     (row,) = report.accuracies(result)
@@ -291,7 +289,7 @@ def test_runs_that_all_failed_are_no_report(ten_seeds):
         report.report(study(), ten_seeds, [], {"a": "b"}, "")
 
 
-def test_a_run_whose_loss_is_not_finite_is_told_of(tmp_path, monkeypatch):
+def test_a_run_whose_loss_is_not_finite_is_reported(tmp_path, monkeypatch):
     wild = {"optimizer": {"learning_rate": 1e30, "clip_norm": 0.0}}
     variants = {"resnet": {"model": {"name": "resnet18"}} | wild, "dresnet": {}}
     fields = {"seeds": 1, "budgets": (), "variants": variants}

@@ -82,8 +82,8 @@ def test_seeds_that_differ_by_the_same_tell_nothing_of_chance(value):
     # As float32 stores them.
     result = statistics.paired(np.float32([value, value + 0.1]), np.float32([0.9, 1.0]))
     assert result.estimate.mean == pytest.approx(value - 0.9, rel=1e-5)
-    tells = result.p, result.effect, result.estimate.low, result.estimate.high
-    assert np.all(np.isnan(tells))
+    values = result.p, result.effect, result.estimate.low, result.estimate.high
+    assert np.all(np.isnan(values))
 
 
 def test_seeds_that_do_not_differ_show_no_difference():

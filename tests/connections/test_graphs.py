@@ -77,7 +77,7 @@ def test_a_block_without_edges_is_not_in_the_network():
     assert topology.none([0] * 4).blocks == (1, 2, 3, 4)
 
 
-def test_edges_on_no_path_are_told_from_those_on_one():
+def test_edges_on_no_path_are_distinguished():
     useful = [(1, 0), (4, 1), (5, 4)]
     dead_ends = [(3, 2), (4, 3), (2, 1)]
     assert graphs.on_paths([*useful, *dead_ends[:2]], 4) == sorted(useful)

@@ -65,14 +65,14 @@ def test_what_is_left_is_the_sum_without_what_is_gone(gate, weights, projection)
         assert shapes == jax.tree.map(jnp.shape, smaller)
         for i in (3, 4, 5):
             result = pruned.apply({"params": smaller}, i, outputs(i, projection))
-            wanted = connections.apply(
+            expected = connections.apply(
                 {"params": parameters},
                 i,
                 outputs(i, projection),
                 [k for k in spec.topology.sources(i) if (i, k) in KEPT],
                 method=_sum_of,
             )
-            np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def _sum_of(connections, block, given, sources):

@@ -21,7 +21,7 @@ def test_the_plain_network_is_the_unit(tiny_images_config):
     assert "MB read and written by" in table
 
 
-def test_others_are_measured_beside_their_own_plain_network(tiny_images_config):
+def test_others_are_compared_with_their_own_plain_network(tiny_images_config):
     subject = Subject(tiny_images_config, ["folded"])
     steps = {"none": lambda: jnp.ones(()), "per edge": lambda: jnp.ones(())}
     rows = connection_costs.measure([subject], 2, {"peer": steps})

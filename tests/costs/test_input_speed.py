@@ -1,4 +1,4 @@
-"""The input is timed alone, beside the step, and together with it."""
+"""The input is timed alone, next to the step, and together with it."""
 
 import pytest
 

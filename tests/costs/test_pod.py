@@ -1,4 +1,4 @@
-"""Plans add up, estimates follow from counts, and what cannot be told is not told."""
+"""Plans add up, estimates follow from counts, and what is unknown is not printed."""
 
 import dataclasses
 
@@ -92,7 +92,7 @@ def test_nothing_is_estimated_where_a_loop_was_counted_as_one_turn(
     assert "no estimates" in tables.pod_table(plan)
 
 
-def test_a_sweep_tells_of_the_largest_that_fits(plan, monkeypatch):
+def test_a_sweep_names_the_largest_that_fits(plan, monkeypatch):
     def make(_config, _target, batch):
         if batch > 16:
             raise pod.DoesNotFitError("too large")

@@ -80,7 +80,7 @@ def test_splits_are_taken_where_there_are_some(tmp_path, names, splits, official
     assert dataset.tfds_splits == dict(zip(catalog.SPLITS, official, strict=True))
 
 
-def test_what_systems_leave_behind_is_left_out(root):
+def test_files_of_operating_systems_are_left_out(root):
     for name in (".ipynb_checkpoints", "__MACOSX"):
         picture(root / name / "x.png")
         picture(root / "cat" / name / "x.png")

@@ -139,7 +139,7 @@ def test_what_has_no_agreed_white_is_refused(kind):
         images.decode(out.getvalue(), 1)
 
 
-def test_texts_of_megabytes_beside_the_pixels_do_not_matter():
+def test_texts_of_megabytes_next_to_the_pixels_do_not_matter():
     note = PngImagePlugin.PngInfo()
     note.add_text("workflow", "x" * 2_000_000, zip=True)
     out = io.BytesIO()

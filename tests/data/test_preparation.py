@@ -138,7 +138,7 @@ def test_archives_that_cannot_be_fetched_are_named(tmp_path):
 
 
 @needs_tensorflow
-def test_imagenets_archives_are_both_wanted_and_the_originals(tmp_path):
+def test_imagenets_archives_are_both_needed_and_the_originals(tmp_path):
     archives.imagenet2012(tmp_path, ["n01440764"])
     with pytest.raises(UserError, match=r"train.tar is not the original archive"):
         preparation.prepare(IMAGENET, str(tmp_path / "data"), str(tmp_path))

@@ -20,7 +20,7 @@ DATASET = archives.small("tiny_imagenet", train=350, validation=50, test=200)
 
 
 def write(directory, files, monkeypatch):
-    """An archive of these files, registered as the one that is wanted."""
+    """An archive of these files, registered as the one that is expected."""
     archives.tiny_imagenet(directory, files)
     builder, _ = prepared.find(DATASET.name, str(directory / "data"))
     archives.register(monkeypatch, builder, directory)

@@ -36,8 +36,8 @@ def test_routed_weights_are_averaged_by_class(mixed):
     _, made = apply(exp.model, variables, batch.images, **options)
     weights = made["intermediates"]["block_2"]["mixture"]["weights"][0]
     for label in range(10):
-        wanted = weights[labels == label].mean(axis=0)
-        np.testing.assert_allclose(result[2][label], wanted, atol=1e-5)
+        expected = weights[labels == label].mean(axis=0)
+        np.testing.assert_allclose(result[2][label], expected, atol=1e-5)
     assert np.ptp(result[2], axis=0).max() > 0.01
     lines = routes.table(exp, result).splitlines()
     assert lines[0].split() == ["block", "2", "none", "conv3", "pool"]

@@ -61,14 +61,14 @@ def test_each_image_is_answered_by_the_first_exit_that_is_sure(
 ):
     chosen = np.quantile(at_all.confidences[:, :2], quantile, axis=0)
     result = network(batches, early_exit.by_threshold(chosen))
-    wanted = thresholds.exits_of(chosen, at_all.confidences)
-    assert len(set(wanted)) == 3
-    np.testing.assert_array_equal(result.exits, wanted)
+    expected = thresholds.exits_of(chosen, at_all.confidences)
+    assert len(set(expected)) == 3
+    np.testing.assert_array_equal(result.exits, expected)
     np.testing.assert_array_equal(
-        result.logits.argmax(axis=-1), at_all.predictions[np.arange(75), wanted]
+        result.logits.argmax(axis=-1), at_all.predictions[np.arange(75), expected]
     )
     # What is skipped is not run, except for what fills the last batches.
-    counts = [75, np.sum(wanted > 0), np.sum(wanted > 1)]
+    counts = [75, np.sum(expected > 0), np.sum(expected > 1)]
     assert np.all(result.rows >= counts)
     assert np.all(result.rows < np.asarray(counts) + 16)
 

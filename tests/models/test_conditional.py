@@ -81,7 +81,7 @@ def test_few_more_examples_are_run_than_need_it(batch):
 
 
 def test_what_all_skip_is_not_done():
-    """The compiler cannot know, so that time tells: no block is run for nobody."""
+    """The compiler cannot know, so that time shows it: no block is run for nobody."""
     calls = []
 
     def run(x):

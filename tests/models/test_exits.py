@@ -138,10 +138,10 @@ def test_weights_are_of_the_blocks_gradients_alone(small_config):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, none, {name: alone[name] for name in none})
     jax.tree.map(close, own, same)
-    wanted = jax.tree.map(
+    expected = jax.tree.map(
         lambda n, f, s: n + 0.5 * (f - n) + 2 * (s - n), none, first, second
     )
-    jax.tree.map(close, both, wanted)
+    jax.tree.map(close, both, expected)
     assert np.any(own["exit_1"]["linear"]["kernel"])
     assert np.any(first["stem"]["conv"]["kernel"] != none["stem"]["conv"]["kernel"])
 

@@ -89,11 +89,11 @@ def test_a_graph_written_as_a_chain_is_the_backbone(name, topology, form):
     variables = created(chain)
     same = opened(graph, variables, range(1, sum(BLOCKS) + 2))
     assert jax.tree.structure(same) == jax.tree.structure(shapes(graph))
-    result, wanted = (
+    result, expected = (
         applied(model, values, train=True, mutable=["batch_stats"])
         for model, values in ((graph, same), (chain, variables))
     )
-    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -120,11 +120,11 @@ def test_every_form_of_a_graph_agrees_and_trains_every_edge(topology, projection
         )
         return (logits**2).mean()
 
-    result, wanted = (
+    result, expected = (
         jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], form)
         for form in ("folded", "reference")
     )
-    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         scale = max(float(np.abs(b).max()), 1e-3)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * scale)
     for own in result["connections"].values():
@@ -147,8 +147,8 @@ def test_the_classifier_reads_several_outputs():
     pooled = average_pool(y_1, last[1:3]) @ of_head["from_1"]["kernel"]
     features = (weights[0] * pooled + weights[1] * y_5).mean(axis=(1, 2))
     linear = variables["params"]["head"]["linear"]
-    wanted = features @ linear["kernel"] + linear["bias"][None]
-    np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+    expected = features @ linear["kernel"] + linear["bias"][None]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("gone", range(1, 6))
@@ -156,10 +156,10 @@ def test_a_block_that_is_gone_leaves_the_shapes_of_the_others(gone):
     there = [i for i in range(7) if i != gone]
     edges = tuple(zip(there[1:], there, strict=False))
     whole, without = learned("none"), learned(edges)
-    wanted, result = shapes(whole)["params"], shapes(without)["params"]
+    expected, result = shapes(whole)["params"], shapes(without)["params"]
     assert f"block_{gone}" not in result
     for i in there[1:-1]:
-        assert result[f"block_{i}"] == wanted[f"block_{i}"]
+        assert result[f"block_{i}"] == expected[f"block_{i}"]
     run = functools.partial(without.apply, train=False, capture_intermediates=True)
     _, made = jax.eval_shape(run, shapes(without), IMAGES)
     last = made["intermediates"][f"block_{there[-2]}"]["__call__"][0]

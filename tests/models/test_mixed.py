@@ -81,12 +81,12 @@ def test_a_one_hot_mixture_is_that_operation(size, train):
         chosen = np.where(np.array(ALL) == operation, 0.0, -1e4).astype(np.float32)
         result = of_mixed(with_weights(variables, chosen))
         alone, own = block(operation, **size), only(variables, operation)
-        wanted = jax.jit(lambda given, m=alone: run(m, given, train=train)[0])(own)
+        expected = jax.jit(lambda given, m=alone: run(m, given, train=train)[0])(own)
         assert jax.tree.structure(jax.eval_shape(lambda m=alone: started(m))) == (
             jax.tree.structure(own)
         )
         assert result.shape == (6, *([4, 4, 6] if size else [7, 7, 4]))
-        np.testing.assert_allclose(result, wanted, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
 
 
 def test_deep_alone_is_a_basic_block():
@@ -94,8 +94,10 @@ def test_deep_alone_is_a_basic_block():
     variables = started(alone)
     of_basic = {group: tree["deep"] for group, tree in variables.items()}
     basic = BLOCKS["basic"].make(BlockSpec(CHANNELS), Layers())
-    wanted = basic.apply(of_basic, images(), train=False)
-    np.testing.assert_array_equal(alone.apply(variables, images(), train=False), wanted)
+    expected = basic.apply(of_basic, images(), train=False)
+    np.testing.assert_array_equal(
+        alone.apply(variables, images(), train=False), expected
+    )
 
 
 def test_pooling_is_the_average_of_what_is_there():

@@ -120,9 +120,9 @@ def test_logits_and_input_gradients_are_pytorchs(name):
         jax.jit(lambda x: exp.model.apply(variables, x, train=False)), pixels
     )
     (gradient,) = pull(jnp.asarray(cotangent, jnp.float32))
-    wanted = given.grad.numpy().transpose(0, 2, 3, 1)
+    target = given.grad.numpy().transpose(0, 2, 3, 1)
     difference = np.abs(result - expected.detach().numpy()).max()
-    relative = np.abs(gradient - wanted).max() / np.abs(wanted).max()
+    relative = np.abs(gradient - target).max() / np.abs(target).max()
     print(
         f"\n{name}: logits up to {np.abs(result).max():.2f} differ by "
         f"{difference:.1e}, input gradients by {relative:.1e} relative"

@@ -111,7 +111,7 @@ def trained(result, count=2):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_all_changes_one_behind_the_other_and_training_goes_on(config, optimizer):
+def test_all_changes_one_after_the_other_and_training_continues(config, optimizer):
     config.optimizer.name = optimizer
     now = trained(network(config), 1)
     batch = first_batch(now)
@@ -145,7 +145,7 @@ def test_copies_share_what_comes_in_and_out(config):
     assert new[mean][8] == new[mean][9] == old[mean][2]
 
 
-def test_noise_tells_its_own_error(config):
+def test_noise_reports_its_own_error(config):
     before = network(config)
     after = widening.widened(before, {1: [0, 1]}, noise=0.1)
     assert 1e-5 < changes.difference(before, after, first_batch(before)) < 1

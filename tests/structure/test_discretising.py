@@ -52,8 +52,8 @@ def test_the_largest_weight_is_chosen(mixed):
     first, second = discretising.choices(network(mixed))
     assert (first.block, second.block) == (1, 3)
     assert (first.chosen, second.chosen) == ("deep", "conv3")
-    wanted = np.exp(np.array([0.0, 0.6, 1.8]))
-    np.testing.assert_allclose(first.weights, wanted / wanted.sum(), rtol=1e-5)
+    expected = np.exp(np.array([0.0, 0.6, 1.8]))
+    np.testing.assert_allclose(first.weights, expected / expected.sum(), rtol=1e-5)
     lines = discretising.table([first, second]).splitlines()
     words = ["1", "deep", *("deep", "0.682,", "conv3", "0.205,", "none", "0.113")]
     assert lines[1].split() == words
@@ -110,7 +110,7 @@ ARGUMENTS = (
 )
 
 
-def test_the_command_writes_a_run_that_goes_on(tmp_path):
+def test_the_command_writes_a_run_that_resumes(tmp_path):
     run, to = tmp_path / "run", tmp_path / "chosen"
     candidates = "--config.model.mixture.operations=('none','pool','conv3')"
     code, _, errors = run_command("train", *ARGUMENTS, candidates, f"--workdir={run}")

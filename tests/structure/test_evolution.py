@@ -98,7 +98,7 @@ def test_a_search_ends_where_a_space_does(algorithm, pairs, size):
     assert len(result) == size
 
 
-def test_a_width_is_told_by_all_blocks_of_a_stage():
+def test_a_width_is_that_of_all_blocks_of_a_stage():
     hidden = ((8, 8), (8, 16), (8, 16), (16, 16))
     odd = dataclasses.replace(SPACE, blocks=("basic",), hidden={"basic": hidden})
     for genes in ([0, 2, 0, 1, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0, 0, 0]):
@@ -262,7 +262,7 @@ def test_what_cannot_be_evolved_is_refused(config, change, message):
         asked_for(config)
 
 
-def test_a_stopped_search_goes_on(tmp_path):
+def test_a_stopped_search_resumes(tmp_path):
     directory = tmp_path / "evolved"
     given_flags = [
         "--config=configs/digits.py",
@@ -307,7 +307,7 @@ def test_a_stopped_search_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_grow_begins_anew(config, tmp_path):
+def test_what_cannot_grow_begins_from_scratch(config, tmp_path):
     config.model.norm, config.evolution.edges = "layer", False
     trained = population.Population(config, epath.Path(tmp_path))
     (small,) = trained([SMALL], [])

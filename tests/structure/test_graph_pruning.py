@@ -67,10 +67,10 @@ def test_a_block_that_nobody_reads_goes_with_its_edges(network):
     assert topology.blocks == (1, 3)
     assert "block_2" not in smaller.state.params
     assert "block_2" not in smaller.state.params["connections"]
-    found_logits, wanted = (
+    found_logits, expected = (
         logits(one, result.state.batch_stats) for one in (smaller, result)
     )
-    np.testing.assert_allclose(found_logits, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found_logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_classifier_that_is_cut_off_is_refused_and_counts_as_wrong(network):

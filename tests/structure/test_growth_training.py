@@ -87,7 +87,7 @@ def unbroken(shared, config):
     return shared / "run"
 
 
-def test_a_run_grows_and_tells_how(unbroken):
+def test_a_run_grows_and_reports_how(unbroken):
     entries = history(unbroken)
     assert [e["kind"] for e in entries] == ["connections", "width", "depth"]
     assert [e["step"] for e in entries] == [4, 8, 12]

@@ -47,9 +47,9 @@ def test_the_rank_is_that_of_what_is_carried(deep, form):
     )
     y_1 = made["intermediates"]["block_1"]["__call__"][0]
     kernel = state.params["connections"]["stage_0_to_0"]["kernel"]
-    wanted = 0.5 * jnp.sqrt(jnp.mean((y_1 @ kernel) ** 2))
+    expected = 0.5 * jnp.sqrt(jnp.mean((y_1 @ kernel) ** 2))
     (one,) = [c for c in ranking if c.edge == (3, 1)]
-    assert one.strength == pytest.approx(float(wanted), rel=1e-4)
+    assert one.strength == pytest.approx(float(expected), rel=1e-4)
     assert one.gate == pytest.approx(0.5)
 
 

@@ -255,10 +255,10 @@ def test_writing_that_fails_does_not_end_the_run(saved, monkeypatch, caplog):
 
 
 def test_a_state_of_another_kind_is_refused(saved):
-    wanted = {"weights": jnp.zeros((3, 3)), "key": jax.random.key(0), "absent": None}
+    expected = {"weights": jnp.zeros((3, 3)), "key": jax.random.key(0), "absent": None}
     place = SingleDeviceSharding(jax.devices()[0])
     with pytest.raises(UserError, match=r"Checkpoint 30 .* holds another state"):
-        checkpointing.restore(saved, sharding.abstract(wanted, place))
+        checkpointing.restore(saved, sharding.abstract(expected, place))
 
 
 def test_some_are_kept_for_good(tmp_path):

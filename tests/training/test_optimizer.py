@@ -136,7 +136,7 @@ def test_gates_that_never_learn_are_refused():
         build(config(gate_freeze_first=0.5, gate_freeze_last=0.5), 10)
 
 
-def test_the_rate_rises_again_behind_events():
+def test_the_rate_rises_again_after_events():
     one = {"head": {"kernel": jnp.ones(())}, "connections": {}}
     plain = build(config(), 100)
     warmed = build(config(), 100, events=(20, 50), warmup_steps=10)
@@ -149,7 +149,7 @@ def test_the_rate_rises_again_behind_events():
         return np.asarray(result)
 
     parts = updates(warmed)[1:] / updates(plain)[1:]
-    wanted = np.ones(70)
+    expected = np.ones(70)
     for event in (20, 50):
-        wanted[event : event + 10] = np.arange(1, 11) / 10
-    np.testing.assert_allclose(parts, wanted[1:], rtol=1e-5)
+        expected[event : event + 10] = np.arange(1, 11) / 10
+    np.testing.assert_allclose(parts, expected[1:], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Processes meet as they are told; one that is alone needs nothing."""
+"""Processes meet by their flags; one that is alone needs nothing."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ OPEN_MPI_5 = {
 }
 
 
-def test_open_mpi_5_tells_a_process_who_it_is():
+def test_open_mpi_5_says_which_process_this_is():
     port = 61440 + 1201
     assert processes._open_mpi_5(OPEN_MPI_5) == (f"localhost:{port}", 4, 3)
     two_hosts = OPEN_MPI_5 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}

@@ -19,7 +19,7 @@ def opened(directory, start=0):
     return run_log.Log(directory, start, num_steps=9)
 
 
-def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(directory):
+def test_a_run_that_resumes_drops_the_lines_after_its_checkpoint(directory):
     lines = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
     (directory / "metrics.jsonl").write_text(json_lines(lines) + '{"step": 4, "lo')
     with opened(directory, 2) as log:
@@ -27,7 +27,7 @@ def test_a_run_that_goes_on_drops_the_lines_after_its_checkpoint(directory):
     assert metrics.read(directory) == [*lines[:2], {"step": 3, "loss": 0.5}]
 
 
-def test_a_run_that_begins_anew_drops_every_line(directory):
+def test_a_run_from_scratch_drops_every_line(directory):
     for _ in range(2):
         with opened(directory) as log:
             log.write_gates(0, {3: {1: 0.5}})

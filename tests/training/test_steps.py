@@ -68,7 +68,7 @@ def test_a_penalty_closes_the_gates_and_is_in_the_loss(exp):
     assert means[0] == pytest.approx(means[1])
 
 
-def test_running_metrics_start_anew_after_each_log_line(exp):
+def test_running_metrics_start_again_after_each_log_line(exp):
     _, results = train(exp, 11, log_every_steps=5)
     losses = [result.loss for result in results]
     for first, last in ((0, 4), (5, 9), (10, 10)):

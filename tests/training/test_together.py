@@ -46,9 +46,9 @@ def params(config, place, seed):
 
 def numbers(place, seed):
     """What a run wrote, except for the times."""
-    told = ("step", "train_loss", "train_accuracy", "val_loss", "gates")
+    names = ("step", "train_loss", "train_accuracy", "val_loss", "gates")
     lines = metrics.read(epath.Path(place / str(seed)))
-    return [{name: line[name] for name in told if name in line} for line in lines]
+    return [{name: line[name] for name in names if name in line} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_ctrl_c_saves_them_all(small_config, whole, tmp_path):
         assert numbers(place, seed) == numbers(whole, seed)
 
 
-def test_it_is_told_which_failed(small_config, tmp_path):
+def test_the_one_that_failed_is_named(small_config, tmp_path):
     small_config.optimizer.learning_rate = 1e30
     small_config.optimizer.clip_norm = 0.0
     failed = train(small_config, tmp_path)

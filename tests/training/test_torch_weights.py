@@ -115,7 +115,7 @@ def test_what_has_no_place_is_named(tmp_path):
     assert placed.unplaced == ("layer9.weight",)
 
 
-def test_connections_start_anew(tmp_path):
+def test_connections_start_from_scratch(tmp_path):
     plain, dense = (parts_of(name, (2, 1, 1)) for name in ("resnet18", "dresnet18"))
     result = written(tmp_path, plain)
     placed = torch_weights.place(dense.model.spec, dense.create_state(), result)

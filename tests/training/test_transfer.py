@@ -46,7 +46,7 @@ def test_all_weights_are_the_averaged_ones_of_the_other_run(other):
     assert int(state.step) == 0
 
 
-def test_a_new_head_starts_anew(other):
+def test_a_new_head_starts_from_scratch(other):
     other.data.num_classes = 3
     with pytest.raises(
         UserError, match=r"params/head/linear/\w+ is \(.*config.init.sk"

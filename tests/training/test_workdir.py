@@ -34,7 +34,7 @@ def test_a_new_directory_holds_the_config(directory, small_config):
     assert read.optimizer.learning_rate == small_config.optimizer.learning_rate
 
 
-def test_the_same_config_may_go_on(directory, small_config):
+def test_the_same_config_may_resume(directory, small_config):
     claim(directory, small_config, overwrite=False)
     (directory / "kept").write_text("kept")
     claim(directory, small_config, overwrite=False)
@@ -53,7 +53,7 @@ def test_another_config_is_refused_and_says_what_differs(directory, small_config
     assert run_config.read_config(directory).model.width == 4
 
 
-def test_a_run_goes_on_with_other_axes_and_is_read_on_any(directory, small_config):
+def test_a_run_resumes_with_other_axes_and_is_read_on_any(directory, small_config):
     small_config.sharding.fsdp = 8
     claim(directory, small_config, overwrite=False)
     assert run_config.read_config(directory).sharding.fsdp == 1
@@ -203,10 +203,11 @@ def test_a_run_of_another_version_is_named(directory, small_config):
 
 
 def test_a_run_from_before_a_field_is_what_it_was(directory, small_config):
-    """Its connections had no rank, and named what is now the model's own."""
-    published = {"topology": "dense", "projection": "per_edge", "initial_gate": 0.5}
+    """Its connections had no rank, an old name, and what is now the model's own."""
+    published = {"topology": "dense", "projection": "per_edge", "opening": 0.5}
     small_config.unlock().model.connections.update(published)
-    del small_config.model.connections["projection_rank"]
+    for later in ("projection_rank", "initial_gate"):
+        del small_config.model.connections[later]
     with workdir.claim(directory, small_config, overwrite=False):
         spec = experiment.build(run_config.read_config(directory)).model.spec
     assert spec.connections == ConnectionSpec(
@@ -289,7 +290,7 @@ def test_no_whole_number_of_a_config_is_more_than_arrays_count(small_config):
             experiment.build(config)
 
 
-def test_a_directory_that_is_gone_or_another_one_is_told(directory, small_config):
+def test_a_directory_that_is_gone_or_another_one_is_reported(directory, small_config):
     other = directory.with_name("other")
     workdir.require_held(directory)
     with workdir.claim(directory, small_config, overwrite=False):
