@@ -4,7 +4,7 @@
     python -m dresnet_jax.predict --exported=exported image.png
 
 The network is that of the newest checkpoint, for inference: batch norms stand in the
-kernels, and gate_values are numbers. The directory holds network.jax, which
+kernels, and gates are numbers. The directory holds network.jax, which
 jax.export.deserialize reads, signature.json and weights.safetensors.
 """
 

@@ -338,7 +338,7 @@ def _mixing(
 ) -> jax.Array:
     """The weight of each y_k in the input of each block, as `stacked.run` takes it.
 
-    The gate_values are [edges] or [edges, channels]; `buffered` are the k that stand in
+    The gate values are [edges] or [edges, channels]; `buffered` are the k that stand in
     the buffer, and `through_kernel` those of the second sum.
     """
     sums = 2 if through_kernel else 1

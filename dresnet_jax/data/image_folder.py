@@ -76,7 +76,7 @@ def find(root: Path) -> Found:
     if len(names) < 2:
         raise UserError(
             f"{root} holds no directories of images, one for each class: "
-            f"{len(names)} result."
+            f"{len(names)} found."
         )
     for name in names:
         if not name.isprintable():

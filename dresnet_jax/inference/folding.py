@@ -1,4 +1,4 @@
-"""A trained network for inference: norms in the kernels, gate_values as numbers."""
+"""A trained network for inference: norms in the kernels, gates as numbers."""
 
 import dataclasses
 from collections.abc import Mapping

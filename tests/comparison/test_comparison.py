@@ -360,7 +360,7 @@ def test_every_study_of_the_repository_can_be_planned(monkeypatch, name):
 
 
 def test_a_variant_may_change_any_field():
-    changes = common.dresnet("gauss", gate="1/n^2", topology=((3, 1),))
+    changes = common.dresnet("gauss", initial_gate="1/n^2", topology=((3, 1),))
     config = study(variants={"x": changes | {"seed": 7}})
     result = grid._changed(config.base, config.variants.x, "x")
     assert result.model.connections.initial_gate == "1/n^2"
@@ -370,7 +370,7 @@ def test_a_variant_may_change_any_field():
 
 
 def test_helpers_make_what_a_config_holds():
-    fields = common.dresnet("gauss", gate=0.1)
+    fields = common.dresnet("gauss", initial_gate=0.1)
     assert fields["model"]["connections"] == {
         "gate": "gauss",
         "initial_gate": 0.1,

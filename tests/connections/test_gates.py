@@ -13,7 +13,7 @@ FREE = [name for name, gate in gates.GATES.items() if not gate.compares_sources]
 
 
 @pytest.mark.parametrize("name", FREE)
-@pytest.mark.parametrize("initial_gate", [1e-4, 0.018, 0.5, 0.999])
+@pytest.mark.parametrize("value", [1e-4, 0.018, 0.5, 0.999])
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0])
 def test_inverse_gives_the_weight_of_a_value(name, value, sharpness):
     gate = gates.GATES[name]
@@ -37,7 +37,7 @@ def test_sharpness_narrows_the_gauss_gate():
     np.testing.assert_allclose(narrow, np.exp(-2.5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("initial_gate", [0.0, 1.0, -0.1, 1.5, float("nan"), None])
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5, float("nan"), None])
 @pytest.mark.parametrize("name", gates.GATES)
 def test_a_value_outside_0_to_1_is_refused(name, value):
     with pytest.raises(UserError, match=r"outside \(0, 1\)"):

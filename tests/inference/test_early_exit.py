@@ -10,7 +10,7 @@ from configs import digits
 from dresnet_jax.errors import UserError
 from dresnet_jax.inference import early_exit, thresholds
 from dresnet_jax.inference.early_exit import EarlyExit, Split
-from dresnet_jax.inference.early_exit_report import Wanted
+from dresnet_jax.inference.early_exit_report import Goal
 from dresnet_jax.training import experiment
 from tests.acceptance.small_run import last_json
 from tests.conftest import run_command
@@ -241,7 +241,7 @@ def test_what_is_fitted_is_what_predict_answers_by(run, tmp_path):
 )
 def test_wishes_that_cannot_be_are_named(wish, message):
     with pytest.raises(UserError) as error:
-        Wanted("probability", **wish).choose(thresholds.curve(made_up(), COSTS))
+        Goal("probability", **wish).choose(thresholds.curve(made_up(), COSTS))
     assert message in str(error.value)
 
 
