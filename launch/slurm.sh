@@ -22,7 +22,7 @@
 #   --name=NAME          name of the job (default: dresnet)
 #   --log_dir=DIR        directory of the logs, NAME-ID.log (default: .)
 #   --job=ID             for --status, --logs and --stop: the job, instead of its name
-#   --status             what Slurm says of the job
+#   --status             what Slurm reports of the job
 #   --logs               prints the job's log; of several of that name, the newest
 #   --stop               has the job save and end with code 75, not to be queued again
 #   --dry-run            prints what would run

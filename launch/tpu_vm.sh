@@ -51,7 +51,7 @@ on_all() {
   queued_resources ssh "${OPTION[name]}" --node=all --worker=all "--command=$1"
 }
 
-# What gcloud says of a resource's state; nothing where it does not exist.
+# The state of a resource, as gcloud reports it; nothing where it does not exist.
 state_of() {
   local kind=$1 name=$2 format=$3 answer errors
   # What it warns of, on standard error, is no part of the answer.

@@ -1,4 +1,4 @@
-"""Tells what a model is and what a training step costs, without training.
+"""Prints what a model is and what a training step costs, without training.
 
     python -m dresnet_jax.plan --config=configs/digits.py --config.model.width=32
     python -m dresnet_jax.plan --config=configs/imagenet2012.py --target=v5e:4x4

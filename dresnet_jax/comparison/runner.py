@@ -124,7 +124,7 @@ def ended(
         try:
             yield from _ended_in(pool, stop, at_once, together, groups, started)
         except BaseException:
-            # Those that train save and end, however often they are told.
+            # Those that train save and end, however many signals they get.
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise

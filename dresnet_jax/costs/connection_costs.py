@@ -260,7 +260,7 @@ def _compiled(
 
 
 def _row(subject: Subject, form: str, programs: Mapping[str, Program]) -> Row:
-    """What the compiler and the tracer tell of a program."""
+    """What the compiler and the tracer report of a program."""
     program, plain = programs[form], programs[PLAIN]
     row = Row(
         subject.name,

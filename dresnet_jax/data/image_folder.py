@@ -18,7 +18,7 @@ _SPLITS = {
     "validation": "validation",
     "test": "test",
 }
-# Directories that systems and programs leave behind, besides those that begin with a
+# Directories that systems and programs leave, besides those that begin with a
 # point.
 _OF_SYSTEMS = {
     *("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir"),
@@ -101,7 +101,7 @@ def find(root: Path) -> Found:
     result = {place: walk.below(places[place], links[place]) for place in places}
     # Links last: what can be found without them is.
     for place in places:
-        result[place] += walk.behind(links[place])
+        result[place] += walk.through(links[place])
     files: dict[str, list[tuple[str, int]]] = {split: [] for split in of_classes}
     for (split, label), paths in result.items():
         files[split] += [(path, label) for path in paths]
@@ -203,7 +203,7 @@ class _Walk:
                 result.append(os.fspath(path.relative_to(self._root)))
         return result
 
-    def behind(self, links: list[Path]) -> list[str]:
+    def through(self, links: list[Path]) -> list[str]:
         """Returns the images that links lead to, and those links that are met there."""
         result: list[str] = []
         while links:

@@ -77,7 +77,7 @@ class Records:
         return self._count
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay behind when a worker process gets a copy.
+        # Open files are left out when a worker process gets a copy.
         return {field: self.__dict__[field] for field in self.__dataclass_fields__}
 
     def read(self, indices: Sequence[int]) -> list[Example]:

@@ -251,7 +251,7 @@ def _merged(waiting: Any, new: Any, index: jax.Array) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What every exit says of every image of a split.
+    """The answer of every exit to every image of a split.
 
     Attributes:
       labels: [images], int.

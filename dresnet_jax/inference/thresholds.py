@@ -1,4 +1,4 @@
-"""Thresholds of exits, fitted to what each exit says of a validation split."""
+"""Thresholds of exits, fitted to each exit's answers on a validation split."""
 
 import dataclasses
 import itertools

@@ -175,4 +175,4 @@ class _Entry:
             try:
                 partial.unlink(missing_ok=True)
             except Exception:
-                logging.debug("%s is left behind.", partial)
+                logging.debug("%s stays.", partial)

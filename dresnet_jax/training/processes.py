@@ -59,7 +59,7 @@ def join(
       num_processes: of the run.
       process_id: of this one, from 0.
       timeout: how long it waits for the others, seconds.
-      environment: the variables by which Open MPI 5 tells a process its number.
+      environment: the variables in which Open MPI 5 gives a process its number.
 
     Where the others do not come, it says so and the process ends, since JAX would end
     it without a clear word.
@@ -254,7 +254,7 @@ class Stop:
             signal.signal(number, signals.interrupt)
         self._asked.set()
         if jax.process_count() > 1:
-            # JAX tells the other processes of a SIGTERM.
+            # JAX reports a SIGTERM to the other processes.
             os.kill(os.getpid(), signal.SIGTERM)
 
 

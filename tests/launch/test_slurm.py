@@ -21,7 +21,7 @@ FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 class Jobs:
-    """slurm.sh with its logs in one directory, and what Slurm says of its jobs."""
+    """slurm.sh with its logs in one directory, and what Slurm reports of its jobs."""
 
     def __init__(self, directory, settings):
         self.directory = directory
