@@ -7,8 +7,8 @@ report.json and the pictures curves.png, gates.png and gate_functions.png. The s
 command resumes an unfinished run from its newest checkpoint.
 
 Several processes train together where Cloud TPU, GKE, Slurm or Open MPI starts them, or
-where each is given the coordinator (docs/pods.md). Exit codes: 0 finished, 1 failed, 2 a
-wrong value, 75 told to stop (SIGTERM) and saved, 124 ended by --watchdog, 130 Ctrl-C.
+where each is given the coordinator (docs/pods.md). Exit codes: 0 finished, 1 failed, 2
+a wrong value, 75 told to stop (SIGTERM) and saved, 124 ended by --watchdog, 130 Ctrl-C.
 """
 
 import contextlib
