@@ -94,7 +94,7 @@ def test_commands_are_thin():
 DIALECT = re.compile(
     r"\banew\b|\b(goes|go|going) on\b|\bso (many|much)\b|\bbut for\b|\bbeside\b"
     r"|\broads?\b|points of a hundred|common rate|solidif|\bwants\b|a person's own"
-    r"|\bopenings?\b|\btold of\b|\bsays of\b|\bone's own\b|\bnothing hid\b"
+    r"|\b[Oo]penings?\b|\btold of\b|\bsays of\b|\bone's own\b|\bnothing hid\b"
 )
 # Of its names to avoid, those that have no other meaning in code.
 VAGUE = {"found", "wanted", "carried", "late", "told", "opening", "openings"}

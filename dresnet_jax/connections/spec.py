@@ -95,8 +95,8 @@ class ConnectionSpec:
                     name for name, one in gates.GATES.items() if one.closed is not None
                 ]
                 raise UserError(
-                    f"Opening 'closed' needs a gate that can be 0, not '{self.gate}': "
-                    f"use one of {', '.join(able)}."
+                    f"Initial gate 'closed' needs a gate that can be 0, not "
+                    f"'{self.gate}': use one of {', '.join(able)}."
                 )
         else:
             gates.starting_weight(gate, self.initial_gate, self.sharpness)

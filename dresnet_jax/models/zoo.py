@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 
@@ -20,6 +20,8 @@ from dresnet_jax.models.mixture import Mixture
 from dresnet_jax.models.residual import SHORTCUT_RULES, ResidualScale
 from dresnet_jax.models.stems import STEMS
 from dresnet_jax.models.table import from_table as from_table
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _spec(
         conditional=None
         if config.conditional.target_rate is None
         # The examples that run a block would have to change devices.
-        else ConditionalSpec(**config.conditional, compact=num_devices == 1),
+        else _made(ConditionalSpec, config.conditional, compact=num_devices == 1),
         drop_path=config.drop_path,
         dropout=config.dropout,
         exits=_exits(config.exits),
@@ -301,9 +303,16 @@ def _mixtures(
             f"model.mixture.operations = {given} must be names of operations, or "
             f"{num_blocks} lists of names, one for each block."
         )
-    return tuple(
-        Mixture(**{**config, "operations": tuple(names)}) for names in of_blocks
-    )
+    return tuple(_made(Mixture, config, operations=tuple(names)) for names in of_blocks)
+
+
+def _made(kind: type[T], config: ml_collections.ConfigDict, **fields: Any) -> T:
+    """Makes a spec of some fields, and of a config's with the names of the others.
+
+    Fields of other versions, which the spec lacks, are passed over.
+    """
+    names = {field.name for field in dataclasses.fields(kind)} - fields.keys()
+    return kind(**fields, **{name: getattr(config, name) for name in names})
 
 
 def width(config: ml_collections.ConfigDict) -> float:
@@ -346,15 +355,13 @@ def _connections(
     asked = model.topology if config.topology is None else config.topology
     pattern = topology.build(asked, of_blocks, config.base)
     bias = config.projection_bias
-    fields = {
-        **config,
-        "topology": pattern if model.connected else topology.none(of_blocks),
-        "initial_gate": "bounded"
-        if config.initial_gate is None
-        else config.initial_gate,
-        "projection": config.projection or model.projection,
-        "form": "folded" if config.form == AUTOMATIC else config.form,
-        "projection_bias": model.conv_bias if bias is None else bias,
-    }
-    del fields["base"]
-    return ConnectionSpec(**fields)
+    initial_gate = config.initial_gate
+    return _made(
+        ConnectionSpec,
+        config,
+        topology=pattern if model.connected else topology.none(of_blocks),
+        initial_gate="bounded" if initial_gate is None else initial_gate,
+        projection=config.projection or model.projection,
+        form="folded" if config.form == AUTOMATIC else config.form,
+        projection_bias=model.conv_bias if bias is None else bias,
+    )

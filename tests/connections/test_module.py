@@ -289,7 +289,7 @@ PATTERNS = [
 def test_every_cell_agrees_with_the_reference_or_is_refused(form, pattern, cell):
     edges = topology.build(pattern, NETWORK.stages)
     if cell["initial_gate"] == "closed" and gates.GATES[cell["gate"]].closed is None:
-        with pytest.raises(UserError, match="Opening 'closed' needs a gate"):
+        with pytest.raises(UserError, match="Initial gate 'closed' needs a gate"):
             ConnectionSpec(edges, form="reference", **cell)
         return
     reference = ConnectionSpec(edges, form="reference", **cell)
