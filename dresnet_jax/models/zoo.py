@@ -21,7 +21,7 @@ from dresnet_jax.models.residual import SHORTCUT_RULES, ResidualScale
 from dresnet_jax.models.stems import STEMS
 from dresnet_jax.models.table import from_table as from_table
 
-T = TypeVar("T")
+Spec = TypeVar("Spec", ConditionalSpec, ConnectionSpec, Mixture)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +306,7 @@ def _mixtures(
     return tuple(_made(Mixture, config, operations=tuple(names)) for names in of_blocks)
 
 
-def _made(kind: type[T], config: ml_collections.ConfigDict, **fields: Any) -> T:
+def _made(kind: type[Spec], config: ml_collections.ConfigDict, **fields: Any) -> Spec:
     """Makes a spec of some fields, and of a config's with the names of the others.
 
     Fields of other versions, which the spec lacks, are passed over.
