@@ -255,6 +255,8 @@ def _changed(
     for path, value in defaults.fields(changes):
         node: Any = config
         for name in path.split("."):
+            if not isinstance(node, ml_collections.ConfigDict):
+                raise UserError(f"{where}.{path}: there is no group of this name.")
             if name not in node:
                 raise unknown(f"field in {where}", name, list(node))
             group, node = node, node[name]

@@ -21,6 +21,7 @@ from dresnet_jax.data.records import Example, Records, Shard
 from dresnet_jax.errors import RunFailedError, UserError
 
 _ABOUT = "dataset.json"
+_FIELDS = {"class_names": list, "splits": dict, "digest": str}
 # A record begins with its label and the length of its file's name.
 _HEAD = struct.Struct("<IH")
 # Images that are read ahead of their use.
@@ -101,21 +102,32 @@ def _read(path: Path) -> bytes | OSError:
         return error
 
 
+def is_in(directory: epath.Path) -> bool:
+    """Checks whether a directory holds what `write` wrote."""
+    return (directory / _ABOUT).exists()
+
+
 def about(directory: epath.Path) -> dict[str, Any] | None:
     """Returns what `write` noted of a dataset; None where it wrote none.
 
     Raises:
       UserError: the note is damaged.
     """
-    path = directory / _ABOUT
-    if not path.exists():
+    if not is_in(directory):
         return None
+    path = directory / _ABOUT
     try:
         result = json.loads(path.read_text())
-        if set(result) >= {"class_names", "splits", "digest"}:
-            return result
-        raise ValueError("it lacks a field")
-    except (ValueError, TypeError) as error:
+        for field, kind in _FIELDS.items():
+            if not isinstance(result.get(field), kind):
+                raise ValueError(f"its {field} is {result.get(field)!r:.50}")
+        names, counts = result["class_names"], result["splits"]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"its class_names is {names!r:.50}")
+        if "train" not in counts or any(type(x) is not int for x in counts.values()):
+            raise ValueError(f"its splits is {counts!r:.50}")
+        return result
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged: {error}. Prepare the folder again."
         ) from error

@@ -67,6 +67,10 @@ def in_advance(monkeypatch, **fields):
         ({"budgets": ("steps",)}, "Unknown budget 'steps'.* Choices: flops, param"),
         ({"variants": {"x": {"modle": {}, "model": {"wdth": 3}}}}, "Did you mean 'wid"),
         ({"variants": {"x": {"model": {"width": "wide"}}}}, "variants.x.model.width ="),
+        (
+            {"variants": {"x": {"seed": {"y": 1}}}},
+            "variants.x.seed.y: there is no group",
+        ),
         ({"variants": {"x": {"model": {"name": "resnt18"}}}}, "Did you mean 'resnet18"),
     ],
 )

@@ -1,5 +1,6 @@
 """Your own images become the dataset that they expect, and are trained on."""
 
+import json
 import os
 import shutil
 
@@ -204,6 +205,35 @@ def test_names_of_any_bytes_are_taken(root, tmp_path):
     splits = sources.open_splits(dataset, data_dir).values()
     names = [x.where(i) for x in splits for i in range(len(x))]
     assert r"cat/\xff\x1b.jpeg" in names
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"splits": 3},
+        {"splits": {"train": "many"}},
+        {"splits": {}},
+        {"class_names": [1, 2]},
+        {"digest": None},
+    ],
+    ids=str,
+)
+def test_a_note_of_other_types_is_one_clear_line(tmp_path, fields):
+    data_dir = prepare(tmp_path)
+    path = lookup.folder_path(data_dir) / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(UserError, match=rf"damaged: its {next(iter(fields))} is "):
+        lookup.named("folder", data_dir)
+
+
+@pytest.mark.usefixtures("root")
+def test_records_without_their_note_are_one_clear_line(tmp_path):
+    data_dir = prepare(tmp_path)
+    dataset = lookup.named("folder", data_dir)
+    (lookup.folder_path(data_dir) / "dataset.json").unlink()
+    with pytest.raises(UserError, match="folder is not prepared in"):
+        sources.open_splits(dataset, data_dir)
 
 
 @pytest.mark.usefixtures("root")
