@@ -87,6 +87,7 @@ def unbroken(shared, config):
     return shared / "run"
 
 
+@pytest.mark.slow
 def test_a_run_grows_and_reports_how(unbroken):
     entries = history(unbroken)
     assert [e["kind"] for e in entries] == ["connections", "width", "depth"]

@@ -99,12 +99,14 @@ def programs():
     return [json.loads(line) for line in output.splitlines()]
 
 
+@pytest.mark.slow
 def test_split_parameters_train_as_whole_ones(programs):
     (whole, _, _), (split, _, gathers), _ = programs
     assert split == pytest.approx(whole, rel=1e-5)
     assert gathers > 0
 
 
+@pytest.mark.slow
 def test_norms_of_each_shard_need_no_communication(programs):
     """Eight devices compute what one does whose norms take eight parts of the batch."""
     (losses, reduces, _), _, (of_shards, fewer, _) = programs

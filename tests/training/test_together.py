@@ -64,9 +64,8 @@ def whole(small_config, shared):
     return shared
 
 
-@pytest.mark.parametrize(
-    "mode", ["resident", pytest.param("streaming", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_each_ends_as_alone(small_config, tmp_path, mode):
     small_config.data.mode = mode
     # Other programs round differently, which a high rate makes more of at each step.
