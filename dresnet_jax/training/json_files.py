@@ -44,9 +44,14 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 def write_text(path: epath.Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
+        partial.write_bytes(data)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 
 from dresnet_jax.errors import UserError
 from dresnet_jax.models import torch_names
 from dresnet_jax.models.backbone_spec import BackboneSpec
-from dresnet_jax.training import leaves
+from dresnet_jax.training import json_files, leaves
 from dresnet_jax.training.state import TrainState
 
 # Leaves that no PyTorch library has.
@@ -180,7 +181,6 @@ def write(spec: BackboneSpec, state: TrainState, path: Path) -> tuple[str, ...]:
         for path, name in names.items()
         if name is not None
     }
-    partial = path.with_name(path.name + ".partial")
-    safetensors.numpy.save_file(arrays, partial)
-    partial.replace(path)
+    # By the library itself, what cannot be written would be no OSError.
+    json_files.write_bytes(epath.Path(path), safetensors.numpy.save(arrays))
     return left

@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 
 from configs import synthetic
 from dresnet_jax.errors import UserError
@@ -113,6 +114,20 @@ def test_what_has_no_place_is_named(tmp_path):
     result = written(tmp_path, exp, **extra)
     placed = torch_weights.place(exp.model.spec, exp.create_state(), result)
     assert placed.unplaced == ("layer9.weight",)
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    exp, path = parts_of("resnet18"), epath.Path(tmp_path / "model.safetensors")
+    monkeypatch.setattr(type(path), "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        torch_weights.write(exp.model.spec, exp.create_state(), path)
+    assert not list(tmp_path.iterdir())
+    missing = tmp_path / "nowhere" / "model.safetensors"
+    with pytest.raises(FileNotFoundError):
+        torch_weights.write(exp.model.spec, exp.create_state(), missing)
 
 
 def test_connections_start_from_scratch(tmp_path):
