@@ -62,13 +62,13 @@ def main() -> None:
         return
     result: dict[str, Any] = {"dataset": name}
     if name == "folder":
-        path, value = preparation.prepare_folder(
+        path, images = preparation.prepare_folder(
             data_dir, from_dir, skip_corrupt=_SKIP_CORRUPT.value
         )
-        print("\n".join(value.lines()))
+        print("\n".join(images.lines()))
         result |= {
-            "images": {split: len(files) for split, files in value.files.items()},
-            "left_out": dict(+value.left_out),
+            "images": {split: len(files) for split, files in images.files.items()},
+            "left_out": dict(+images.left_out),
         }
     else:
         path = preparation.prepare(catalog.DATASETS[name], data_dir, from_dir)

@@ -174,14 +174,14 @@ def _trained(
 
 def _report(
     config: ml_collections.ConfigDict,
-    value: Mapping[str, Sequence[dict[str, Any]]],
+    finished: Mapping[str, Sequence[dict[str, Any]]],
     command: str,
 ) -> dict[str, Any]:
     """The figures of all variants, and how far the grown one is above the others."""
     fields = ("test_accuracy", "params", "steps", "training_multiply_adds")
     figures = {
         name: {field: [report[field] for report in reports] for field in fields}
-        for name, reports in value.items()
+        for name, reports in finished.items()
     }
     values = {name: one["test_accuracy"] for name, one in figures.items()}
     spent = {name: one["training_multiply_adds"] for name, one in figures.items()}
@@ -208,7 +208,7 @@ def _report(
             name: {**dataclasses.asdict(one.estimate), "p": one.p, "corrected_p": p}
             for name, one, p in zip(others, differences, corrected, strict=True)
         },
-        "history": [report["history"] for report in value[GROWN]],
+        "history": [report["history"] for report in finished[GROWN]],
     }
     return json_files.finite(result)
 

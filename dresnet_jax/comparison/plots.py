@@ -33,9 +33,9 @@ class Captioned:
     figure: Figure
 
 
-def figures(value: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned]:
+def figures(report: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned]:
     """Returns all figures, in the order of the report."""
-    names = list(value["variants"])
+    names = list(report["variants"])
     runs = {name: [run for run in finished if run.variant == name] for name in names}
     result = [
         Captioned(
@@ -43,7 +43,7 @@ def figures(value: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned
             "Test accuracy",
             "Mean test accuracy of each variant, with its 95 % interval; dots are "
             "seeds.",
-            accuracy(value["variants"]),
+            accuracy(report["variants"]),
         ),
         Captioned(
             "curves",
@@ -57,10 +57,10 @@ def figures(value: Mapping[str, Any], finished: Sequence[Run]) -> list[Captioned
             "Train, validation and test of each",
             "For each variant the accuracy on the training and the validation split "
             "over the steps, and on the test split at the step chosen on validation.",
-            _splits(runs, value["variants"]),
+            _splits(runs, report["variants"]),
         ),
     ]
-    gated = {name: runs[name] for name in names if "gates" in value["variants"][name]}
+    gated = {name: runs[name] for name in names if "gates" in report["variants"][name]}
     if gated:
         result += [
             Captioned(

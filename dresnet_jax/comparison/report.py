@@ -290,7 +290,7 @@ def write(
             runs = [run for run in finished if run.variant == name]
             steps, means = plots.mean_gates(runs)
             gates[name] = {"steps": steps, "gates": means}
-    common = {"found": result, "accuracies": accuracies(result)}
+    common = {"report": result, "accuracies": accuracies(result)}
     html = environment.get_template("comparison.html").render(
         **common,
         alpha=findings.ALPHA,

@@ -291,9 +291,9 @@ class _Shape:
         stacked = jax.tree.map(
             lambda *x: jnp.stack(x), *zip(states, masks, strict=True)
         )
-        value, losses = jax.vmap(one)(*stacked)
+        together, losses = jax.vmap(one)(*stacked)
         return tuple(
-            jax.tree.map(lambda x, n=n: x[n], value) for n in range(len(states))
+            jax.tree.map(lambda x, n=n: x[n], together) for n in range(len(states))
         ), losses
 
 
