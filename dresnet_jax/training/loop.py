@@ -102,9 +102,9 @@ def train(
       late_report.NonFiniteLossError, KeyboardInterrupt, PreemptedError: as `run`.
     """
     watch = watch or watching.Watch(directory)
-    with contextlib.ExitStack() as stack:
+    with processes.stop_signals() as stop, contextlib.ExitStack() as stack:
         trainer = Trainer(experiment, directory, data, segment, watch, stack)
-        with processes.stop_signals() as stop, watch:
+        with watch:
             for number, (call, inputs) in enumerate(trainer.inputs()):
                 step = experiment.compile_train_step(call.steps)
                 if number == 0:

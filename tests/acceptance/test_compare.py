@@ -1,5 +1,6 @@
 """A comparison ends with the same numbers, in a page that a browser shows."""
 
+import itertools
 import json
 import random
 import re
@@ -53,18 +54,27 @@ def study(planned):
     return output, directory
 
 
+def _logged(directory):
+    """The lines that all runs of a comparison have logged."""
+    logs = (directory / "runs").glob("*/*/metrics.jsonl")
+    return sum(log.read_bytes().count(b"\n") for log in logs)
+
+
 def test_signals_change_no_number(planned, study):
     _, whole = study
     directory = planned.parent / "killed"
     shutil.copytree(planned, directory)
-    chance = random.Random(0)
-    # So long that it falls into any of the runs, and into each start.
-    seconds = [chance.uniform(3, 18) for _ in CODES]
-    for wait, (number, code) in zip(seconds, CODES.items(), strict=True):
+    # After so many of the lines that the runs log, one in each quarter but the last.
+    total, chance = _logged(whole), random.Random(0)
+    quarters = [total * number // 4 for number in range(len(CODES) + 1)]
+    lines = [chance.randrange(a, b) + 1 for a, b in itertools.pairwise(quarters)]
+    for line, (number, code) in zip(lines, CODES.items(), strict=True):
         process = start_command(
             "compare", *SMALL_STUDY, "--config.at_once=2", f"--workdir={directory}"
         )
-        time.sleep(wait)
+        while _logged(directory) < line:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
         process.send_signal(number)
         _, errors = process.communicate()
         assert process.returncode == code, errors
@@ -77,7 +87,7 @@ def test_signals_change_no_number(planned, study):
     )
     expected.pop("command")
     result.pop("command")
-    print(f"\nended after {', '.join(f'{s:.1f}' for s in seconds)} s: the same report")
+    print(f"\nended after {lines} of {total} lines: the same report")
     assert result == expected
     tables = [(place / "runs.csv").read_text() for place in (whole, directory)]
     assert tables[0] == tables[1]
