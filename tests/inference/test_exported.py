@@ -112,6 +112,7 @@ np.save(logits, [program.call(images[:n])[0] for n in (1, 5, len(images))])
 """
 
 
+@pytest.mark.slow
 def test_it_gives_the_same_logits_where_this_package_is_not(run, tmp_path):
     exp, restored = evaluation.open_run(epath.Path(run / "run"))
     images = exp.open_splits()["test"].images[:7]
