@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,10 @@ def main():
         if "force" not in flags or "quiet" not in flags:
             fail("it would ask, and delete no TPU")
         resource.unlink()
+        # The machines go, with what runs on them.
+        for pid in CLOUD.glob("node_*/dresnet_jax.launch/pid"):
+            if not pid.with_name("code").exists():
+                os.kill(int(pid.read_text()), signal.SIGKILL)
     elif verb == "scp":
         assert re.fullmatch(r"\w+:", words[1])
         for home in homes(flags, count):
