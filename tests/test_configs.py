@@ -1,6 +1,7 @@
 """Every config of the repository builds, and says what it is for."""
 
 import importlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ NAMES = sorted(
     for path in Path(ROOT, "configs").glob("*.py")
     if path.stem not in ("__init__", "common")
 )
+SHIPPED = ("dresnet_jax", "shipped")
 
 
 # That of `folder` builds where a folder is prepared: tests/data/test_folder.py.
@@ -39,3 +41,19 @@ def test_the_catalogue_is_complete(dataset):
     assert len(dataset.mean) == len(dataset.std) == dataset.channels
     assert len(set(dataset.class_names)) == dataset.num_classes
     assert all((dataset.citation, dataset.licence, dataset.source))
+
+
+def test_a_wheel_holds_the_package_and_its_configs():
+    settings = tomllib.loads(Path(ROOT, "pyproject.toml").read_text())
+    directories = [
+        init.parent.relative_to(ROOT)
+        for name in ("dresnet_jax", "configs")
+        for init in Path(ROOT, name).rglob("__init__.py")
+    ]
+    packages = {
+        ".".join(
+            path.parts if path.parts[0] == "dresnet_jax" else (*SHIPPED, *path.parts)
+        )
+        for path in directories
+    }
+    assert packages == set(settings["tool"]["setuptools"]["packages"])

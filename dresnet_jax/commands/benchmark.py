@@ -19,6 +19,7 @@ given.
 """
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,7 @@ command = cli.Command(
     __doc__,
     "config workdir compilation_cache json",
     words=("subject",),
-    default_config="configs/synthetic.py",
+    default_config="synthetic",
 )
 
 _MODEL = command.flag("model", str, "Model measured, instead of one stage.")
@@ -85,6 +86,8 @@ def _connections(config: ml_collections.ConfigDict) -> tuple[str, str, Sequence[
     asked = _MODEL.value, _FORMS.value, _DEPTHS.value, _PROJECTION.value
     added: tuple[Any, Any] = ({}, {})
     if _PEERS.value:
+        if importlib.util.find_spec("benchmarks") is None:
+            raise UserError("--peers needs a checkout of this project: run it there.")
         from benchmarks import peers  # Outside the package, and no part of it.
 
         added = peers.of(config, _MODEL.value, _TARGET.value)

@@ -4,6 +4,7 @@ Nothing heavy is imported here, nor by a command before its flags are checked: `
 and a misspelt flag or config field are answered without JAX.
 """
 
+import fnmatch
 import json
 import logging as stdlib_logging
 import os
@@ -11,7 +12,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from dresnet_jax.errors import RunFailedError, UserError
 from dresnet_jax.training import json_files, run_config
 
 _SHARED_HELP = {
-    "config": "File of the config, such as configs/digits.py; "
-    "--config.<field>=<value> changes a field of it. dresnet_jax/defaults.py explains "
+    "config": "The config: a name that `dresnet configs` lists, or the path of a file. "
+    "--config.<field>=<value> changes a field of it; dresnet_jax/defaults.py explains "
     "every field.",
     "workdir": "Directory of the run.",
     "overwrite": "Delete what the workdir holds of a run, and start from scratch.",
@@ -52,6 +53,10 @@ class Command:
     Each command has flags of its own, so that several can be imported and called by one
     program. It defines its further flags with `command.flag`, and its function
     with `@command.main`; `command.run` may then be called any number of times.
+
+    Attributes:
+      flags: its own.
+      configs: where its own configs lie among those of this package.
     """
 
     def __init__(
@@ -60,8 +65,9 @@ class Command:
         shared: str,
         *,
         words: Sequence[str] = (),
-        rest: str | None = None,
+        rest: bool = False,
         default_config: str | None = None,
+        configs: str = "",
     ) -> None:
         """Defines the flags that it shares with other commands.
 
@@ -71,18 +77,22 @@ class Command:
             `overwrite` resumes without it, so SIGTERM ends it with exit code 75 at any
             time.
           words: names of the words without dashes that it takes, and passes to `main`.
-          rest: name of a word after them, which may be given any number of times.
-          default_config: the config file where none is given.
+          rest: whether any number of words may follow them.
+          default_config: the config where none is given.
+          configs: where its own configs lie among those of this package.
         """
         self.flags = flags.FlagValues()
         self._doc = doc or ""
         self._words = words
         self._rest = rest
         self._default_config = default_config
+        self.configs = configs
         self._main: Callable[..., None] | None = None
         self._renamed: dict[str, str] = {}
-        # That of the newest call, where config_flags looks for the overrides.
+        # That of the newest call, where config_flags looks for the overrides; and as it
+        # was typed.
         self._argv: list[str] = []
+        self._typed: list[str] = []
         for name in shared.split():
             text = _SHARED_HELP[name]
             if name == "config":
@@ -161,7 +171,7 @@ class Command:
     @property
     def line(self) -> str:
         """The command line, as it may be typed again."""
-        program, *words = self._argv
+        program, *words = self._typed
         return shlex.join(["python", "-m", f"dresnet_jax.{Path(program).stem}", *words])
 
     def config(self) -> ml_collections.ConfigDict:
@@ -171,7 +181,9 @@ class Command:
           UserError: none was given.
         """
         if self.flags.config is None:
-            raise UserError(f"--config is missing: {config_files.choices()}.")
+            raise UserError(
+                f"--config is missing: {config_files.choices(self.configs)}."
+            )
         return self.flags.config
 
     def workdir(self) -> epath.Path:
@@ -216,15 +228,17 @@ class Command:
             re.match(r"--?config(=|$)", word) for word in argv
         ):
             argv.insert(1, f"--config={self._default_config}")
+        self._typed = list(argv)
+        has_config = "config" in self.flags
+        tree = config_files.check(argv, self.configs) if has_config else None
         self._argv[:] = argv
-        tree = config_files.check(argv) if "config" in self.flags else None
         try:
             given = self.flags(argv)[1:]
         except flags.UnrecognizedFlagError as error:
             name = error.flagname
             meant = [f"config.{path}" for path in config_files.elsewhere(tree, name)]
             raise errors.unknown("flag", name, list(self.flags), meant) from None
-        words = [*self._words, self._rest] if self._rest else self._words
+        words = self._words
         if len(given) > len(words) and not self._rest:
             raise UserError(
                 f"'{given[len(words)]}' is not understood: give values as --name=value."
@@ -278,6 +292,23 @@ def new_file(flag: str, name: str | None, suffix: str) -> epath.Path:
     if not path.parent.is_dir():
         raise UserError(f"--{flag}={name}: there is no directory {path.parent}.")
     return path
+
+
+def matching(kind: str, names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Returns the names that match one of the patterns; all where there is none.
+
+    Raises:
+      UserError: no name of that kind does.
+    """
+    names = sorted(names)
+    result = [
+        name
+        for name in names
+        if not patterns or any(fnmatch.fnmatchcase(name, x) for x in patterns)
+    ]
+    if not result:
+        raise errors.unknown(kind, " ".join(patterns), names)
+    return result
 
 
 def steps_range(flag: str, text: str | None) -> range:

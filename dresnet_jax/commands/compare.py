@@ -10,10 +10,12 @@ runs.csv and the figures.
 import contextlib
 import sys
 
-from dresnet_jax.commands import cli
+from dresnet_jax.commands import cli, config_files
 from dresnet_jax.errors import UserError
 
-command = cli.Command(__doc__, "config workdir overwrite compilation_cache json")
+command = cli.Command(
+    __doc__, "config workdir overwrite compilation_cache json", configs="compare"
+)
 
 
 @command.main
@@ -21,7 +23,9 @@ def main() -> None:
     """Trains what is missing, compares, writes."""
     config, directory = command.config(), command.workdir()
     if "base" not in config:
-        raise UserError("--config is that of a run: give one of configs/compare/.")
+        raise UserError(
+            f"--config is that of a run: {config_files.choices('compare')}."
+        )
 
     from dresnet_jax.comparison import grid, growth, progress, report, runner
     from dresnet_jax.data import prepared

@@ -1,5 +1,6 @@
-"""Finds mistakes in --config flags before absl reads them."""
+"""Finds the file that --config names, and mistakes in its flags before absl does."""
 
+import ast
 import re
 import runpy
 import sys
@@ -9,13 +10,48 @@ from typing import Any
 
 import ml_collections
 
+import dresnet_jax
 from dresnet_jax import defaults
 from dresnet_jax.errors import UserError, unknown
 from dresnet_jax.training import run_config
 
+# What lies among the configs and is none.
+_NO_CONFIGS = ("__init__", "common")
 
-def check(argv: list[str]) -> ml_collections.ConfigDict | None:
+
+def shipped_directory() -> Path:
+    """Returns where this package's own configs lie: in it, or next to a checkout's."""
+    package = Path(dresnet_jax.__file__).parent
+    installed = package / "shipped" / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def shipped_names() -> list[str]:
+    """Returns the names of this package's own configs, such as digits, compare/deep."""
+    directory = shipped_directory()
+    files = [x.relative_to(directory) for x in directory.rglob("*.py")]
+    return sorted(
+        x.with_suffix("").as_posix() for x in files if x.stem not in _NO_CONFIGS
+    )
+
+
+def shipped_file(name: str) -> Path:
+    """Returns the file of one of this package's own configs."""
+    return shipped_directory() / f"{name}.py"
+
+
+def about(name: str) -> str:
+    """Returns the first line of the docstring of one of this package's own configs."""
+    docstring = ast.get_docstring(ast.parse(shipped_file(name).read_text()))
+    return (docstring or "").partition("\n")[0]
+
+
+def check(argv: list[str], folder: str = "") -> ml_collections.ConfigDict | None:
     """Finds mistakes in --config flags whose own messages would be a traceback.
+
+    Args:
+      argv: the command line; the name of a config of this package becomes its file's.
+      folder: where the command's own configs are among this package's.
 
     Returns:
       The config of the file, if one is given.
@@ -25,25 +61,44 @@ def check(argv: list[str]) -> ml_collections.ConfigDict | None:
     """
     path = None
     for i, argument in enumerate(argv):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
-            path = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
+        if match := re.fullmatch(r"(--?config)(?:=(.*))?", argument, re.DOTALL):
+            if match[2] is None and i + 1 == len(argv):
+                break
+            path = str(_file(argv[i + 1] if match[2] is None else match[2], folder))
+            argv[i : i + 1 + (match[2] is None)] = [f"{match[1]}={path}"]
     fields = [m[1] for m in (re.match(r"--?config\.([^=]+)", a) for a in argv) if m]
     if path is None:
         if fields:
-            raise UserError(f"--config.{fields[0]} needs --config: {choices()}.")
+            raise UserError(f"--config.{fields[0]} needs --config: {choices(folder)}.")
         return None
-    file = Path(path)
-    if not file.is_file():
-        files = choices(file.parent)
-        raise UserError(f"Config file '{path}' does not exist: {files}.")
     # Config files import each other as configs.<name>, from wherever one stands.
-    root = str(file.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.append(root)
-    tree = _load(file)
+    root = next(x for x in Path(path).resolve().parents if not is_package(x))
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    tree = _load(Path(path))
     for field in fields:
         _check_field(tree, field)
     return tree
+
+
+def is_package(directory: Path) -> bool:
+    """Returns whether Python imports from a directory by its name."""
+    return (directory / "__init__.py").exists()
+
+
+def _file(name: str, folder: str) -> Path:
+    """The file that a path names, or a name of this package's own configs.
+
+    Raises:
+      UserError: there is none.
+    """
+    file = Path(name).expanduser()
+    if file.is_file():
+        return file
+    for own in (f"{folder}/{name}", name):
+        if own.strip("/") in shipped_names():
+            return shipped_file(own.strip("/"))
+    raise UserError(f"There is no config '{name}': {choices(folder)}.")
 
 
 def _load(file: Path) -> ml_collections.ConfigDict:
@@ -91,12 +146,12 @@ def elsewhere(tree: ml_collections.ConfigDict | None, field: str) -> list[str]:
     return [path for path in paths if f".{path}".endswith(f".{field}")][:3]
 
 
-def choices(near: Path = Path("configs")) -> str:
-    """Returns what a person may give: what lies near, if those are configs."""
-    configs = Path("configs")
-    directory = near if near.is_dir() and configs in near.parents else configs
-    others = ("__init__", "common")
-    result = sorted(str(x) for x in directory.glob("*.py") if x.stem not in others)
-    if not result:
-        return "give the path of a config; there is no directory configs here"
-    return f"give one of {', '.join(result)}"
+def names(folder: str = "") -> list[str]:
+    """Returns the names by which a command that has a folder finds its configs."""
+    paths = map(Path, shipped_names())
+    return [path.name for path in paths if path.parent == Path(folder)]
+
+
+def choices(folder: str = "") -> str:
+    """Returns what may be given: a file, or a name of this package's own configs."""
+    return f"give the path of a file, or one of {', '.join(names(folder))}"

@@ -22,7 +22,7 @@ from dresnet_jax.errors import UserError, pick
 command = cli.Command(
     __doc__,
     "config workdir compilation_cache json",
-    default_config="configs/imagenet2012.py",
+    default_config="imagenet2012",
 )
 
 _FROM = command.flag("from", str, "File with the weights that are read.")

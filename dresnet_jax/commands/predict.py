@@ -29,7 +29,7 @@ from dresnet_jax.errors import RunFailedError, UserError
 if TYPE_CHECKING:
     from dresnet_jax.inference.classifiers import ImageClassifier
 
-command = cli.Command(__doc__, "workdir compilation_cache json", rest="image")
+command = cli.Command(__doc__, "workdir compilation_cache json", rest=True)
 
 _EXPORTED = command.flag("exported", str, "Directory that dresnet_jax.export wrote.")
 _TOP = command.flag("top", 3, "Classes named for each image.", lower_bound=1)
@@ -47,6 +47,9 @@ _WITHIN_MS = command.flag(
 @command.main
 def main(*names: str) -> None:
     """Reads, classifies, prints."""
+    if not names:
+        raise UserError("A word is missing: the image. See --help.")
+
     import numpy as np
 
     from dresnet_jax.data.images import printable

@@ -15,14 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from dresnet_jax.commands import COMMANDS
 from tests.acceptance.small_run import start_processes_of
 from tests.conftest import ROOT, SMALL, run_process, run_python
 
-COMMANDS = sorted(
-    path.stem
-    for path in (ROOT / "dresnet_jax/commands").glob("*.py")
-    if "cli.Command(" in path.read_text()
-)
 HEAVY = ("jax", "flax", "numpy", "matplotlib", "sklearn", "tensorboardX", "scipy")
 
 # Calls commands in turn, and says after each which heavy packages are there.
@@ -46,10 +42,6 @@ def light(calls):
     return json.loads(output)
 
 
-def test_every_command_is_known_here():
-    assert len(COMMANDS) == 14
-
-
 def test_output_that_nobody_reads_is_no_traceback():
     program = f"{sys.executable} -m dresnet_jax.train --help | sleep 0"
     result = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True)
@@ -61,8 +53,7 @@ def test_help_and_misspelt_flags_import_nothing_heavy():
     for words, (code, heavy, errors) in light(calls).items():
         assert not heavy, words
         assert code == (0 if words.endswith("help") else 2)
-        misspelt = "Unknown flag 'jsn'. Did you mean 'json'? Choices: "
-        assert errors.startswith(f"error: {misspelt}") or code == 0
+        assert errors.startswith("error: Unknown flag 'jsn'.") or code == 0
         assert errors.count("\n") == (code != 0)
 
 

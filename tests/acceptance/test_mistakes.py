@@ -87,9 +87,23 @@ def _assert_one_clear_line(code, output, errors, message):
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("train", ["--workdir=new"], "--config is missing: give one of configs/"),
+        (
+            "train",
+            ["--workdir=new"],
+            "--config is missing: give the path of a file, or one of cifar10,",
+        ),
         ("train", ["--config=configs/digits.py"], "--workdir is missing"),
-        ("train", ["--config=configs/digit.py"], "configs/digit.py' does not exist"),
+        (
+            "train",
+            ["--config=configs/digit.py"],
+            "is no config 'configs/digit.py': give",
+        ),
+        ("train", ["--config=digit"], "There is no config 'digit': give the path of"),
+        ("compare", ["--config=digit"], "or one of conditional, deep, digits, exits"),
+        ("models", ["x*"], "Unknown model 'x*'. Choices: cbam_resnet50, cnn18,"),
+        ("configs", ["digit"], "Unknown config 'digit'. Did you mean 'digits'?"),
+        ("completion", ["fish"], "Choices: bash, zsh."),
+        ("predict", ["--workdir=x"], "A word is missing: the image."),
         ("train", ["--config.seed=1"], "--config.seed needs --config"),
         ("train", ["--workdri=x"], "Unknown flag 'workdri'. Did you mean 'workdir'?"),
         (
@@ -146,7 +160,11 @@ def _assert_one_clear_line(code, output, errors, message):
             ],
             "data.mode = resident is not possible: 2,929,687.5 MiB of images",
         ),
-        ("plan", ["--target=v5e:2x2"], "--config is missing: give one of configs/"),
+        (
+            "plan",
+            ["--target=v5e:2x2"],
+            "--config is missing: give the path of a file, or one of cifar10,",
+        ),
         (
             "plan",
             ["--config=configs/digits.py", "--target=v5e"],
