@@ -35,9 +35,15 @@ complete -o default -F _dresnet dresnet
 """,
     "zsh": """\
 _dresnet() {
-  local -a words_here
-  words_here=(${(f)"$(dresnet completion zsh --line="${LBUFFER##*[;|&] #}")"})
-  if (( $#words_here )); then compadd -S '' -- $words_here; else _files; fi
+  local -a all
+  all=(${(f)"$(dresnet completion zsh --line="${words[1,CURRENT-1]} $PREFIX")"})
+  if (( ! $#all )); then
+    compset -P '*='
+    _files
+    return
+  fi
+  compadd -S '' -- ${(M)all:#*[=.]}
+  compadd -- ${all:#*[=.]}
 }
 compdef _dresnet dresnet
 """,
