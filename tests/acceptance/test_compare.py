@@ -169,7 +169,7 @@ def test_a_browser_shows_the_page(study, tmp_path):
     ("arguments", "message"),
     [
         (["--config=configs/digits.py"], "--config is that of a run"),
-        (["--config=configs/compare/digit.py"], "give one of configs/compare/"),
+        (["--config=configs/compare/digit.py"], "or one of conditional, deep, digits,"),
         (["--config=configs/compare/digits.py"], "--workdir is missing"),
     ],
 )
