@@ -37,11 +37,9 @@ def main() -> None:
     operations = tuple(
         b.mixture.operations for b in smaller.experiment.model.spec.blocks
     )
-    # In quotes that stand inside those of a shell.
-    written = str(operations).replace(" ", "").replace("'", '"')
     print(discretising.table(chosen))
     print(f"validation accuracy {before:.4f} before, {after:.4f} after")
-    print(transfer.how_to_train_on(to, "model.mixture.operations", written))
+    print(transfer.how_to_train_on(to, "model.mixture.operations", operations))
     command.finish(
         {
             "workdir": str(directory),

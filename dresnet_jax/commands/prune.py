@@ -40,7 +40,11 @@ def main() -> None:
     chosen = [flag for flag in (_KEEP, _THRESHOLD, _MAX_LOSS) if flag.value is not None]
     if len(chosen) != 1:
         raise UserError("Give one of --keep, --threshold and --max_loss. See --help.")
-    _check_ranges()
+    threshold, max_loss = _THRESHOLD.value, _MAX_LOSS.value
+    if threshold is not None and not threshold >= 0:
+        raise UserError(f"--threshold={threshold} must not be below 0.")
+    if max_loss is not None and not 0 <= max_loss < 1:
+        raise UserError(f"--max_loss={max_loss} must be in [0, 1).")
 
     from dresnet_jax.structure import pruning
     from dresnet_jax.training import evaluation, transfer
@@ -65,9 +69,7 @@ def main() -> None:
     )
     if gone:
         print(f"blocks that go with their connections: {gone}")
-    topology = str(smaller.experiment.config.model.connections.topology).replace(
-        " ", ""
-    )
+    topology = smaller.experiment.config.model.connections.topology
     print(transfer.how_to_train_on(to, "model.connections.topology", topology))
     command.finish(
         {
@@ -80,15 +82,6 @@ def main() -> None:
             "validation_accuracy": {"before": before, "after": after},
         }
     )
-
-
-def _check_ranges() -> None:
-    """Checks what can be checked before the run is opened."""
-    threshold, max_loss = _THRESHOLD.value, _MAX_LOSS.value
-    if threshold is not None and not threshold >= 0:
-        raise UserError(f"--threshold={threshold} must not be below 0.")
-    if max_loss is not None and not 0 <= max_loss < 1:
-        raise UserError(f"--max_loss={max_loss} must be in [0, 1).")
 
 
 def _left(

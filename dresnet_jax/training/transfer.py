@@ -146,16 +146,17 @@ def write_start(
             checkpoints.save_last(0, state)
 
 
-def how_to_train_on(directory: epath.Path, field: str, value: str) -> str:
+def how_to_train_on(directory: epath.Path, field: str, value: object) -> str:
     """Returns the commands that start from what `write_start` wrote.
 
-    The field of its config differs from that of the run it was made from; the value is
-    as the command line takes it.
+    The field of its config differs from that of the run it was made from.
     """
+    # Without spaces, in quotes that stand inside those of a shell.
+    written = str(value).replace(" ", "").replace("'", '"')
     return (
         "to train on: the run's own command in another --workdir, with\n"
         f"  --config.init.workdir={directory} \\\n"
-        f"  --config.{field}='{value}'"
+        f"  --config.{field}='{written}'"
     )
 
 
