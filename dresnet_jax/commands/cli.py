@@ -12,7 +12,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -294,21 +294,16 @@ def new_file(flag: str, name: str | None, suffix: str) -> epath.Path:
     return path
 
 
-def matching(kind: str, names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+def matching(kind: str, names: Collection[str], patterns: Sequence[str]) -> list[str]:
     """Returns the names that match one of the patterns; all where there is none.
 
     Raises:
       UserError: no name of that kind does.
     """
-    names = sorted(names)
-    result = [
-        name
-        for name in names
-        if not patterns or any(fnmatch.fnmatchcase(name, x) for x in patterns)
-    ]
+    result = {name for x in patterns or ["*"] for name in fnmatch.filter(names, x)}
     if not result:
         raise errors.unknown(kind, " ".join(patterns), names)
-    return result
+    return sorted(result)
 
 
 def steps_range(flag: str, text: str | None) -> range:

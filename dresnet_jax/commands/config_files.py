@@ -35,14 +35,10 @@ def shipped_names() -> list[str]:
     )
 
 
-def shipped_file(name: str) -> Path:
-    """Returns the file of one of this package's own configs."""
-    return shipped_directory() / f"{name}.py"
-
-
 def about(name: str) -> str:
     """Returns the first line of the docstring of one of this package's own configs."""
-    docstring = ast.get_docstring(ast.parse(shipped_file(name).read_text()))
+    text = (shipped_directory() / f"{name}.py").read_text()
+    docstring = ast.get_docstring(ast.parse(text))
     return (docstring or "").partition("\n")[0]
 
 
@@ -72,18 +68,14 @@ def check(argv: list[str], folder: str = "") -> ml_collections.ConfigDict | None
             raise UserError(f"--config.{fields[0]} needs --config: {choices(folder)}.")
         return None
     # Config files import each other as configs.<name>, from wherever one stands.
-    root = next(x for x in Path(path).resolve().parents if not is_package(x))
+    folders = Path(path).resolve().parents
+    root = next(x for x in folders if not (x / "__init__.py").exists())
     if str(root) not in sys.path:
         sys.path.append(str(root))
     tree = _load(Path(path))
     for field in fields:
         _check_field(tree, field)
     return tree
-
-
-def is_package(directory: Path) -> bool:
-    """Returns whether Python imports from a directory by its name."""
-    return (directory / "__init__.py").exists()
 
 
 def _file(name: str, folder: str) -> Path:
@@ -95,9 +87,9 @@ def _file(name: str, folder: str) -> Path:
     file = Path(name).expanduser()
     if file.is_file():
         return file
-    for own in (f"{folder}/{name}", name):
-        if own.strip("/") in shipped_names():
-            return shipped_file(own.strip("/"))
+    for own in (f"{folder}/{name}".strip("/"), name.strip("/")):
+        if own in shipped_names():
+            return shipped_directory() / f"{own}.py"
     raise UserError(f"There is no config '{name}': {choices(folder)}.")
 
 
