@@ -86,11 +86,7 @@ def plan(config: ml_collections.ConfigDict, directory: epath.Path) -> Plan:
     """Checks a comparison, and adds what has equal budgets.
 
     What depends on measured times is read from the directory, if it was written there
-    before.
-
-    Args:
-      config: of the comparison; its fields are explained in configs/compare/common.py.
-      directory: of the comparison.
+    before. configs/compare/common.py explains the fields of `config`.
 
     Raises:
       UserError: a value is wrong.

@@ -52,15 +52,10 @@ def check(config: ml_collections.ConfigDict) -> None:
 def run(
     config: ml_collections.ConfigDict, directory: epath.Path, command: str
 ) -> dict[str, Any]:
-    """Trains what is missing, seed by seed; writes report.json and report.md.
+    """Trains what is missing, seed by seed; writes and returns the report.
 
-    Args:
-      config: of the comparison, checked.
-      directory: of the comparison, claimed.
-      command: the command line that made it.
-
-    Returns:
-      The report.
+    The config is checked before, and the directory is claimed; it then holds
+    report.json and report.md. `command` is the command line that made it.
     """
     result: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for seed in range(config.first_seed, config.first_seed + config.seeds):

@@ -53,12 +53,7 @@ class Progress:
         self._say(f"started  {self._names(group)}")
 
     def ended(self, group: Sequence[Run], seconds: float) -> None:
-        """Reports that runs have ended, well or not.
-
-        Args:
-          group: the runs, trained by one program.
-          seconds: that they took.
-        """
+        """Reports that runs of one program have ended, well or not."""
         expected = sum(map(self._expected, group))
         self._done += expected
         self._left -= expected

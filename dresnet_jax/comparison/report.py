@@ -32,12 +32,8 @@ def report(
 ) -> dict[str, Any]:
     """Returns the figures of a comparison, of JSON's types.
 
-    Args:
-      config: of the comparison.
-      plan: of its runs.
-      finished: the runs that ended well.
-      failed: why each of the others did not, by directory.
-      command: the command line that made it.
+    `failed` says why runs did not end well, by directory, and `command` is the command
+    line that made the comparison.
 
     Raises:
       RunFailedError: no run of the main variant or of the reference ended well.
@@ -307,16 +303,14 @@ def write(
 
 
 def _csv(finished: Sequence[Run]) -> str:
-    of_run = ("variant", "seed")
     of_report = (
         *("reported_step", "val_accuracy", "test_accuracy"),
         *("val_loss", "test_loss", "params", "steps"),
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*of_run, *of_report])
+    writer.writerow(["variant", "seed", *of_report])
     for run in finished:
-        writer.writerow(
-            [run.variant, run.seed, *(run.report[name] for name in of_report)]
-        )
+        figures = (run.report[name] for name in of_report)
+        writer.writerow([run.variant, run.seed, *figures])
     return text.getvalue()
