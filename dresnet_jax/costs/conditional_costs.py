@@ -80,11 +80,8 @@ class Network:
 def trained(exp: Experiment, state: TrainState, batch_size: int | None) -> Network:
     """Returns the network of a run, on images of the validation split.
 
-    Args:
-      exp: the run's experiment.
-      state: of it.
-      batch_size: of the batches that are measured; `BATCH_SIZE` for None, or the whole
-        split where it has fewer images.
+    `batch_size` is of the batches that are measured; `BATCH_SIZE` for None, or the
+    whole split where it has fewer images.
 
     Raises:
       UserError: the network has no gates, or the split has too few images.
@@ -102,8 +99,7 @@ def trained(exp: Experiment, state: TrainState, batch_size: int | None) -> Netwo
         pipeline.normalise(exp.recipe, jnp.asarray(read[n].images))
         for n in range(min(_BATCHES, len(examples) // batch_size))
     ]
-    variables = {"params": state.eval_params, "batch_stats": state.batch_stats}
-    return Network(exp.model, {None: variables}, batches)
+    return Network(exp.model, {None: state.eval_variables}, batches)
 
 
 def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
@@ -133,8 +129,7 @@ def fresh(config: ml_collections.ConfigDict, rates: Sequence[float]) -> Network:
         + jax.random.normal(jax.random.fold_in(key, 0), (shape[0], 1, 1, shape[-1]))
         for key in keys
     ]
-    state = exp.create_state()
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = exp.create_state().variables
     logits = jax.jit(functools.partial(_logits, uncompacted(exp.model)))
     return Network(
         exp.model,
@@ -188,9 +183,7 @@ def _set(
 def measure(network: Network, runs: int) -> list[Row]:
     """Counts and times the network at each rate and the same without gates.
 
-    Args:
-      network: what is measured.
-      runs: timed rounds, each of every program on all batches in turn.
+    In each of the timed `runs` every program runs on all batches in turn.
     """
     model, batches = network.model, network.batches
     plain = model.clone(spec=dataclasses.replace(model.spec, conditional=None))

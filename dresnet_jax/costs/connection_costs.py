@@ -219,9 +219,7 @@ def measure(
 def estimate(subjects: Sequence[Subject], target: str) -> list[Row]:
     """Compiles as `measure` does, for chips that are not here, without a run.
 
-    Args:
-      subjects: what is measured; the batch of each is that of one chip.
-      target: such as "v5e:2x2".
+    The batch of each subject is that of one chip of the target, such as "v5e:2x2".
 
     Raises:
       UserError: a value of a config or the target is wrong, or the compiler of the
@@ -249,9 +247,8 @@ def _compiled(
     subjects: Sequence[Subject], devices: Sequence[jax.Device] | None = None
 ) -> Iterator[tuple[Subject, dict[str, Program]]]:
     """Checks all subjects, and then compiles the programs of one after the other."""
-    for subject, experiments in [
-        (subject, subject.experiments()) for subject in subjects
-    ]:
+    checked = [(subject, subject.experiments()) for subject in subjects]
+    for subject, experiments in checked:
         programs = {
             name: build(exp, is_stage=subject.is_stage, devices=devices)
             for name, exp in experiments.items()
@@ -262,11 +259,14 @@ def _compiled(
 def _row(subject: Subject, form: str, programs: Mapping[str, Program]) -> Row:
     """What the compiler and the tracer report of a program."""
     program, plain = programs[form], programs[PLAIN]
-    row = Row(
+    total, of_plain = (p.cost and p.cost.bytes_accessed for p in (program, plain))
+    return Row(
         subject.name,
         form,
         subject.depth,
         flops_ratio=program.flops / plain.flops,
+        bytes_ratio=total / of_plain if total and of_plain else None,
+        intensity=program.flops / total if total else None,
         temp_ratio=program.temp_bytes / plain.temp_bytes if plain.temp_bytes else None,
         temp_bytes=program.temp_bytes,
         saved_bytes=program.saved_bytes,
@@ -275,11 +275,4 @@ def _row(subject: Subject, form: str, programs: Mapping[str, Program]) -> Row:
         compile_ratio=program.compile_seconds / plain.compile_seconds,
         compile_seconds=program.compile_seconds,
         traffic=program.traffic,
-    )
-    if program.cost is None or plain.cost is None:
-        return row
-    return dataclasses.replace(
-        row,
-        bytes_ratio=program.cost.bytes_accessed / plain.cost.bytes_accessed,
-        intensity=program.cost.flops / program.cost.bytes_accessed,
     )

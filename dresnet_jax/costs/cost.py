@@ -35,9 +35,7 @@ class Cost:
 def of(compiled: jax.stages.Compiled, flops: float) -> Cost:
     """Reads the compiler's counts of a program.
 
-    Args:
-      compiled: the program.
-      flops: of one run on each device, counted before it was compiled.
+    `flops` are of one run on each device, counted before it was compiled.
     """
     analysis = compiled.cost_analysis()
     memory = compiled.memory_analysis()

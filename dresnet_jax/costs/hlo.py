@@ -60,13 +60,10 @@ def operand_bytes(
 
 
 def traffic(program: str) -> dict[str, float]:
-    """Sums the bytes that a program's instructions move, by part of the network.
+    """Sums the bytes that instructions move, by part of the network.
 
-    Sizes of results and operands of each instruction outside of fusions and loops,
-    which differs a little from the compiler's own sum.
-
-    Args:
-      program: text of the compiled program.
+    Sizes of results and operands of each instruction outside of fusions and loops, in
+    the text of a compiled program; a little different from the compiler's own sum.
 
     Returns:
       {part: bytes}, the largest first: "forward, connections: dot_general" and so on.

@@ -56,8 +56,7 @@ class Seconds:
     """An estimate of a step, by the published figures of a chip.
 
     A chip computes while it reads its memory, so the longer of the two counts. What is
-    sent is added to it, assuming no overlap: the compiler may hide a
-    part.
+    sent is added to it, assuming no overlap: the compiler may hide a part.
 
     Attributes:
       arithmetic: FLOPs / peak.
@@ -192,10 +191,7 @@ def make(
 ) -> Plan:
     """Compiles the training step of a run for a target, and counts what it takes.
 
-    Args:
-      config: of the run.
-      target: its chips.
-      batch_per_chip: instead of the config's batch; None for that.
+    `batch_per_chip` takes the place of the config's batch, where it is given.
 
     Raises:
       UserError: a value is wrong, or the compiler of the target is missing.

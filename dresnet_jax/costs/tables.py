@@ -84,10 +84,9 @@ def _collective_lines(groups: Sequence[Group]) -> list[str]:
     lines = []
     for group in groups:
         where = "across slices" if group.across_slices else "within a slice"
-        largest = f"the largest {group.largest_bytes / 2**20:,.1f} MiB"
         lines.append(
             f"  {f'{group.kind}, {where}':34s}{_mib(group.bytes)} in {group.count}, "
-            + largest
+            f"the largest {group.largest_bytes / 2**20:,.1f} MiB"
         )
     return lines or ["  no collectives"]
 
@@ -144,11 +143,8 @@ def connection_cost_table(rows: Sequence[Row], *, with_traffic: bool = False) ->
     """Returns a row per form, as ratios to the plain network of its model and depth.
 
     Where a form was measured at several depths, a line per form says how what is saved
-    for the backward pass grows.
-
-    Args:
-      rows: what was measured.
-      with_traffic: whether a second table says where a model's bytes go.
+    for the backward pass grows. A second table, `with_traffic`, says where a model's
+    bytes go.
     """
     names = ("FLOPs", "bytes", "FLOP/byte", "temporary", "saved", "trace", "compile")
     heading = "".join(f"{name:>10s}" for name in (*names, "step"))
