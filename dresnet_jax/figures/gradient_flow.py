@@ -21,6 +21,9 @@ from dresnet_jax.training import evaluation, experiment, steps
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
+# Norms of the gradient by the output of each block, [states, blocks]: {line: array}.
+Flows = Mapping[str, np.ndarray]
+
 
 def stacks(config: ml_collections.ConfigDict) -> dict[str, Experiment]:
     """Returns the blocks of a config's model, joined in three ways.
@@ -55,11 +58,6 @@ def norms(
     """Returns norms of the gradient of a batch's mean loss by the output of each block.
 
     The network runs as in training: its norms see the batch.
-
-    Args:
-      part: whose states they are.
-      batch: its examples.
-      states: one or more.
 
     Returns:
       Euclidean norms over the whole batch, [states, blocks that there are].
@@ -105,21 +103,15 @@ def norms(
 
 def panels(
     config: ml_collections.ConfigDict, seeds: int, runs: Sequence[epath.Path]
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, Flows]:
     """Measures stacks of a config before training, and runs at their start and end.
 
-    Args:
-      config: of a run.
-      seeds: starts of each stack.
-      runs: directories.
-
-    Returns:
-      {title: {line: [states, blocks]}}.
+    Each stack is made with seeds from 0 to `seeds` - 1. The result is by title.
     """
     opened = [evaluation.open_run(directory) for directory in runs]
     at_start = stacks(config)
     batch = evaluation.first_batch(at_start["plain"])  # The data of all.
-    result = {
+    result: dict[str, Flows] = {
         f"at the start, {seeds} seeds": {
             name: norms(
                 part, batch, [part.with_seed(n).create_state() for n in range(seeds)]
@@ -135,14 +127,10 @@ def panels(
     return result
 
 
-def table(title: str, flows: Mapping[str, np.ndarray]) -> str:
+def table(title: str, flows: Flows) -> str:
     """Returns norms of the gradient, a row per block: the median of each line's states.
 
     The last row has that of the first block divided by that of the last.
-
-    Args:
-      title: of the table.
-      flows: {line: [states, blocks]}.
     """
     medians = {name: np.median(norms, axis=0) for name, norms in flows.items()}
     lines = [title, "gradient " + "".join(f"{name:>12}" for name in medians)]
@@ -153,12 +141,8 @@ def table(title: str, flows: Mapping[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def draw(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Draws norms of the gradient over the blocks, with the range of their states.
-
-    Args:
-      panels: {title: {line: [states, blocks]}}.
-    """
+def draw(panels: Mapping[str, Flows]) -> Figure:
+    """Draws a panel by title: norms over the blocks, with the range of their states."""
     n = len(panels)
     figure, axes = plt.subplots(
         1, n, figsize=(1 + 4 * n, 3.8), sharey=True, squeeze=False, layout="constrained"

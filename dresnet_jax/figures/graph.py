@@ -24,10 +24,6 @@ def draw(topology: Topology, gates: GateValues) -> Figure:
 
     Connections of an even length run above the blocks, those of an odd one below, and
     each is as wide as it is open. Black ones are fixed at 1.
-
-    Args:
-      topology: who reads whom.
-      gates: F(w) of every edge.
     """
     heights = [-_bend(i, k) * (i - k) / 2 for i, k in topology.edges]
     above, below = max([0, *heights]), -min([0, *heights])

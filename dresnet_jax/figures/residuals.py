@@ -1,7 +1,5 @@
 """The a of learned residuals x + a F(x), block by block."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -42,12 +40,8 @@ def table(scales: Scales) -> str:
     return "\n".join(lines)
 
 
-def draw(scales: Mapping[int, np.ndarray]) -> Figure:
-    """Draws the a of learned residuals by block: each channel, and the mean |a|.
-
-    Args:
-      scales: {block: [channels]}, or [1] of a block with one number.
-    """
+def draw(scales: Scales) -> Figure:
+    """Draws the a of learned residuals by block: each channel, and the mean |a|."""
     size = 2 + 0.5 * len(scales), 4
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     blocks = list(scales)

@@ -36,10 +36,7 @@ def operations(exp: Experiment) -> dict[int, tuple[str, ...]]:
 def by_class(exp: Experiment, state: TrainState, examples: Examples) -> Routes:
     """Returns mean weights over the examples of each class, as evaluated.
 
-    Args:
-      exp: an experiment with mixed blocks.
-      state: of it.
-      examples: of a split. A class without any has weights that are not a number.
+    A class without examples has weights that are not a number.
 
     Raises:
       UserError: no block has several operations.
@@ -49,7 +46,7 @@ def by_class(exp: Experiment, state: TrainState, examples: Examples) -> Routes:
     def sums(state: TrainState, batch: pipeline.Batch) -> tuple[Any, jax.Array]:
         """Sums the weights of each class's images, and counts the images."""
         _, result = exp.model.apply(
-            {"params": state.eval_params, "batch_stats": state.batch_stats},
+            state.eval_variables,
             batch.images,
             train=False,
             mutable=["intermediates"],
@@ -66,8 +63,7 @@ def by_class(exp: Experiment, state: TrainState, examples: Examples) -> Routes:
     totals: Routes = {i: np.zeros((classes, len(n))) for i, n in blocks.items()}
     counts = np.zeros(classes)
     for read in exp.inputs.read(EvalBatches(examples, exp.recipe, rows)):
-        arrays = map(jnp.asarray, (read.images, read.labels, read.mask))
-        batch = pipeline.make_batch(exp.recipe, *arrays)
+        batch = pipeline.make_batch(exp.recipe, *map(jnp.asarray, read))
         result, of_batch = jax.device_get(program(state, batch))
         counts += of_batch
         for i in blocks:

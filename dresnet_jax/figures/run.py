@@ -133,9 +133,7 @@ def gate_functions() -> Figure:
 def growth(history: Sequence[Mapping[str, Any]], num_steps: int) -> Figure:
     """Draws cost and structure over the steps of a run, and its events.
 
-    Args:
-      history: as `workdir.read_history`.
-      num_steps: of the run.
+    `history` is what `workdir.read_history` returns.
     """
     kept = [entry for entry in history if entry["result"] == "accepted"]
     steps = [0, *(entry["step"] for entry in kept), num_steps]
