@@ -29,9 +29,7 @@ def findings(result: Mapping[str, Any]) -> list[dict[str, str]]:
 def verdict(row: Mapping[str, Any], *, in_points: bool = True) -> str:
     """Returns how sure one may be of a comparison, in words.
 
-    Args:
-      row: of the report's comparisons.
-      in_points: whether its difference is in percentage points.
+    Its interval is written in percentage points, or as it is.
     """
     p = row["p_corrected"]
     if np.isnan(p):

@@ -1,12 +1,10 @@
 """The figures of a comparison."""
 
-import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,11 +76,6 @@ def figures(report: Mapping[str, Any], finished: Sequence[Run]) -> list[Captione
             ),
         ]
     return result
-
-
-def encoded(path: epath.Path) -> str:
-    """Returns a PNG as the address of an image inside a page."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def mean_gates(runs: Sequence[Run]) -> tuple[list[int], list[dict[str, Any]]]:

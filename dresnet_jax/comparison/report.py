@@ -1,5 +1,6 @@
 """Reports a comparison: figures for programs, tables and sentences for people."""
 
+import base64
 import csv
 import dataclasses
 import io
@@ -267,8 +268,12 @@ def write(
     json_files.write_json(directory / "report.json", result)
     (directory / "runs.csv").write_text(_csv(finished))
     figures = plots.figures(result, finished)
+    addresses = []
     for figure in figures:
-        pictures.save(figure.figure, directory / f"{figure.name}.png")
+        path = directory / f"{figure.name}.png"
+        pictures.save(figure.figure, path)
+        image = base64.b64encode(path.read_bytes()).decode()
+        addresses.append(f"data:image/png;base64,{image}")
     loader = jinja2.PackageLoader("dresnet_jax.comparison", "templates")
     environment = jinja2.Environment(
         loader=loader,
@@ -292,10 +297,7 @@ def write(
         alpha=findings.ALPHA,
         solid=findings.SOLID,
         gates=gates,
-        figures=[
-            (figure, plots.encoded(directory / f"{figure.name}.png"))
-            for figure in figures
-        ],
+        figures=list(zip(figures, addresses, strict=True)),
     )
     (directory / "report.html").write_text(html)
     text = environment.get_template("comparison.md").render(**common, figures=figures)
