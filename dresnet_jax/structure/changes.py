@@ -69,9 +69,7 @@ def made(
             ema_params=None if state.ema_params is None else params,
         )
         old = leaves.by_name(state)
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: carry(leaves.name(path), old, leaf), start
-        )
+        return leaves.map_by_name(lambda name, leaf: carry(name, old, leaf), start)
 
     # One program, since no process of several has the whole of an array.
     places = jax.tree.map(lambda x: x.sharding, exp.create_state(abstract=True))
@@ -91,10 +89,9 @@ def products(exp: Experiment) -> int:
     """Counts the multiply-adds of one image as evaluated."""
     state, view = exp.create_state(abstract=True), exp.recipe.view
     shape = (1, view.size, view.size, view.channels)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     apply = functools.partial(exp.model.apply, train=False)
-    return multiply_adds(apply, variables, images)
+    return multiply_adds(apply, state.variables, images)
 
 
 def difference(one: Network, other: Network, batch: Batch) -> float:
@@ -138,8 +135,7 @@ def _logits(model: Backbone, state: TrainState, images: jax.Array) -> jax.Array:
     trained, _ = steps.forward(
         model, state.params, state.batch_stats, images, state.key
     )
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    evaluated: Any = model.apply(variables, images, train=False)
+    evaluated: Any = model.apply(state.variables, images, train=False)
     return jnp.stack([trained, evaluated])
 
 
@@ -151,14 +147,13 @@ def _with_mean_squares(fresh: Any, old: Any) -> Any:
             for kind in _kinds(name):
                 means.setdefault(kind, []).append(leaf.mean())
 
-    def filled(path: Any, leaf: jax.Array) -> jax.Array:
-        name = leaves.name(path)
+    def filled(name: str, leaf: jax.Array) -> jax.Array:
         result = next((means[kind] for kind in _kinds(name) if kind in means), None)
         if SQUARES not in name or result is None:
             return leaf
         return jnp.full_like(leaf, jnp.stack(result).mean())
 
-    return jax.tree_util.tree_map_with_path(filled, fresh)
+    return leaves.map_by_name(filled, fresh)
 
 
 def _kinds(name: str) -> tuple[str, ...]:

@@ -66,11 +66,11 @@ def shrunk(network: Network, edges: Sequence[Edge]) -> Network:
     smaller, _ = subset(spec, network.state.params["connections"], kept)
 
     def converted(name: str, old: Any, fresh: jax.Array) -> jax.Array:
-        of_connections = name.partition(changes.CONNECTIONS)[2]
         result = old[name]
-        if not of_connections or result.shape == fresh.shape:
+        if result.shape == fresh.shape:
             return result
-        owner = of_connections.partition("/")[0]
+        # Only connections have become smaller.
+        owner = name.partition(changes.CONNECTIONS)[2].partition("/")[0]
         return result[spec.places(smaller, owner)]
 
     return changes.made(

@@ -82,10 +82,7 @@ def ranked(network: Network, batch: Batch | None = None) -> list[RankedEdge]:
 
     def contributions(state: TrainState, images: jax.Array) -> dict[str, jax.Array]:
         _, result = model.apply(
-            {"params": state.eval_params, "batch_stats": state.batch_stats},
-            images,
-            train=False,
-            mutable=["intermediates"],
+            state.eval_variables, images, train=False, mutable=["intermediates"]
         )
         of_connections = result["intermediates"]["connections"]
         return {name: values[0] for name, values in of_connections.items()}

@@ -180,7 +180,7 @@ class _Shape:
     """The programs of structures that differ in nothing but their connections.
 
     Attributes:
-      parts: of the network with all that any of them may have.
+      experiment: of the network with all that any of them may have.
       edges: its connections.
     """
 
@@ -195,11 +195,8 @@ class _Shape:
 
     def started(self, network: Network) -> TrainState:
         """Returns a fresh state with the weights of a network of this shape."""
-        state = network.state
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
-        return transfer.exchange(
-            self.experiment.create_state(), leaves.by_name(weights)
-        )
+        weights = leaves.by_name(network.state.variables)
+        return transfer.exchange(self.experiment.create_state(), weights)
 
     def train(
         self, states: States, structures: Sequence[Structure], data: loop.Data

@@ -106,11 +106,8 @@ class _Growth:
             else:
                 break
         growth = {"history": self.history, "training_multiply_adds": self._spent()}
-        exp, state, splits = (
-            self.network.experiment,
-            self.network.state,
-            self._data.splits,
-        )
+        exp, state = self.network.experiment, self.network.state
+        splits = self._data.splits
         return reporting.report(exp, self._directory, splits, state, growth)
 
     def _train(self) -> None:

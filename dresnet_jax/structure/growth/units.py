@@ -37,7 +37,7 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 
     def given(state: Any, images: jax.Array) -> dict[int, jax.Array]:
         _, result = model.apply(
-            {"params": state.params, "batch_stats": state.batch_stats},
+            state.variables,
             images,
             train=False,
             capture_intermediates=lambda module, _: module.path[1:] == (seen,),
@@ -79,8 +79,7 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     assert hidden is not None, "its channels can be divided"
 
     def params(split: dict[int, jax.Array], state: TrainState) -> Any:
-        def one(path: Any, leaf: jax.Array) -> jax.Array:
-            name = leaves.name(path)
+        def one(name: str, leaf: jax.Array) -> jax.Array:
             block, module = widening.place(name)
             if block not in split or not name.endswith("kernel"):
                 return leaf
@@ -96,7 +95,7 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
                 leaf = leaf * (1 + both)
             return leaf
 
-        return jax.tree_util.tree_map_with_path(one, state.params)
+        return leaves.map_by_name(one, state.params)
 
     def falls(state: TrainState, batch: Batch) -> dict[int, jax.Array]:
         start = {i: jnp.zeros(channels[i - 1]) for i in blocks}
