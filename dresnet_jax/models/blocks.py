@@ -151,30 +151,17 @@ class ConvNeXtBlock(Block):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[batch, height, width, channels] to [batch, height', width', features]."""
-        spec, layers = self.spec, self.layers
-        if spec.stride > 1 or x.shape[-1] != spec.features:
+        spec, layers, features = self.spec, self.layers, self.spec.features
+        conv = partial(layers.conv, use_bias=True)
+        if spec.stride > 1 or x.shape[-1] != features:
             x = layers.normalise(x, train=train, name="downsample_norm")
-            x = layers.conv(
-                spec.features,
-                spec.stride,
-                stride=spec.stride,
-                use_bias=True,
-                name="downsample",
-            )(x)
-        y = layers.conv(
-            spec.features,
-            7,
-            groups=spec.features,
-            dilation=spec.dilation,
-            use_bias=True,
-            name="depthwise",
+            x = conv(features, spec.stride, stride=spec.stride, name="downsample")(x)
+        y = conv(
+            features, 7, groups=features, dilation=spec.dilation, name="depthwise"
         )(x)
         y = layers.normalise(y, train=train)
-        hidden = spec.hidden or 4 * spec.features
-        y = layers.conv(hidden, 1, use_bias=True, name="expand")(y)
-        y = layers.conv(spec.features, 1, use_bias=True, name="project")(
-            layers.activate(y)
-        )
+        y = conv(spec.hidden or 4 * features, 1, name="expand")(y)
+        y = conv(features, 1, name="project")(layers.activate(y))
         return self.join(x, y, train=train)
 
 
