@@ -170,7 +170,7 @@ class BackboneSpec(Architecture):
 
         Empty if they have.
         """
-        if BLOCKS[self.block].hidden is None:
+        if not BLOCKS[self.block].hidden.makes:
             return f"none between convolutions, since it is '{self.block}'"
         if BLOCKS[self.block].expansion > 1 and self.groups > 1:
             return f"{self.groups} groups of them, whose number is theirs"

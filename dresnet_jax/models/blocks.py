@@ -174,8 +174,8 @@ class Hidden:
       reads: modules whose kernels' last axis but one they are.
     """
 
-    makes: tuple[str, ...]
-    reads: tuple[str, ...]
+    makes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Kind:
       expansion: output channels divided by the width of the stage.
       pre_activation: whether it begins with norm and activation, so that the stem has
         none and the head begins with them.
-      hidden: where the channels between its convolutions are; None where their number
+      hidden: where the channels between its convolutions are; nowhere if their number
         cannot be chosen.
       last: the module whose norm's scale at 0, or whose kernel where it has no norm,
         lets the block add nothing.
@@ -197,7 +197,7 @@ class Kind:
     make: Callable[..., Block]
     expansion: int = 1
     pre_activation: bool = False
-    hidden: Hidden | None = None
+    hidden: Hidden = Hidden()
     last: str = ""
     activates: bool = False
 

@@ -28,8 +28,7 @@ _BLOCK = re.compile(r"(?:^|/)block_(\d+)/([^/]+)(?:/|$)")
 def hidden_channels(network: Network) -> tuple[int, ...]:
     """Returns the inner channels of each block; 0 where there are none."""
     spec, params = network.experiment.model.spec, network.state.params
-    hidden = BLOCKS[spec.block].hidden
-    first = hidden.makes[0] if hidden else ""
+    first = next(iter(BLOCKS[spec.block].hidden.makes), "")
     blocks = (params.get(f"block_{i}", {}) for i in range(1, len(spec.stages) + 1))
     return tuple(kernel(own[first]).shape[-1] if first in own else 0 for own in blocks)
 
@@ -46,10 +45,8 @@ def why_not(network: Network, block: int) -> str:
         return f"there is no block {block}"
     if why := spec.fixed_hidden(block):
         return f"it has {why}"
-    hidden = BLOCKS[spec.block].hidden
-    assert hidden is not None, "that is why the number is fixed"
-    own = network.state.params[f"block_{block}"]
-    names = leaves.by_name([own[name] for name in hidden.makes if name in own])
+    own, makes = network.state.params[f"block_{block}"], BLOCKS[spec.block].hidden.makes
+    names = leaves.by_name([own[name] for name in makes if name in own])
     is_normed = any(name.endswith("/scale") for name in names)
     if is_normed and spec.layers.norm in _COMPARING:
         return f"norm '{spec.layers.norm}' compares its channels"
@@ -88,7 +85,6 @@ def widened(
                 f"Block {i} has channels 0 to {before[i - 1] - 1}, and no {strange[0]}."
             )
     hidden = BLOCKS[network.experiment.model.spec.block].hidden
-    assert hidden is not None, "why_not"
     models = {i: np.array([*range(before[i - 1]), *copies[i]]) for i in copies}
 
     def converted(name: str, old: Any, fresh: jax.Array) -> jax.Array:

@@ -33,7 +33,7 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     alone nearly every channel would be above any threshold.
     """
     model, state = with_form(network.experiment.model, "folded"), network.state
-    seen = BLOCKS[model.spec.block].hidden.makes[-1]  # type: ignore[union-attr]
+    seen = BLOCKS[model.spec.block].hidden.makes[-1]
 
     def given(state: Any, images: jax.Array) -> dict[int, jax.Array]:
         _, result = model.apply(
@@ -52,7 +52,7 @@ def entropy(network: Network, batch: Batch, blocks: list[int]) -> Scores:
 def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     """Returns the norm of the loss's gradient for each channel's incoming weights."""
     model, state = network.experiment.model, network.state
-    first = BLOCKS[model.spec.block].hidden.makes[0]  # type: ignore[union-attr]
+    first = BLOCKS[model.spec.block].hidden.makes[0]
 
     def norms(state: Any, batch: Batch) -> dict[int, jax.Array]:
         result = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
@@ -76,7 +76,6 @@ def curvature(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     larger = widening.widened(network, thrice)
     model, state = larger.experiment.model, larger.state
     hidden = BLOCKS[model.spec.block].hidden
-    assert hidden is not None, "its channels can be divided"
 
     def params(split: dict[int, jax.Array], state: TrainState) -> Any:
         def one(name: str, leaf: jax.Array) -> jax.Array:
