@@ -210,10 +210,8 @@ class _Shape:
         now = (*states, *(jax.tree.map(jnp.copy, states[0]) for _ in range(empty)))
         masks = [self._mask(one) for one in structures]
         full = (*masks, *masks[:1] * empty)
-        calls, losses = self.experiment.calls(0), []
-        given = self.experiment.inputs.data(
-            data.train, self.experiment.config.seed, calls
-        )
+        exp, losses = self.experiment, []
+        given = exp.inputs.data(data.train, exp.config.seed, exp.calls(0))
         with contextlib.closing(given):
             for inputs, _ in given:
                 now, of_step = self._program(now, full, inputs)
@@ -256,11 +254,9 @@ class _Shape:
 
     def _mask(self, structure: Structure) -> Any:
         """1 for what a structure has of the connections' parameters, and 0."""
-        shapes = self.experiment.create_state(abstract=True).params.get(
-            "connections", {}
-        )
+        exp, spec = self.experiment, self.experiment.model.spec
+        shapes = exp.create_state(abstract=True).params.get("connections", {})
         ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-        spec = self.experiment.model.spec
         of_all = Superset(spec.connections, spec.connections, spec.channels)
         missing = sorted(set(self.edges) - set(structure.edges))
         marks = [of_all.own(ones, edge) for edge in missing]

@@ -55,9 +55,7 @@ def gradient(network: Network, batch: Batch, blocks: list[int]) -> Scores:
     first = BLOCKS[model.spec.block].hidden.makes[0]
 
     def norms(state: Any, batch: Batch) -> dict[int, jax.Array]:
-        result = jax.grad(lambda params: steps.mean_loss(model, params, state, batch))(
-            state.params
-        )
+        result = jax.grad(steps.mean_loss, argnums=1)(model, state.params, state, batch)
         squares = {i: widening.kernel(result[f"block_{i}"][first]) ** 2 for i in blocks}
         return {i: jnp.sqrt(x.sum(axis=(0, 1, 2))) for i, x in squares.items()}
 
