@@ -67,12 +67,7 @@ class Superset:
         return jnp.asarray(fresh).at[places].set(old)
 
     def own(self, parameters: Mapping[str, Any], edge: Edge) -> dict[str, Any]:
-        """Marks what new edges need not share with others: 1 where it is this one's.
-
-        Args:
-          parameters: for all edges.
-          edge: one of the new ones.
-        """
+        """Marks what a new edge need not share by 1, all else by 0."""
         reader, source = edge
 
         def mark(path: Any, leaf: jax.Array) -> jax.Array:

@@ -246,13 +246,8 @@ def architecture(spec: BackboneSpec, params: Any) -> Any:
     """Marks the parameters that say what a network is: its gates and its mixtures.
 
     These take no weight decay and have a learning rate of their own, or are searched.
-
-    Args:
-      spec: what the network is.
-      params: of its `Backbone`, or anything of the same structure.
-
-    Returns:
-      As `params`, with booleans for leaves.
+    For the parameters of a `Backbone`, or anything of the same structure, it returns
+    that structure with booleans for leaves.
     """
     marks = jax.tree.map(lambda _: False, params)
     if "connections" in params:

@@ -203,10 +203,6 @@ def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
 
     Kernels are [height, width, in, out] here and [out, in, height, width] there; those
     of 1x1 convolutions are matrices in some libraries.
-
-    Args:
-      array: as it is there.
-      shape: of the array to return.
     """
     if len(shape) > 1:
         array = array.reshape(array.shape + (1,) * (4 - array.ndim))
@@ -217,12 +213,7 @@ def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def to_torchvision(array: np.ndarray, name: str) -> np.ndarray:
-    """Returns a weight as torchvision has it: `from_torch` turned round.
-
-    Args:
-      array: as it is here.
-      name: of the weight there.
-    """
+    """Returns the weight that torchvision calls `name`: `from_torch` turned round."""
     if array.ndim == 4:
         array = array.transpose(3, 2, 0, 1)
         # ConvNeXt's 1x1 convolutions are matrices there.

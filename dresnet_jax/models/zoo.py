@@ -339,9 +339,7 @@ def blocks_per_stage(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 def chosen_form(spec: BackboneSpec, platform: str) -> tuple[str, str]:
     """Returns the form that `auto` stands for in a network, and why.
 
-    Args:
-      spec: of the network; the form of its connections is not read.
-      platform: "cpu", "gpu" or "tpu".
+    As `automatic_form`; the form of the network's own connections is not read.
     """
     if spec.unstackable:
         return "folded", f"'stacked' cannot express {spec.unstackable}"

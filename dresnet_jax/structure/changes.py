@@ -112,14 +112,7 @@ def difference(one: Network, other: Network, batch: Batch) -> float:
 def training_batches(
     network: Network, data: Data, start: int, count: int
 ) -> list[Batch]:
-    """Returns the augmented batches of training after a step.
-
-    Args:
-      network: whose run it is.
-      data: of the run.
-      start: steps done before the first.
-      count: how many.
-    """
+    """Returns `count` augmented batches of a run's training, after `start` steps."""
     exp, key = network.experiment, network.state.key
     program = jax.jit(exp.batch)
     calls = [Call(start + n, 1) for n in range(count)]

@@ -67,9 +67,7 @@ class Network:
 def ranked(network: Network, batch: Batch | None = None) -> list[RankedEdge]:
     """Returns all connections, those first that carry least.
 
-    Args:
-      network: whose they are.
-      batch: by which they are ranked; None for the first examples of training.
+    Without a batch, they are ranked by the first examples of training.
 
     Raises:
       UserError: the network has none, or the dataset is not prepared.
@@ -178,15 +176,10 @@ def most_removed(
     accuracy_of: Callable[[list[Edge]], float],
     least: float,
 ) -> list[Edge]:
-    """Returns the edges that are left when as many as possible are gone.
+    """Returns the fewest edges with which the accuracy is at least `least`.
 
-    They go in the order of the ranking, and accuracy is taken to fall with each, so
-    that halving finds how many.
-
-    Args:
-      ranking: as `ranked`.
-      accuracy_of: of a network with some edges.
-      least: the accuracy that is still good.
+    The others go in the order of the ranking, and accuracy is taken to fall with each,
+    so that halving finds how many.
     """
     edges = [one.edge for one in ranking]
     left = bisect.bisect_left(

@@ -162,12 +162,7 @@ def span(result: Iterable[Found]) -> tuple[list[float], list[float]]:
 
 
 def table(result: Sequence[Found], place: Callable[[Structure], Any]) -> str:
-    """Returns a row per structure, those of the smallest error first.
-
-    Args:
-      result: the structures.
-      place: gives the run of each.
-    """
+    """Returns a row per structure, with its run, those of the smallest error first."""
     lines = ["  error   mult-adds    params  unsteady  structure"]
     for one in sorted(result, key=lambda one: one.objectives):
         what = one.structure

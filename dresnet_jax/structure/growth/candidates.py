@@ -30,12 +30,7 @@ def possible(topology: Topology) -> list[Edge]:
 
 
 def edge_marks(larger: Superset, silent: Any, edges: Sequence[Edge]) -> Any:
-    """Marks what is each candidate's own among the parameters of all.
-
-    Args:
-      larger: the network's connections with the candidates.
-      silent: their parameters.
-      edges: the candidates.
+    """Marks what is each candidate's own among `silent`, the parameters of all.
 
     Returns:
       1 for it and 0 for the rest, each leaf [edges, ...].

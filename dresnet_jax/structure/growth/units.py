@@ -129,18 +129,11 @@ PASSES = {"entropy": 1, "gradient": GRADIENT, "curvature": GRADIENT, "random": 0
 
 
 def chosen(scores: Scores, quantile: float, bucket: int) -> dict[int, list[int]]:
-    """Chooses the channels above a quantile, in each block a multiple of a bucket.
+    """Chooses the channels above a quantile of all scores, by block.
 
-    The number of each block is rounded, so that programs are of few shapes; where all
-    would be 0, the block that has most gets one bucket.
-
-    Args:
-      scores: of the channels, by block.
-      quantile: of the scores of all blocks.
-      bucket: what numbers are multiples of.
-
-    Returns:
-      By block, channels with the highest scores; some twice where a block has fewer.
+    The number of each block is rounded to a multiple of `bucket`, so that programs are
+    of few shapes; where all would be 0, the block that has most gets one bucket. A
+    block's highest scores are taken first, some channels twice where it has fewer.
     """
     least = np.quantile(np.concatenate(list(scores.values())), quantile)
     counts = {i: int((of_block > least).sum()) for i, of_block in scores.items()}
