@@ -128,13 +128,8 @@ def _pairs(
         indices = range(start, min(start + _CHUNK, len(examples)))
         pairs: list[tuple[np.ndarray, int] | None] = []
         for index, example in zip(indices, examples.read(indices), strict=True):
-            try:
-                image = pixels(examples, index, example, host_image)
-                pairs.append((image, example.label))
-            except CorruptRecordError:
-                if not skip_corrupt:
-                    raise
-                pairs.append(None)
+            image = pixels(examples, index, example, host_image, skip_corrupt)
+            pairs.append(None if image is None else (image, example.label))
         return pairs
 
     starts = range(0, len(examples), _CHUNK)
@@ -143,24 +138,28 @@ def _pairs(
 
 
 def pixels(
-    examples: Examples, index: int, example: Example, host_image: HostImage
-) -> np.ndarray:
-    """Returns the pixels of an example: [height, width, channels], uint8.
+    examples: Examples,
+    index: int,
+    example: Example,
+    host_image: HostImage,
+    skip_corrupt: bool,
+) -> np.ndarray | None:
+    """Returns the pixels of the example of a place: [height, width, channels], uint8.
 
-    Args:
-      examples: the split that it is of.
-      index: its place there.
-      example: what was read there.
-      host_image: makes pixels of its image.
+    None for one that cannot be read, where `skip_corrupt` is set.
 
     Raises:
       CorruptRecordError: it cannot be read; names the record.
     """
     if example.image is None:
+        if skip_corrupt:
+            return None
         raise CorruptRecordError(f"{examples.where(index)} cannot be read.")
     try:
         return host_image(example.image)
     except (OSError, ValueError) as error:
+        if skip_corrupt:
+            return None
         raise CorruptRecordError(f"{examples.where(index)}: {error}") from error
 
 

@@ -87,15 +87,13 @@ class TrainBatches:
         Where the config allows it, the next that can be read stands in for a corrupt
         one.
         """
-        for passed in range(len(self.examples)):
-            try:
-                pixels = sources.pixels(self.examples, index, example, view)
+        examples, skip_corrupt = self.examples, self.recipe.skip_corrupt
+        for passed in range(len(examples)):
+            pixels = sources.pixels(examples, index, example, view, skip_corrupt)
+            if pixels is not None:
                 return pixels, example.label, not passed
-            except sources.CorruptRecordError:
-                if not self.recipe.skip_corrupt:
-                    raise
-            index = (index + 1) % len(self.examples)
-            (example,) = self.examples.read([index])
+            index = (index + 1) % len(examples)
+            (example,) = examples.read([index])
         raise sources.CorruptRecordError("No example can be read.")
 
 
@@ -126,15 +124,11 @@ class EvalBatches:
         mask = np.zeros(len(indices), bool)
         result = zip(real, self.examples.read(real), strict=True)
         for row, (place, example) in enumerate(result):
-            try:
-                images[row] = sources.pixels(
-                    self.examples, place, example, view.evaluate
-                )
-            except sources.CorruptRecordError:
-                if not recipe.skip_corrupt:
-                    raise
-            else:
-                labels[row], mask[row] = example.label, True
+            pixels = sources.pixels(
+                self.examples, place, example, view.evaluate, recipe.skip_corrupt
+            )
+            if pixels is not None:
+                images[row], labels[row], mask[row] = pixels, example.label, True
         return HostBatch(images, labels, mask)
 
 

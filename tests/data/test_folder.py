@@ -194,7 +194,7 @@ def test_a_record_is_named_by_its_file(tmp_path):
         raise OSError("no good")
 
     with pytest.raises(sources.CorruptRecordError, match=r"^(cat|dog)/\d.\w+: no good"):
-        sources.pixels(train, 1, train.read([1])[0], broken)
+        sources.pixels(train, 1, train.read([1])[0], broken, skip_corrupt=False)
 
 
 def test_names_of_any_bytes_are_taken(root, tmp_path):
