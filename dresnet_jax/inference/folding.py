@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax import traverse_util
 
 from dresnet_jax.connections.module import Connections
 from dresnet_jax.connections.spec import ConnectionSpec
@@ -17,15 +18,10 @@ Tree = Mapping[str, Any]
 def folded(
     model: Backbone, params: Tree, batch_stats: Tree
 ) -> tuple[Backbone, dict[str, Tree]]:
-    """Returns the same function in fewer operations; it cannot be trained.
+    """Returns the same function in fewer operations, which cannot be trained.
 
     Batch norms after a convolution become its kernel and bias, and F(w) of every
     connection a number. Norms that stand elsewhere, as before an activation, stay.
-
-    Args:
-      model: the network.
-      params: its parameters.
-      batch_stats: the averages of its norms.
 
     Returns:
       The network, and its variables.
@@ -43,24 +39,19 @@ def folded(
 
 
 def _without_norms(params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-    """What `layers.ConvNorm` owns, with its norm in its convolution."""
-    if not isinstance(params, Mapping):
-        return params, {}
-    if params.keys() >= {"conv", "norm"} and "kernel" in params["conv"]:
-        conv, norm, result = params["conv"], params["norm"], batch_stats["norm"]
-        factor = norm["scale"] / jnp.sqrt(result["var"] + BATCH_NORM_EPSILON)
-        bias = conv.get("bias", jnp.zeros_like(factor))
-        kernel = conv["kernel"] * factor[None, None, None]
-        bias = norm["bias"] + factor * (bias - result["mean"])
-        return {"conv": {"kernel": kernel, "bias": bias}}, {}
-    left = {
-        name: _without_norms(value, batch_stats.get(name, {}))
-        for name, value in params.items()
-    }
-    # The averages of a norm itself, which no parameter is called like.
-    stats = {name: value for name, value in batch_stats.items() if name not in params}
-    stats |= {name: result for name, (_, result) in left.items() if result}
-    return {name: value for name, (value, _) in left.items()}, stats
+    """Parameters and averages, with the norm of each `layers.ConvNorm` in its conv."""
+    values: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    stats: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(batch_stats)
+    for path in list(values):
+        conv, norm = path[:-1], (*path[:-2], "norm")
+        if path[-2:] == ("conv", "kernel") and (*norm, "scale") in values:
+            mean, variance = stats.pop((*norm, "mean")), stats.pop((*norm, "var"))
+            scale, shift = values.pop((*norm, "scale")), values.pop((*norm, "bias"))
+            factor = scale / jnp.sqrt(variance + BATCH_NORM_EPSILON)
+            bias = values.get((*conv, "bias"), jnp.zeros_like(factor))
+            values[path] = values[path] * factor[None, None, None]
+            values[*conv, "bias"] = shift + factor * (bias - mean)
+    return traverse_util.unflatten_dict(values), traverse_util.unflatten_dict(stats)
 
 
 def _opened(
