@@ -1,6 +1,7 @@
 """Fits early exits on the validation split, and measures what they save and cost."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,12 +58,25 @@ class Goal:
     def choose(self, points: list[Point]) -> Point:
         """Returns the point of a curve that keeps to it.
 
+        With a budget, the first that costs no more; else the last before the first
+        that may lose more accuracy. Testing in a fixed order, from the safe end, as
+        Angelopoulos et al. (2021, "Learn then Test") do, the bound of each is not
+        weakened by how many are tried.
+
         Raises:
           UserError: there is none.
         """
-        if self.budget is not None:
-            return thresholds.most_accurate(points, self.budget)
-        return thresholds.cheapest(points, self.max_loss or 0.0)
+        if self.budget is None:
+            max_loss = self.max_loss or 0.0
+            safe = itertools.takewhile(lambda p: p.loss_bound <= max_loss, points)
+            return list(safe)[-1]
+        for point in points:
+            if point.cost <= self.budget:
+                return point
+        raise UserError(
+            f"--budget={self.budget} is below {points[-1].cost:.3f}, what leaving at "
+            "the first exit costs: give more."
+        )
 
 
 def measure(
@@ -107,8 +121,8 @@ def measure(
     right = answers.logits.argmax(axis=-1) == labels
     alone = at_all.correct.mean(axis=0)
     passed = np.asarray(network.depths)[answers.exits]
-    # Images that the last exit alone answers rightly.
-    needing = np.flatnonzero(thresholds.depth_needed(at_all) == len(alone) - 1)
+    # Images whose answer is right at the last exit, and wrong at the one before.
+    needing = np.flatnonzero(at_all.correct[:, -1] & ~at_all.correct[:, -2])
     report = {
         "confidence": goal.confidence,
         "thresholds": list(chosen.thresholds),

@@ -1,12 +1,10 @@
 """Thresholds of exits, fitted to each exit's answers on a validation split."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from dresnet_jax.errors import UserError
 from dresnet_jax.inference.early_exit import Split
 
 # Confidences are from 0 to 1: no image leaves at an exit with this threshold.
@@ -124,31 +122,6 @@ def _threshold(sure: np.ndarray, gain: np.ndarray) -> float:
     return float(sure[ends[np.argmax(total[ends])]])
 
 
-def cheapest(points: Sequence[Point], max_loss: float) -> Point:
-    """Returns the last of a curve before the first that may lose more accuracy.
-
-    Testing in a fixed order, from the safe end, as Angelopoulos et al. (2021, "Learn
-    then Test") do, the bound of each is not weakened by how many are tried.
-    """
-    safe = itertools.takewhile(lambda p: p.loss_bound <= max_loss, points)
-    return list(safe)[-1]
-
-
-def most_accurate(points: Sequence[Point], budget: float) -> Point:
-    """Returns the first of a curve that costs no more than the budget.
-
-    Raises:
-      UserError: none does.
-    """
-    affordable = [p for p in points if p.cost <= budget]
-    if not affordable:
-        raise UserError(
-            f"--budget={budget} is below {points[-1].cost:.3f}, what leaving at the "
-            "first exit costs: give more."
-        )
-    return affordable[0]
-
-
 def shares(thresholds: Sequence[float], split: Split) -> list[float]:
     """Returns the share of the images that reach each exit that leaves there."""
     exits = exits_of(thresholds, split.confidences)
@@ -156,14 +129,3 @@ def shares(thresholds: Sequence[float], split: Split) -> list[float]:
         float(np.mean(exits[exits >= n] == n)) if np.any(exits >= n) else 1.0
         for n in range(len(thresholds))
     ]
-
-
-def depth_needed(split: Split) -> np.ndarray:
-    """Returns for each image the exit from which on all answers are right.
-
-    What Baldock et al. (2021) call its prediction depth; the number of exits where
-    even the last one is wrong.
-    """
-    right_from_there = np.cumprod(split.correct[:, ::-1], axis=1)[:, ::-1]
-    exits = split.correct.shape[1]
-    return exits - right_from_there.sum(axis=1).astype(int)

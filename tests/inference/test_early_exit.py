@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from configs import digits
@@ -11,7 +12,7 @@ from dresnet_jax.errors import UserError
 from dresnet_jax.inference import early_exit, thresholds
 from dresnet_jax.inference.early_exit import EarlyExit, Split
 from dresnet_jax.inference.early_exit_report import Goal
-from dresnet_jax.training import experiment
+from dresnet_jax.training import evaluation, experiment
 from tests.acceptance.small_run import last_json
 from tests.conftest import run_command
 
@@ -123,7 +124,7 @@ def test_a_planted_exit_is_found():
     right[:, 0] = False
     right[:, 1] = sure[:, 1] > 0.7
     split = Split(np.zeros(1000, int), sure, np.where(right, 0, 1))
-    chosen = thresholds.cheapest(thresholds.curve(split, COSTS), 0.005)
+    chosen = Goal("probability", 0.005).choose(thresholds.curve(split, COSTS))
     assert chosen.thresholds[0] == NEVER
     assert 0.69 < chosen.thresholds[1] < 0.71
     assert chosen.accuracy >= 0.995
@@ -132,13 +133,13 @@ def test_a_planted_exit_is_found():
 def test_wishes_are_kept():
     points = thresholds.curve(made_up(), COSTS)
     for loss in (0.0, 0.01, 0.1):
-        result = thresholds.cheapest(points, loss)
+        result = Goal("probability", loss).choose(points)
         assert result.loss_bound <= loss
         assert result.accuracy >= points[0].accuracy - loss
     for budget in (0.4, 0.7, 1.0, 2.0):
-        assert thresholds.most_accurate(points, budget).cost <= budget
+        assert Goal("probability", budget=budget).choose(points).cost <= budget
     with pytest.raises(UserError, match=r"budget=0\.2 is below"):
-        thresholds.most_accurate(points, 0.2)
+        Goal("probability", budget=0.2).choose(points)
 
 
 def test_few_images_promise_little():
@@ -156,7 +157,7 @@ def test_a_bound_holds_on_other_images_as_often_as_it_says():
     kept = []
     for seed in range(20):
         points = thresholds.curve(made_up(seed), COSTS)
-        chosen = thresholds.cheapest(points, 0.02)
+        chosen = Goal("probability", 0.02).choose(points)
         images = made_up(1000 + seed, 20_000)
         others = thresholds.point(chosen.thresholds, images, COSTS)
         whole = thresholds.point([NEVER] * 2, images, COSTS)
@@ -178,12 +179,6 @@ def test_shares_are_of_those_that_arrive():
     arrive = split.confidences[:, 0] < 0.5
     assert shares[0] == pytest.approx(1 - arrive.mean())
     assert shares[1] == pytest.approx((split.confidences[arrive, 1] >= 0.7).mean())
-
-
-def test_the_depth_that_is_needed_is_that_of_the_last_change():
-    predictions = np.asarray([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
-    split = Split(np.zeros(5, int), np.zeros((5, 3)), predictions)
-    assert thresholds.depth_needed(split).tolist() == [0, 1, 2, 3, 3]
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +215,14 @@ def test_what_is_fitted_is_what_predict_answers_by(run, tmp_path):
     assert sum(exit_["share"] for exit_ in result["exits"]) == pytest.approx(1)
     assert json.loads((run / "early_exit.json").read_text()) == result
     assert (run / "early_exit.png").stat().st_size > 10_000
+    exp, restored = evaluation.open_run(epath.Path(run))
+    images = early_exit.read(exp, exp.open_splits()["test"])
+    split = early_exit.at_all_exits(EarlyExit(exp, restored.state), *images)
+    last_two = split.correct[:, -2:].tolist()
+    needing = [n for n, right in enumerate(last_two) if right == [False, True]]
+    assert needing
+    need_all = {"images": len(needing), "first": needing[:20]}
+    assert result["need_all_blocks"] == need_all
     code, output, errors = run_command(*arguments, "--early_exit")
     assert code == 0, errors
     (prediction,) = last_json(output)["predictions"]
