@@ -23,7 +23,7 @@ from dresnet_jax.data.views import View
 from dresnet_jax.errors import UserError
 from dresnet_jax.inference.folding import folded
 from dresnet_jax.models.backbone import uncompacted
-from dresnet_jax.training import leaves
+from dresnet_jax.training import json_files, leaves
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.state import TrainState
 
@@ -118,19 +118,19 @@ def read(directory: epath.Path) -> Exported:
     Raises:
       UserError: the directory holds no such thing, or it is damaged.
     """
+    path = directory / _SIGNATURE
     try:
-        signature = json.loads((directory / _SIGNATURE).read_text())
+        with json_files.reading(path):
+            signature = json.loads(path.read_text())
         network = (directory / _NETWORK).read_bytes()
     except OSError as error:
         raise UserError(
             f"{directory} holds no exported network: {error.strerror or error}."
         ) from error
-    except ValueError as error:
-        raise UserError(f"{directory / _SIGNATURE} is damaged: {error}.") from error
     except RecursionError as error:
-        raise UserError(f"{directory / _SIGNATURE} is damaged.") from error
+        raise UserError(f"{path} is damaged.") from error
     _check_digests(directory, signature, network)
-    try:
+    with json_files.reading(path):
         _, size, _, channels = signature["input"]["shape"]
         view = View(
             size,
@@ -143,8 +143,6 @@ def read(directory: epath.Path) -> Exported:
         class_names = tuple(signature["class_names"])
         if [type(x) for x in (size, channels, view.fixed_size)] != [int, int, bool]:
             raise TypeError("a value of another type")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory / _SIGNATURE} is damaged: {error}.") from error
     try:
         call = jax.export.deserialize(bytearray(network)).call
     # Of flatbuffers, MLIR and JAX, each of a type of its own.
