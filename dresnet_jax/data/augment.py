@@ -12,15 +12,9 @@ import jax.numpy as jnp
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Pads each image with zeros and crops it, at random, to its old size.
+    """Crops each of [batch, height, width, channels], at random, to its old size.
 
-    Args:
-      key: RNG key.
-      images: [batch, height, width, channels].
-      padding: pixels added a side; 0 returns the images as they are.
-
-    Returns:
-      [batch, height, width, channels].
+    Before, `padding` zero pixels are added a side; 0 returns the images as they are.
     """
     if not padding:
         return images

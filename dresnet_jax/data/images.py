@@ -184,15 +184,9 @@ def decode_crop(
     rule: int = RULE,
     background: int = 255,
 ) -> np.ndarray:
-    """Returns a part of an image, brought to another size.
+    """Returns the part of an image in a box, brought to another size.
 
-    Args:
-      image: pixels, or an encoded image.
-      box: the part.
-      size: height and width of what is returned, pixels.
-      channels: 1 for grey, 3 for RGB.
-      rule: in `RULES`.
-      background: as in `decode`.
+    The size is height and width in pixels; the rest is as in `decode`.
 
     Returns:
       [*size, channels], uint8: averaged over what a smaller side leaves out,

@@ -67,10 +67,7 @@ Examples = Arrays | Records
 def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
     """Returns all splits of a dataset, by the names in `catalog.SPLITS`.
 
-    Args:
-      dataset: what it is.
-      data_dir: where prepared datasets lie; not read for those that need no
-        preparation.
+    The data directory is not read for those that need no preparation.
 
     Raises:
       UserError: the dataset is not prepared there, is another one, or is damaged.
@@ -92,12 +89,9 @@ def open_splits(dataset: Dataset, data_dir: str) -> dict[str, Examples]:
 
 
 def load(examples: Examples, host_image: HostImage, *, skip_corrupt: bool) -> Arrays:
-    """Reads a whole split into memory.
+    """Reads a whole split into memory, as the pixels that `host_image` returns.
 
-    Args:
-      examples: the split.
-      host_image: makes of each image the pixels that are kept.
-      skip_corrupt: whether others stand in for examples that cannot be read.
+    With `skip_corrupt`, others stand in for examples that cannot be read.
 
     Raises:
       CorruptRecordError: one cannot be read, and none may stand in for it.

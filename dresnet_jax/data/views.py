@@ -98,11 +98,7 @@ def random_box(
 ) -> images.Box:
     """Returns a box of random area and shape, from 3:4 to 4:3, anywhere in an image.
 
-    Args:
-      random: where random numbers come from.
-      height: of the image, pixels.
-      width: of the image, pixels.
-      min_area: least share of the image's area.
+    `height` and `width` are the image's, in pixels; `min_area` is a share of its area.
     """
     for _ in range(10):
         area = height * width * random.uniform(min_area, 1)

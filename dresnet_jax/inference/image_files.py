@@ -92,11 +92,7 @@ class ImageFiles:
                     yield path
 
     def read(self, view: View) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the path and the pixels of each file that can be read.
-
-        Args:
-          view: how images become pixels.
-        """
+        """Yields the path and the pixels of each file that can be read."""
         for name in self.paths:
             path = epath.Path(name).expanduser()
             try:
