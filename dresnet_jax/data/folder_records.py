@@ -20,7 +20,7 @@ from dresnet_jax.data.image_folder import Found
 from dresnet_jax.data.records import Example, Records, Shard
 from dresnet_jax.errors import RunFailedError, UserError
 
-_ABOUT = "dataset.json"
+ABOUT = "dataset.json"
 _FIELDS = {"class_names": list, "splits": dict, "digest": str}
 # A record begins with its label and the length of its file's name.
 _HEAD = struct.Struct("<IH")
@@ -86,7 +86,7 @@ def write(
             "splits": {split: len(files) for split, files in result.files.items()},
             "digest": digest.hexdigest(),
         }
-        (partial / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         partial.rename(os.fspath(directory))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,20 +102,15 @@ def _read(path: Path) -> bytes | OSError:
         return error
 
 
-def is_in(directory: epath.Path) -> bool:
-    """Checks whether a directory holds what `write` wrote."""
-    return (directory / _ABOUT).exists()
-
-
 def about(directory: epath.Path) -> dict[str, Any] | None:
     """Returns what `write` noted of a dataset; None where it wrote none.
 
     Raises:
       UserError: the note is damaged.
     """
-    if not is_in(directory):
+    path = directory / ABOUT
+    if not path.exists():
         return None
-    path = directory / _ABOUT
     try:
         result = json.loads(path.read_text())
         for field, kind in _FIELDS.items():

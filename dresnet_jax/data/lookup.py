@@ -66,7 +66,8 @@ def folder_path(data_dir: str) -> epath.Path:
 
 def is_folder(dataset: Dataset, data_dir: str) -> bool:
     """Checks whether a dataset is a `folder` that this version prepared."""
-    return dataset.name == "folder" and folder_records.is_in(folder_path(data_dir))
+    about = folder_path(data_dir) / folder_records.ABOUT
+    return dataset.name == "folder" and about.exists()
 
 
 def earlier_folder_path(data_dir: str) -> epath.Path:
