@@ -58,11 +58,13 @@ class Dataset:
         """Returns the records that one of `SPLITS` is: (official split, from, up to).
 
         Splits that are taken from one official split follow each other in it, in the
-        order of `SPLITS`. TFDS fixes the order of the records, so no part ever changes.
+        order of `SPLITS`; without TFDS, all are. TFDS fixes the order of the records,
+        so no part ever changes.
         """
-        official = self.tfds_splits[name]
+        names = self.tfds_splits or dict.fromkeys(SPLITS, "train")
+        official = names[name]
         before = SPLITS[: SPLITS.index(name)]
-        earlier = [n for n in before if self.tfds_splits[n] == official]
+        earlier = [n for n in before if names[n] == official]
         start = sum(self.splits[n] for n in earlier)
         if "train" in earlier:
             start += self.unused

@@ -185,13 +185,8 @@ def _digits(dataset: Dataset) -> dict[str, Examples]:
     labels = table[:, -1].astype(np.int32)
     # RandomState's stream is frozen, so that the splits stay the same for ever.
     order = np.random.RandomState(0).permutation(len(labels))
-    train, validation, test = (dataset.splits[name] for name in SPLITS)
-    ends = np.cumsum([train, dataset.unused, validation, test])
-    train_part, _, *parts, _ = np.split(order, ends)
-    return {
-        name: Arrays(images[part], labels[part])
-        for name, part in zip(SPLITS, (train_part, *parts), strict=True)
-    }
+    whole = Arrays(images[order], labels[order])
+    return {name: whole.part(*dataset.tfds_range(name)[1:]) for name in SPLITS}
 
 
 def _synthetic(dataset: Dataset) -> dict[str, Examples]:
