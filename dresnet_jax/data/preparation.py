@@ -27,15 +27,10 @@ _ORIGINAL_TIMES = {
 
 
 def prepare(dataset: Dataset, data_dir: str, from_dir: str | None) -> epath.Path:
-    """Writes a dataset as array_record files; what is prepared already is kept.
+    """Writes a dataset as array_record files, and returns where it lies.
 
-    Args:
-      dataset: what is prepared.
-      data_dir: where prepared datasets lie.
-      from_dir: directory of the original archives; None to fetch them.
-
-    Returns:
-      Where the dataset now lies.
+    What is prepared already is kept. `from_dir` is the directory of the original
+    archives; with None they are fetched.
 
     Raises:
       UserError: TensorFlow is missing, an archive is missing or is not the original,
