@@ -98,7 +98,8 @@ def random_box(
 ) -> images.Box:
     """Returns a box of random area and shape, from 3:4 to 4:3, anywhere in an image.
 
-    `height` and `width` are the image's, in pixels; `min_area` is a share of its area.
+    `height` and `width` are the image's, in pixels; `min_area` is the
+    least share of its area.
     """
     for _ in range(10):
         area = height * width * random.uniform(min_area, 1)
