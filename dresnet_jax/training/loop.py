@@ -320,6 +320,6 @@ def restore_or_create(
             return result.state, result.step
     state = experiment.create_state()
     if config.init.workdir:
-        state, taken = transfer.start_from(config.init, state)
-        processes.say(taken.description)
+        state, description = transfer.start_from(config.init, state)
+        processes.say(description)
     return state, 0

@@ -1,6 +1,5 @@
 """A start from the weights of another run: a new head, other connections."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,31 +11,6 @@ from etils import epath
 from dresnet_jax.errors import UserError
 from dresnet_jax.training import checkpointing, leaves, workdir
 from dresnet_jax.training.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Transfer:
-    """What a run took from another.
-
-    Attributes:
-      step: of the other run's checkpoint.
-      taken: paths of the leaves that were taken, such as params/stem/conv/kernel.
-      missing: of those that only this run has, which start from scratch.
-      extra: of those that only the other run has.
-    """
-
-    step: int
-    taken: tuple[str, ...]
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-
-    @property
-    def description(self) -> str:
-        """Some lines for a person."""
-        lines = [f"weights: {len(self.taken)} leaves are those of step {self.step}"]
-        for what, paths in (("new here", self.missing), ("only there", self.extra)):
-            lines += [f"  {what}: {path}" for path in paths]
-        return "\n".join(lines)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -77,11 +51,15 @@ def check_frozen(pattern: str, params: Any) -> None:
 
 def start_from(
     config: ml_collections.ConfigDict, state: TrainState
-) -> tuple[TrainState, Transfer]:
+) -> tuple[TrainState, str]:
     """Starts a fresh state from another run's weights, where leaves agree.
 
     Averaged parameters of the other run are taken where it has them. The optimiser
     starts from scratch. `config` is the part `init` of a config.
+
+    Returns:
+      The state, and lines for a person: how many leaves were taken, and the paths of
+      those that only one of the runs has.
 
     Raises:
       UserError: a leaf has another shape there, or no leaf is the same.
@@ -101,12 +79,10 @@ def start_from(
         raise UserError(f"No leaf of {config.workdir} is one of this model's.")
     places = {path: here[path].sharding for path in taken}
     result = checkpointing.load_weights(_other(config), step, places)
-    return exchange(state, result), Transfer(
-        step=step,
-        taken=tuple(taken),
-        missing=tuple(sorted(here.keys() - set(taken))),
-        extra=tuple(sorted(there.keys() - here.keys())),
-    )
+    lines = [f"weights: {len(taken)} leaves are those of step {step}"]
+    lines += [f"  new here: {path}" for path in sorted(here.keys() - set(taken))]
+    lines += [f"  only there: {path}" for path in sorted(there.keys() - here.keys())]
+    return exchange(state, result), "\n".join(lines)
 
 
 def exchange(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
