@@ -195,7 +195,7 @@ def step(
     )
     if skip_non_finite:
         is_finite &= jnp.isfinite(result.loss) & jnp.isfinite(result.grad_norm)
-        memory = steps.where(is_finite, memory, before)
+        memory = optax.tree.where(is_finite, memory, before)
         params = jax.tree.map(
             lambda is_own, new, old: jnp.where(is_finite, new, old) if is_own else new,
             optimizers.is_architecture(state.params),

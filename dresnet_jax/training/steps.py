@@ -84,16 +84,11 @@ def train_step(
     if skip_non_finite:
         is_finite &= train_state.is_finite(after.learned)
         before = state, Metrics.empty()
-        after, metrics = where(is_finite, (after, metrics), before)
+        after, metrics = optax.tree.where(is_finite, (after, metrics), before)
     is_first = state.step % log_every_steps == 0
-    running = where(is_first, metrics, state.running.merge(metrics))
+    running = optax.tree.where(is_first, metrics, state.running.merge(metrics))
     after = after.replace(step=state.step + 1, running=running)
     return after, StepResult(value, grad_norm, is_finite, running)
-
-
-def where(condition: jax.Array, tree: Any, other: Any) -> Any:
-    """Returns one tree or the other, which has the same structure."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
 
 
 def _averaged(state: TrainState, params: Any, ema_decay: float) -> Any:
