@@ -16,7 +16,7 @@ from dresnet_jax import defaults
 from dresnet_jax.connections import gate_values
 from dresnet_jax.data import calls, catalog, lookup, pipeline, sources
 from dresnet_jax.data.calls import Call
-from dresnet_jax.errors import UserError, pick
+from dresnet_jax.errors import pick
 from dresnet_jax.models import backbone, counting, zoo
 from dresnet_jax.models.backbone import Backbone
 from dresnet_jax.training import (
@@ -310,22 +310,6 @@ def with_own_projections(
 _recent: collections.deque[tuple[Any, Experiment]] = collections.deque(maxlen=8)
 
 
-def _mesh(
-    config: ml_collections.ConfigDict,
-    batch_size: int,
-    devices: Sequence[jax.Device] | None,
-) -> Mesh:
-    """Returns the devices, over which each part of a batch can be split."""
-    mesh = sharding.make_mesh(config.sharding, batch_size, devices)
-    parts = mesh.size * config.train.accumulate_steps
-    if batch_size % parts:
-        raise UserError(
-            f"data.batch_size = {batch_size} is not divisible by {mesh.size} "
-            f"devices x train.accumulate_steps = {config.train.accumulate_steps}."
-        )
-    return mesh
-
-
 def _build(
     config: ml_collections.ConfigDict,
     devices: Sequence[jax.Device] | None,
@@ -337,7 +321,8 @@ def _build(
     dataset = dataset or lookup.from_config(config.data)
     recipe = pipeline.Recipe.from_config(config.data, dataset)
     checks.check_data(config.data, dataset)
-    mesh = _mesh(config, recipe.batch_size, devices)
+    axes, parts = config.sharding, config.train.accumulate_steps
+    mesh = sharding.make_mesh(axes, recipe.batch_size, devices, parts)
     norms = {"global": 1, "per_shard": mesh.size}
     shards = pick("sharding.batch_norm", config.sharding.batch_norm, norms)
     model = zoo.build(

@@ -36,8 +36,11 @@ def make_mesh(
     config: ml_collections.ConfigDict,
     batch_size: int,
     devices: Sequence[jax.Device] | None = None,
+    accumulate_steps: int = 1,
 ) -> Mesh:
     """Returns the devices, all if None, along `AXES`; a batch is split over all axes.
+
+    So is each of the parts in which its gradients are accumulated.
 
     Raises:
       UserError: the axes do not fit the devices, or the batch cannot be split evenly.
@@ -59,6 +62,11 @@ def make_mesh(
         raise UserError(
             f"data.batch_size = {batch_size} is not divisible by the {len(devices)} "
             f"devices; the nearest that is: {nearest}."
+        )
+    if batch_size % (len(devices) * accumulate_steps):
+        raise UserError(
+            f"data.batch_size = {batch_size} is not divisible by {len(devices)} "
+            f"devices x train.accumulate_steps = {accumulate_steps}."
         )
     types = (AxisType.Auto,) * len(AXES)
     if slices == 1:
