@@ -152,7 +152,7 @@ def step(
     loss: steps.Loss,
     rate: optax.Schedule | None,
     skip_non_finite: bool = False,
-) -> tuple[TrainState, steps.StepResult]:
+) -> steps.Stepped:
     """Takes a step of the architecture, then one of the network.
 
     Args:

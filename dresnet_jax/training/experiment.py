@@ -154,7 +154,7 @@ class Experiment:
         )
 
     @property
-    def step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
+    def step(self) -> Callable[..., steps.Stepped]:
         """`steps.train_step` with this run's settings: (state, batch)."""
         train = self.config.train
         return functools.partial(
@@ -167,7 +167,7 @@ class Experiment:
         )
 
     @property
-    def _search_step(self) -> Callable[..., tuple[TrainState, steps.StepResult]]:
+    def _search_step(self) -> Callable[..., steps.Stepped]:
         """`alternating.step` with this run's settings: (state, batch, other)."""
         config = self.config
         assert self.optimizers is not None, "the training split is divided"
@@ -195,12 +195,8 @@ class Experiment:
         """Returns what `compile_train_step` compiles."""
         step, inputs_of = self.step, self.inputs
 
-        def train_step(
-            state: TrainState, inputs: StepInputs
-        ) -> tuple[TrainState, steps.StepResult]:
-            def one(
-                current: TrainState, i: jax.Array
-            ) -> tuple[TrainState, steps.StepResult]:
+        def train_step(state: TrainState, inputs: StepInputs) -> steps.Stepped:
+            def one(current: TrainState, i: jax.Array) -> steps.Stepped:
                 place = inputs, current.key, current.step, i
                 batch = self.batch(*place)
                 if not isinstance(inputs_of, Divided):

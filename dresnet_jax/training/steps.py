@@ -36,7 +36,9 @@ class StepResult(flax.struct.PyTreeNode):
     running: Metrics
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepResult]]
+# What a step gives.
+Stepped = tuple[TrainState, StepResult]
+TrainStep = Callable[[TrainState, Batch], Stepped]
 # `training_loss` with its settings: of (model, parameters, averages, examples, key).
 Loss = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
 
@@ -50,7 +52,7 @@ def train_step(
     log_every_steps: int,
     accumulate_steps: int = 1,
     skip_non_finite: bool = False,
-) -> tuple[TrainState, StepResult]:
+) -> Stepped:
     """Returns one step of the optimiser.
 
     Args:

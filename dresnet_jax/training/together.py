@@ -22,7 +22,7 @@ from dresnet_jax.training import (
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import StepInputs
 from dresnet_jax.training.state import TrainState
-from dresnet_jax.training.steps import StepResult
+from dresnet_jax.training.steps import Stepped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Group:
         call: Call,
         states: Mapping[int, TrainState],
         inputs: Mapping[int, StepInputs],
-    ) -> dict[int, tuple[TrainState, StepResult]]:
+    ) -> dict[int, Stepped]:
         """Computes a call for some slots; what comes of the others is thrown away."""
         filler = next(iter(states))
         slots = [slot if slot in states else filler for slot in range(self._slots)]
@@ -156,7 +156,7 @@ def compile_train_steps(
 
     def together(
         states: tuple[TrainState, ...], inputs: tuple[StepInputs, ...]
-    ) -> tuple[tuple[TrainState, StepResult], ...]:
+    ) -> tuple[Stepped, ...]:
         own = _stacked([one.own for one in inputs])
         # What is fixed is the same for all.
         both = StepInputs(inputs[0].fixed, own)
