@@ -1,6 +1,7 @@
 """Checkpoints by orbax: the only file that imports it."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import operator
 import os
@@ -50,7 +51,7 @@ def keep(
     return policies.AnyPreservationPolicy(result)
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints a run writes while it trains; use as a context manager."""
 
     def __init__(
@@ -70,9 +71,6 @@ class Checkpoints:
         self._checkpointer._manager.reached_preemption = lambda step: False
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: concurrent.futures.Future[None] | None = None
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Waits for what is being written and closes."""

@@ -25,7 +25,7 @@ _LINE_SECONDS = 5.0
 _BOARD_SECONDS = 120.0
 
 
-class Log:
+class Log(contextlib.AbstractContextManager["Log"]):
     """Writes a run's metrics; use as a context manager.
 
     `metrics.jsonl` holds one JSON object a line, each with its `step`. A run that
@@ -65,9 +65,6 @@ class Log:
                         name,
                         getattr(error, "strerror", None) or error,
                     )
-
-    def __enter__(self) -> "Log":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
