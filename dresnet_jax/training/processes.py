@@ -238,11 +238,7 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(self._call)
 
     def error(self, words: str) -> BaseException:
-        """Returns what ends the run.
-
-        Args:
-          words: where it stopped, and what resumes it.
-        """
+        """Returns what ends the run; `words` say where, and what resumes it."""
         if self.by_ctrl_c:
             return KeyboardInterrupt(words)
         return PreemptedError(f"told to stop {words}")

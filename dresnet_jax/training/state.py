@@ -65,9 +65,7 @@ class TrainState(flax.struct.PyTreeNode):
 def is_finite(tree: Any, xp: Any = jnp) -> jax.Array:
     """Checks whether no number of a tree is infinite or NaN, bool scalar.
 
-    Args:
-      tree: of arrays.
-      xp: numpy, for arrays that are the host's own, or its like of JAX.
+    `xp` is numpy, for arrays that are the host's own, or its like of JAX.
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return xp.stack([xp.isfinite(leaf).all() for leaf in leaves]).all()

@@ -181,14 +181,9 @@ def forward(
 ) -> tuple[jax.Array, Any]:
     """Runs a network as in training: its norms see the batch.
 
-    Args:
-      model: the network.
-      params: its parameters.
-      batch_stats: running averages of its norms.
-      images: [batch, height, width, channels].
-      key: of dropout and of blocks that are left out.
-      mutable: Flax's collections that are given back.
-      **options: more of Flax's `apply`.
+    Images are [batch, height, width, channels], and the key is of dropout and of blocks
+    that are left out. `mutable` names Flax's collections that are given back; options
+    are more of Flax's `apply`.
 
     Returns:
       Float32 logits, [batch, classes], and the collections.
