@@ -87,11 +87,8 @@ def optimizers(
 ) -> Optimizers:
     """Returns those of a search.
 
-    Args:
-      network: what the network would learn by alone.
-      learning_rate: of the architecture.
-      is_architecture: marks its parameters.
-      freezing: what keeps the parameters that are not trained as they are.
+    `network` is what the network would learn by alone, `learning_rate` that of the
+    architecture, and `freezing` keeps parameters that are not trained as they are.
     """
     nothing = optax.set_to_zero()
     adam = optax.adam(learning_rate, b1=_BETAS[0], b2=_BETAS[1])
@@ -129,15 +126,12 @@ def gradient(
     def looked_ahead(given: Any) -> jax.Array:
         if rate is None:
             return other_loss(given)
-        result = jax.grad(own_loss)(given)
-        return other_loss(
-            jax.tree.map(
-                lambda is_own, x, d: x if is_own else x - rate * d,
-                is_architecture,
-                given,
-                result,
-            )
+        grads = jax.grad(own_loss)(given)
+        ahead = jax.tree.map(
+            lambda is_own, x, d: x if is_own else x - rate * d,
+            *(is_architecture, given, grads),
         )
+        return other_loss(ahead)
 
     return jax.grad(looked_ahead)(params)
 

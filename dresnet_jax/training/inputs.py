@@ -134,7 +134,6 @@ class Resident:
         }
 
     def place(self, examples: sources.Examples) -> TrainSplit:
-        """Puts images and labels on the devices."""
         assert isinstance(examples, sources.Arrays), "of another pipeline's `open`"
         more = self._filled_up - len(examples)
 
@@ -274,7 +273,6 @@ class Divided:
     def batch(
         self, inputs: StepInputs, key: jax.Array, step: jax.Array, i: jax.Array
     ) -> pipeline.Batch:
-        """Makes the batch of the first part, of the i-th step of a call."""
         first = StepInputs(inputs.fixed[0], inputs.own[0])
         return self.first.batch(first, key, step, i)
 
@@ -365,7 +363,6 @@ def choose(
         raise UserError(f"data.mode = resident is not possible: {obstacle}.")
     if config.mode == "streaming" or obstacle:
         reason = obstacle or "as the config says"
-        readers = config.num_threads, config.num_workers
-        return Streaming(recipe, mesh, *readers, reason)
+        return Streaming(recipe, mesh, config.num_threads, config.num_workers, reason)
     reason = f"{size}, of at most {room / _MIB:,.0f} MiB a device"
     return Resident(recipe, mesh, dataset.splits["train"], needed > room, reason)
