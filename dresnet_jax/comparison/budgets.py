@@ -129,7 +129,7 @@ def _repeated(
 
 def _inputs(exp: experiment.Experiment, seeds: Iterable[int]) -> Iterator[StepInputs]:
     """The inputs of the first step with each seed."""
-    train = exp.inputs.place(exp.open_splits()["train"])
+    train = exp.inputs.place(exp.open_splits())
     for seed in seeds:
         data = exp.inputs.data(train, seed, exp.calls(0)[:1])
         yield next(data)[0]

@@ -104,7 +104,7 @@ def _measurements(exp: experiment.Experiment, steps: int) -> dict[str, _Measurem
     per_call = exp.config.train.steps_per_call
     train_step = exp.compile_train_step(per_call)
     make_batches = _compile_batches(exp, per_call)
-    split = exp.inputs.place(exp.open_splits()["train"])
+    split = exp.inputs.place(exp.open_splits())
     # So many calls first that all that was read ahead of them is used up.
     data = exp.config.data
     before = 2 * data.num_threads * max(1, data.num_workers)

@@ -116,7 +116,7 @@ def training_batches(
     exp, key = network.experiment, network.state.key
     program = jax.jit(exp.batch)
     calls = [Call(start + n, 1) for n in range(count)]
-    given = exp.inputs.data(data.train, exp.config.seed, calls)
+    given = exp.inputs.data(data, exp.config.seed, calls)
     return [
         program(inputs, key, jnp.asarray(call.start))
         for call, (inputs, _) in zip(calls, given, strict=True)

@@ -159,7 +159,7 @@ def measured(network: Network) -> Network:
 
     program = jax.jit(measure)
     calls = [Call(step, 1) for step in range(_MEASURED_STEPS)]
-    data = exp.inputs.data(loop.open_data(exp).train, exp.config.seed, calls)
+    data = exp.inputs.data(loop.open_data(exp), exp.config.seed, calls)
     for call, (inputs, _) in zip(calls, data, strict=True):
         state = program(state, jnp.asarray(call.start), inputs)
     return Network(exp, state)

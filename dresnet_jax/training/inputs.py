@@ -37,15 +37,15 @@ class StepInputs(NamedTuple):
     own: Any
 
 
-class TrainSplit(NamedTuple):
-    """A training split that is ready for use.
+class Data(NamedTuple):
+    """The data of a run, ready for use.
 
     Attributes:
-      examples: of the split.
-      fixed: what of it lies on the devices, as in `StepInputs`.
+      splits: as the input pipeline reads them.
+      fixed: what of the training split lies on the devices, as in `StepInputs`.
     """
 
-    examples: sources.Examples
+    splits: Splits
     fixed: Any
 
 
@@ -71,10 +71,10 @@ class InputPipeline(Protocol):
     def open(self, splits: Splits) -> Splits:
         """Returns the splits as this pipeline reads them."""
 
-    def place(self, examples: sources.Examples) -> TrainSplit:
-        """Puts a training split on the devices, if it stays there."""
+    def place(self, splits: Splits) -> Data:
+        """Puts the training split on the devices, if it stays there."""
 
-    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
+    def data(self, data: Data, seed: int, calls: Sequence[Call]) -> Fetched:
         """Yields the inputs of each call of a run, and how many records it skips.
 
         Another record takes the place of each corrupt one that is skipped.
@@ -133,7 +133,8 @@ class Resident:
             for name, examples in splits.items()
         }
 
-    def place(self, examples: sources.Examples) -> TrainSplit:
+    def place(self, splits: Splits) -> Data:
+        examples = splits["train"]
         assert isinstance(examples, sources.Arrays), "of another pipeline's `open`"
         more = self._filled_up - len(examples)
 
@@ -142,18 +143,18 @@ class Resident:
                 array = np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)))
             return sharding.put(array, self._place)
 
-        return TrainSplit(examples, (placed(examples.images), placed(examples.labels)))
+        return Data(splits, (placed(examples.images), placed(examples.labels)))
 
-    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
+    def data(self, data: Data, seed: int, calls: Sequence[Call]) -> Fetched:
         """Yields the same images and labels for each call, and its epoch's order."""
-        examples = split.examples
+        examples = data.splits["train"]
         assert isinstance(examples, sources.Arrays), "of another pipeline's `place`"
         skipped, everywhere = len(examples.corrupt), sharding.replicated(self.mesh)
         steps_per_epoch = self.recipe.steps_per_epoch(len(examples))
         by_epoch = itertools.groupby(calls, lambda call: call.start // steps_per_epoch)
         for epoch, group in by_epoch:
             order = pipeline.epoch_order(seed, epoch, len(examples))
-            inputs = StepInputs(split.fixed, sharding.put(order, everywhere))
+            inputs = StepInputs(data.fixed, sharding.put(order, everywhere))
             for _ in group:
                 yield inputs, skipped
                 skipped = 0
@@ -211,10 +212,10 @@ class Streaming:
     def open(self, splits: Splits) -> Splits:
         return splits
 
-    def place(self, examples: sources.Examples) -> TrainSplit:
-        return TrainSplit(examples, ())
+    def place(self, splits: Splits) -> Data:
+        return Data(splits, ())
 
-    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
+    def data(self, data: Data, seed: int, calls: Sequence[Call]) -> Fetched:
         """Yields the images and labels of each call's steps."""
         rows = sharding.local_rows(self.mesh, self.recipe.batch_size)
         place = sharding.split_batch(self.mesh, axis=1)
@@ -224,7 +225,8 @@ class Streaming:
             own = jax.make_array_from_process_local_data(place, arrays)
             return StepInputs((), own), int((~batch.mask).sum())
 
-        batches = streaming.TrainBatches(split.examples, self.recipe, seed, rows, calls)
+        examples = data.splits["train"]
+        batches = streaming.TrainBatches(examples, self.recipe, seed, rows, calls)
         ahead = streaming.read_ahead(batches, self.threads, self.workers, to_devices)
         # Ends the readers where the run ends early.
         with contextlib.closing(ahead):
@@ -288,21 +290,23 @@ class Divided:
         """Returns the splits as the pipelines read them, still whole."""
         return self.first.open(splits)
 
-    def place(self, examples: sources.Examples) -> TrainSplit:
-        first = self.first.place(examples.part(0, self.count))
-        rest = self.rest.place(examples.part(self.count, len(examples)))
-        return TrainSplit(examples, (first.fixed, rest.fixed))
+    def place(self, splits: Splits) -> Data:
+        first, rest = self._parts(splits["train"])
+        fixed = self.first.place(first).fixed, self.rest.place(rest).fixed
+        return Data(splits, fixed)
 
-    def data(self, split: TrainSplit, seed: int, calls: Sequence[Call]) -> Fetched:
-        examples, (first_fixed, rest_fixed) = split
-        first = TrainSplit(examples.part(0, self.count), first_fixed)
-        rest = TrainSplit(examples.part(self.count, len(examples)), rest_fixed)
+    def data(self, data: Data, seed: int, calls: Sequence[Call]) -> Fetched:
+        first, rest = map(Data, self._parts(data.splits["train"]), data.fixed)
         with (
             contextlib.closing(self.first.data(first, seed, calls)) as of_first,
             contextlib.closing(self.rest.data(rest, seed, calls)) as of_rest,
         ):
             for (one, skipped), (other, more) in zip(of_first, of_rest, strict=True):
                 yield _joined(one, other), skipped + more
+
+    def _parts(self, train: sources.Examples) -> tuple[Splits, Splits]:
+        first, rest = train.part(0, self.count), train.part(self.count, len(train))
+        return {"train": first}, {"train": rest}
 
     def read(self, batches: streaming.Batches) -> Iterable[streaming.HostBatch]:
         return self.first.read(batches)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -25,7 +25,7 @@ from dresnet_jax.training import (
 )
 from dresnet_jax.training import state as train_state
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.inputs import Splits, StepInputs, TrainSplit
+from dresnet_jax.training.inputs import Data, StepInputs
 from dresnet_jax.training.late_report import ADVICE, LateReport, NonFiniteLossError
 from dresnet_jax.training.run_log import Log
 from dresnet_jax.training.state import TrainState
@@ -33,18 +33,6 @@ from dresnet_jax.training.steps import StepResult
 
 # Mean change of F(w), from half of the run on, below which a person is warned.
 _STILL_GATES = 0.01
-
-
-class Data(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-      splits: as the input pipeline reads them.
-      train: the training split, ready for use.
-    """
-
-    splits: Splits
-    train: TrainSplit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +105,7 @@ def train(
 
 def open_data(experiment: Experiment) -> Data:
     """Opens every split, and puts the training split in its place."""
-    splits = experiment.open_splits()
-    return Data(splits, experiment.inputs.place(splits["train"]))
+    return experiment.inputs.place(experiment.open_splits())
 
 
 def begin(experiment: Experiment, directory: epath.Path) -> Segment:
@@ -186,7 +173,7 @@ class Trainer:
         self._first_gates = metrics.first_gates(directory) if is_as_at_first else {}
         self._late = LateReport(experiment, self._log, segment.start, watch)
         self._calls = experiment.calls(segment.start, segment.until)
-        inputs = experiment.inputs.data(data.train, experiment.config.seed, self._calls)
+        inputs = experiment.inputs.data(data, experiment.config.seed, self._calls)
         self._inputs = stack.enter_context(contextlib.closing(inputs))
 
     def inputs(self) -> Iterator[tuple[Call, StepInputs]]:

@@ -49,19 +49,19 @@ def main(_):
     # The resident pipeline's form holds the images of both its kinds.
     in_memory = exp.inputs.open(stored)
     for name, one in pipelines.items():
-        train = (stored if name == "streaming" else in_memory)["train"]
-        for step, digest in digests(dataclasses.replace(exp, inputs=one), train):
+        splits = stored if name == "streaming" else in_memory
+        for step, digest in digests(dataclasses.replace(exp, inputs=one), splits):
             if jax.process_index() == 0:
                 print(name, step, digest, flush=True)
 
 
-def digests(exp, train):
+def digests(exp, splits):
     """The number and the digest of each step's batch."""
     key = jax.random.key(exp.config.seed)
     make = jax.jit(exp.batch)
     calls = exp.calls(_START.value)
-    train = exp.inputs.place(train)
-    data = exp.inputs.data(train, exp.config.seed, calls)
+    data = exp.inputs.place(splits)
+    data = exp.inputs.data(data, exp.config.seed, calls)
     for call, (inputs, _) in zip(calls, data, strict=True):
         for i in range(call.steps):
             batch = make(inputs, key, call.start + i, i)

@@ -43,7 +43,7 @@ def _twin(name):
 def test_every_network_learns(name, connected):
     exp = _twin(connected + name)
     state, losses = exp.create_state(), []
-    train = exp.inputs.place(exp.open_splits()["train"])
+    train = exp.inputs.place(exp.open_splits())
     data = exp.inputs.data(train, 0, exp.calls(0))
     step = exp.compile_train_step()
     for inputs, _ in data:

@@ -64,7 +64,7 @@ def ours(records):
         return exp.batch(inputs, key, step)
 
     def epoch():
-        read = exp.inputs.data(exp.inputs.place(records), 0, calls)
+        read = exp.inputs.data(exp.inputs.place({"train": records}), 0, calls)
         for call, (inputs, _) in zip(calls, read, strict=True):
             batch = finish(inputs, call.start)
             assert batch.images.shape == (BATCH, SIZE, SIZE, 3)

@@ -104,7 +104,7 @@ def trained(result, count=2):
     data = loop.open_data(exp)
     calls = [Call(int(state.step) + n, 1) for n in range(count)]
     program = exp.compile_train_step()
-    for inputs, _ in exp.inputs.data(data.train, exp.config.seed, calls):
+    for inputs, _ in exp.inputs.data(data, exp.config.seed, calls):
         state, _ = program(state, inputs)
     return Network(exp, state)
 

@@ -171,7 +171,7 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     fresh = shape.experiment.create_state()
     start = shape.alone(fresh, LARGE, exp)
     program = exp.compile_train_step()
-    for inputs, _ in exp.inputs.data(data.train, config.seed, exp.calls(0)):
+    for inputs, _ in exp.inputs.data(data, config.seed, exp.calls(0)):
         start, result = program(start, inputs)
     np.testing.assert_allclose(result.loss[0], losses[0, -1], 1e-4)
 

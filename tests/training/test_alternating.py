@@ -73,7 +73,7 @@ def test_the_parts_share_no_example(config, mode, share):
     data = loop.open_data(exp)
     key, seen = jax.random.key(0), {"first": set(), "rest": set()}
     calls = exp.calls(0, 12)
-    given = inputs_of.data(data.train, config.seed, calls)
+    given = inputs_of.data(data, config.seed, calls)
     for call, (inputs, _) in zip(calls, given, strict=True):
         shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(inputs)]
         expected = jax.tree.leaves(inputs_of.abstract(1))
@@ -114,7 +114,7 @@ def test_both_learn(config, order):
     start = leaves.by_name(exp.create_state().params)
     program, data = exp.compile_train_step(), loop.open_data(exp)
     state = exp.create_state()
-    for inputs, _ in exp.inputs.data(data.train, config.seed, exp.calls(0)):
+    for inputs, _ in exp.inputs.data(data, config.seed, exp.calls(0)):
         state, result = program(state, inputs)
     assert np.isfinite(result.loss).all()
     is_gate = leaves.by_name(exp.optimizers.is_architecture(state.params))
@@ -145,7 +145,7 @@ def test_what_is_not_finite_changes_neither(config):
     config.train.on_non_finite = "skip"
     exp = experiment.build(config)
     data = loop.open_data(exp)
-    ((inputs, _),) = exp.inputs.data(data.train, config.seed, exp.calls(0, 1))
+    ((inputs, _),) = exp.inputs.data(data, config.seed, exp.calls(0, 1))
     state = exp.create_state()
     # Of one weight of an operation alone.
     params = state.params

@@ -344,7 +344,7 @@ def test_the_length_is_steps_or_epochs(small_config, fields, expected):
 def test_steps_move_no_array_between_host_and_devices_in_secret(small_config, mode):
     small_config.data.mode = mode
     exp = experiment.build(small_config)
-    train = exp.inputs.place(exp.open_splits()["train"])
+    train = exp.inputs.place(exp.open_splits())
     state = exp.create_state()
     step = exp.compile_train_step()
     calls = exp.calls(0)[:3]

@@ -78,7 +78,7 @@ for fields in json.loads(sys.argv[1]):
     config.train.num_steps = 3
     config.sharding.update(fields)
     parts = experiment.build(config)
-    train = parts.inputs.place(parts.open_splits()["train"])
+    train = parts.inputs.place(parts.open_splits())
     state, step = parts.create_state(), parts.compile_train_step()
     losses = []
     for inputs, _ in parts.inputs.data(train, 0, parts.calls(0)):

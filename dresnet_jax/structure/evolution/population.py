@@ -35,7 +35,7 @@ from dresnet_jax.training import (
     transfer,
 )
 from dresnet_jax.training.experiment import Experiment
-from dresnet_jax.training.inputs import StepInputs
+from dresnet_jax.training.inputs import Data, StepInputs
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import TrainState
 
@@ -63,7 +63,7 @@ class Population:
         """
         self._config = defaults.replace(config, {"train.steps_per_call": 1})
         self._directory = directory
-        self._data: loop.Data | None = None
+        self._data: Data | None = None
         self._shapes: dict[Structure, _Shape] = {}
         lines = json_files.read_lines(directory / _FOUND) if directory else []
         self._known = {one.structure: one for one in map(_from_json, lines)}
@@ -199,7 +199,7 @@ class _Shape:
         return transfer.exchange(self.experiment.create_state(), weights)
 
     def train(
-        self, states: States, structures: Sequence[Structure], data: loop.Data
+        self, states: States, structures: Sequence[Structure], data: Data
     ) -> tuple[list[TrainState], np.ndarray]:
         """Trains states, which are consumed, for the config's steps.
 
@@ -211,7 +211,7 @@ class _Shape:
         masks = [self._mask(one) for one in structures]
         full = (*masks, *masks[:1] * empty)
         exp, losses = self.experiment, []
-        given = exp.inputs.data(data.train, exp.config.seed, exp.calls(0))
+        given = exp.inputs.data(data, exp.config.seed, exp.calls(0))
         with contextlib.closing(given):
             for inputs, _ in given:
                 now, of_step = self._program(now, full, inputs)

@@ -226,7 +226,7 @@ class _Growth:
         if most is None:
             return
         calls = exp.calls(int(state.step))[:1]
-        data = exp.inputs.data(self._data.train, self._config.seed, calls)
+        data = exp.inputs.data(self._data, self._config.seed, calls)
         with contextlib.closing(data):
             inputs, _ = next(data)
         program, seconds = exp.compile_train_step(calls[0].steps), []
