@@ -86,15 +86,15 @@ def _on_target() -> dict[str, Any]:
 
 def _describe(exp: "experiment.Experiment") -> dict[str, Any]:
     """Prints what a run is."""
-    import optax
     from clu import parameter_overview
 
     from dresnet_jax.training import reporting
+    from dresnet_jax.training.state import num_parameters
 
     params = exp.create_state(abstract=True).params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     print(f"connections: {reporting.connections(exp)}")
-    name, size = exp.config.model.name, optax.tree.size(params)
+    name, size = exp.config.model.name, num_parameters(params)
     print(f"{name}: {size:,} parameters")
     return {
         "model": name,

@@ -7,7 +7,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-import optax
 
 from dresnet_jax import defaults
 from dresnet_jax.costs import cost
@@ -15,6 +14,7 @@ from dresnet_jax.errors import UserError
 from dresnet_jax.models import zoo
 from dresnet_jax.training import experiment, together
 from dresnet_jax.training.inputs import StepInputs
+from dresnet_jax.training.state import num_parameters
 
 # Widths are tried in steps of this: by less, no stage of four changes.
 _WIDTH_STEP = 1 / 8
@@ -137,7 +137,7 @@ def _inputs(exp: experiment.Experiment, seeds: Iterable[int]) -> Iterator[StepIn
 
 
 def _num_parameters(exp: experiment.Experiment) -> int:
-    return optax.tree.size(exp.create_state(abstract=True).params)
+    return num_parameters(exp.create_state(abstract=True).params)
 
 
 def count_params(config: ml_collections.ConfigDict) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import optax
 from absl import logging
 from etils import epath
 
@@ -24,7 +23,7 @@ from dresnet_jax.training import (
 )
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import Splits
-from dresnet_jax.training.state import TrainState
+from dresnet_jax.training.state import TrainState, num_parameters
 
 # Share of a plain network's parameters or FLOPs above which connections are warned of.
 _MUCH_ADDED = 0.1
@@ -80,8 +79,8 @@ def connection_cost(experiment: Experiment) -> tuple[float, float | None]:
     computes the blocks twice.
     """
     params = experiment.create_state(abstract=True).params
-    own = optax.tree.size(params.get("connections", {}))
-    more_params = own / (optax.tree.size(params) - own)
+    own = num_parameters(params.get("connections", {}))
+    more_params = own / (num_parameters(params) - own)
     if experiment.model.spec.connections.form == "stacked":
         return more_params, None
     in_all = experiment.step_flops
@@ -121,7 +120,7 @@ def report(
         "steps": experiment.num_steps,
         "data": experiment.inputs.description,
         "connections": connections(experiment),
-        "params": optax.tree.size(state.params),
+        "params": num_parameters(state.params),
         "val_loss": validation.loss,
         "val_accuracy": validation.accuracy,
         "test_loss": test.loss,

@@ -62,6 +62,11 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params, self.batch_stats, self.opt_state, self.ema_params
 
 
+def num_parameters(params: Any) -> int:
+    """Counts the numbers in a tree of arrays, or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def is_finite(tree: Any, xp: Any = jnp) -> jax.Array:
     """Checks whether no number of a tree is infinite or NaN, bool scalar.
 

@@ -37,7 +37,7 @@ from dresnet_jax.training import (
 from dresnet_jax.training.experiment import Experiment
 from dresnet_jax.training.inputs import Data, StepInputs
 from dresnet_jax.training.metrics import Metrics
-from dresnet_jax.training.state import TrainState
+from dresnet_jax.training.state import TrainState, num_parameters
 
 States = tuple[TrainState, ...]
 # In a directory: a line for each structure, and a run of each.
@@ -117,7 +117,7 @@ class Population:
                 structure=one,
                 error=1 - validated.accuracy if is_sound else 1.0,
                 multiply_adds=changes.products(exp),
-                params=optax.tree.size(exp.create_state(abstract=True).params),
+                params=num_parameters(exp.create_state(abstract=True).params),
                 unsteadiness=float(np.nanstd(falls)) if is_sound else _ASTRAY,
                 parent=parent,
             )
