@@ -160,10 +160,9 @@ def _ours(network: str, batch_size: int, form: str | None = None) -> Row:
         config.model.connections.form = form
     exp = experiment.build(config)
     program, state = exp.compile_train_step(), exp.create_state()
-    train = exp.inputs.place(exp.open_splits())
-    data = exp.inputs.data(train, config.seed, exp.calls(0)[:1])
-    inputs, _ = next(data)
-    data.close()
+    given = exp.inputs.data(exp.open_data(), config.seed, exp.calls(0)[:1])
+    inputs, _ = next(given)
+    given.close()
 
     def step() -> None:
         nonlocal state

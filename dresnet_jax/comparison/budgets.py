@@ -129,11 +129,11 @@ def _repeated(
 
 def _inputs(exp: experiment.Experiment, seeds: Iterable[int]) -> Iterator[StepInputs]:
     """The inputs of the first step with each seed."""
-    train = exp.inputs.place(exp.open_splits())
+    data = exp.open_data()
     for seed in seeds:
-        data = exp.inputs.data(train, seed, exp.calls(0)[:1])
-        yield next(data)[0]
-        data.close()
+        given = exp.inputs.data(data, seed, exp.calls(0)[:1])
+        yield next(given)[0]
+        given.close()
 
 
 def _num_parameters(exp: experiment.Experiment) -> int:

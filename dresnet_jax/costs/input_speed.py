@@ -104,10 +104,10 @@ def _measurements(exp: experiment.Experiment, steps: int) -> dict[str, _Measurem
     per_call = exp.config.train.steps_per_call
     train_step = exp.compile_train_step(per_call)
     make_batches = _compile_batches(exp, per_call)
-    split = exp.inputs.place(exp.open_splits())
+    data = exp.open_data()
     # So many calls first that all that was read ahead of them is used up.
-    data = exp.config.data
-    before = 2 * data.num_threads * max(1, data.num_workers)
+    fields = exp.config.data
+    before = 2 * fields.num_threads * max(1, fields.num_workers)
     count = before + _calls(exp.config, steps)
     calls = [Call(i * per_call, per_call) for i in range(count)]
     state = exp.create_state()
@@ -121,8 +121,8 @@ def _measurements(exp: experiment.Experiment, steps: int) -> dict[str, _Measurem
         return make_batches(inputs, state.key, state.step)
 
     def read() -> Iterator[StepInputs]:
-        data = exp.inputs.data(split, exp.config.seed, calls)
-        return (inputs for inputs, _ in data)
+        given = exp.inputs.data(data, exp.config.seed, calls)
+        return (inputs for inputs, _ in given)
 
     same = next(read())
 

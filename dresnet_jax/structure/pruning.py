@@ -19,7 +19,6 @@ from dresnet_jax.training import (
     evaluation,
     experiment,
     leaves,
-    loop,
     sharding,
     steps,
     transfer,
@@ -159,7 +158,7 @@ def measured(network: Network) -> Network:
 
     program = jax.jit(measure)
     calls = [Call(step, 1) for step in range(_MEASURED_STEPS)]
-    data = exp.inputs.data(loop.open_data(exp), exp.config.seed, calls)
+    data = exp.inputs.data(exp.open_data(), exp.config.seed, calls)
     for call, (inputs, _) in zip(calls, data, strict=True):
         state = program(state, jnp.asarray(call.start), inputs)
     return Network(exp, state)

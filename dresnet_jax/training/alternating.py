@@ -129,7 +129,9 @@ def gradient(
         grads = jax.grad(own_loss)(given)
         ahead = jax.tree.map(
             lambda is_own, x, d: x if is_own else x - rate * d,
-            *(is_architecture, given, grads),
+            is_architecture,
+            given,
+            grads,
         )
         return other_loss(ahead)
 

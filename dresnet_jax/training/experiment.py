@@ -30,7 +30,7 @@ from dresnet_jax.training import (
     steps,
     transfer,
 )
-from dresnet_jax.training.inputs import Divided, InputPipeline, Splits, StepInputs
+from dresnet_jax.training.inputs import Data, Divided, InputPipeline, Splits, StepInputs
 from dresnet_jax.training.metrics import Metrics
 from dresnet_jax.training.state import Programs, TrainState
 
@@ -84,6 +84,14 @@ class Experiment:
         """
         data_dir = self.config.data.data_dir
         return self.inputs.open(sources.open_splits(self.dataset, data_dir))
+
+    def open_data(self) -> Data:
+        """Opens every split, and puts the training split in its place.
+
+        Raises:
+          UserError, CorruptRecordError: as `open_splits`.
+        """
+        return self.inputs.place(self.open_splits())
 
     def create_state(self, *, abstract: bool = False) -> TrainState:
         """Makes a fresh state, or its shapes, dtypes and shardings."""

@@ -71,7 +71,7 @@ def run(
       KeyboardInterrupt: Ctrl-C, after a step that is saved.
       PreemptedError: SIGTERM, after a step that is saved.
     """
-    data = open_data(experiment)
+    data = experiment.open_data()
     segment = begin(experiment, directory)
     state = train(experiment, directory, data, segment, watch)
     return reporting.report(experiment, directory, data.splits, state)
@@ -101,11 +101,6 @@ def train(
                 state, result = step(trainer.state, inputs)
                 trainer.after(call, state, result, stop)
         return trainer.state
-
-
-def open_data(experiment: Experiment) -> Data:
-    """Opens every split, and puts the training split in its place."""
-    return experiment.inputs.place(experiment.open_splits())
 
 
 def begin(experiment: Experiment, directory: epath.Path) -> Segment:

@@ -63,7 +63,7 @@ class Group:
         Raises:
           KeyboardInterrupt, PreemptedError: as `loop.run`, after each has saved.
         """
-        data = loop.open_data(self._first.experiment)
+        data = self._first.experiment.open_data()
         trainers: dict[int, loop.Trainer] = {}
         pending: dict[int, tuple[Call, StepInputs]] = {}
         with (

@@ -61,8 +61,8 @@ def digests(exp, splits):
     make = jax.jit(exp.batch)
     calls = exp.calls(_START.value)
     data = exp.inputs.place(splits)
-    data = exp.inputs.data(data, exp.config.seed, calls)
-    for call, (inputs, _) in zip(calls, data, strict=True):
+    given = exp.inputs.data(data, exp.config.seed, calls)
+    for call, (inputs, _) in zip(calls, given, strict=True):
         for i in range(call.steps):
             batch = make(inputs, key, call.start + i, i)
             leaves = multihost_utils.process_allgather(

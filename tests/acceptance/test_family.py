@@ -43,10 +43,8 @@ def _twin(name):
 def test_every_network_learns(name, connected):
     exp = _twin(connected + name)
     state, losses = exp.create_state(), []
-    train = exp.inputs.place(exp.open_splits())
-    data = exp.inputs.data(train, 0, exp.calls(0))
     step = exp.compile_train_step()
-    for inputs, _ in data:
+    for inputs, _ in exp.inputs.data(exp.open_data(), 0, exp.calls(0)):
         state, result = step(state, inputs)
         losses.append(float(result.loss[0]))
     first, last = np.mean(losses[:4]), np.mean(losses[-4:])

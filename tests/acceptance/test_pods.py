@@ -315,8 +315,7 @@ def test_saving_during_the_steps_costs_little(tmp_path):
     config.train.num_steps = 10**6
     exp = experiment.build(config)
     step, state = exp.compile_train_step(), exp.create_state()
-    train = exp.inputs.place(exp.open_splits())
-    inputs, _ = next(exp.inputs.data(train, 0, exp.calls(0)[:1]))
+    inputs, _ = next(exp.inputs.data(exp.open_data(), 0, exp.calls(0)[:1]))
     keep, window, pairs = checkpointing.keep(1), 20, 16
     costs, plain = [], []
     with checkpointing.Checkpoints(epath.Path(tmp_path), keep, {}) as checkpoints:

@@ -11,7 +11,7 @@ from dresnet_jax.errors import UserError
 from dresnet_jax.models.blocks import BLOCKS
 from dresnet_jax.structure import changes, deepening, growing, widening
 from dresnet_jax.structure.pruning import Network
-from dresnet_jax.training import experiment, leaves, loop
+from dresnet_jax.training import experiment, leaves
 from tests.conftest import products
 
 CHANGES = {
@@ -58,7 +58,7 @@ def config(small_config):
 
 
 def first_batch(result):
-    data = loop.open_data(result.experiment)
+    data = result.experiment.open_data()
     (batch,) = changes.training_batches(result, data, 0, 1)
     return batch
 
@@ -101,7 +101,7 @@ def test_every_kind_of_block_answers_as_before(config, block, kind):
 def trained(result, count=2):
     """The network after some steps, whose own arrays it does not consume."""
     exp, state = result.experiment, jax.tree.map(jnp.copy, result.state)
-    data = loop.open_data(exp)
+    data = exp.open_data()
     calls = [Call(int(state.step) + n, 1) for n in range(count)]
     program = exp.compile_train_step()
     for inputs, _ in exp.inputs.data(data, exp.config.seed, calls):

@@ -154,7 +154,7 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     """What is trained with a mask answers as the network without them."""
     config.train.ema_decay = 0.5
     shape = population._Shape(config, LARGE)
-    data = population.loop.open_data(shape.experiment)
+    data = population.shape.experiment.open_data()
     (state,), losses = shape.train((shape.experiment.create_state(),), [LARGE], data)
     exp = experiment.build(LARGE.config(config))
     alone = shape.alone(state, LARGE, exp)

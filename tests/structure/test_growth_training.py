@@ -259,7 +259,7 @@ def test_channels_are_scored_by_each_rule(config, rule):
     config.growth.channel_rule = rule
     exp = experiment.build(config)
     network = Network(exp, exp.create_state())
-    (batch,) = changes.training_batches(network, loop.open_data(exp), 0, 1)
+    (batch,) = changes.training_batches(network, exp.open_data(), 0, 1)
     scores = units.RULES[rule](network, batch, [1, 3])
     assert {i: x.shape for i, x in scores.items()} == {1: (8,), 3: (8,)}
     assert all(np.isfinite(x).all() and x.std() > 0 for x in scores.values())

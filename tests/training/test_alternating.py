@@ -14,7 +14,6 @@ from dresnet_jax.training import (
     alternating,
     experiment,
     leaves,
-    loop,
 )
 from dresnet_jax.training.inputs import Divided
 
@@ -70,7 +69,7 @@ def test_the_parts_share_no_example(config, mode, share):
     exp = experiment.build(config)
     inputs_of = exp.inputs
     assert exp.steps_per_epoch == (1 - share) * 96 // 16
-    data = loop.open_data(exp)
+    data = exp.open_data()
     key, seen = jax.random.key(0), {"first": set(), "rest": set()}
     calls = exp.calls(0, 12)
     given = inputs_of.data(data, config.seed, calls)
@@ -112,7 +111,7 @@ def test_both_learn(config, order):
     config.search.order = order
     exp = experiment.build(config)
     start = leaves.by_name(exp.create_state().params)
-    program, data = exp.compile_train_step(), loop.open_data(exp)
+    program, data = exp.compile_train_step(), exp.open_data()
     state = exp.create_state()
     for inputs, _ in exp.inputs.data(data, config.seed, exp.calls(0)):
         state, result = program(state, inputs)
@@ -144,7 +143,7 @@ def test_neither_moves_the_other(config):
 def test_what_is_not_finite_changes_neither(config):
     config.train.on_non_finite = "skip"
     exp = experiment.build(config)
-    data = loop.open_data(exp)
+    data = exp.open_data()
     ((inputs, _),) = exp.inputs.data(data, config.seed, exp.calls(0, 1))
     state = exp.create_state()
     # Of one weight of an operation alone.

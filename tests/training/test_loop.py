@@ -344,13 +344,13 @@ def test_the_length_is_steps_or_epochs(small_config, fields, expected):
 def test_steps_move_no_array_between_host_and_devices_in_secret(small_config, mode):
     small_config.data.mode = mode
     exp = experiment.build(small_config)
-    train = exp.inputs.place(exp.open_splits())
+    data = exp.open_data()
     state = exp.create_state()
     step = exp.compile_train_step()
     calls = exp.calls(0)[:3]
-    data = [inputs for inputs, _ in exp.inputs.data(train, 0, calls)]
+    given = [inputs for inputs, _ in exp.inputs.data(data, 0, calls)]
     with jax.transfer_guard("disallow"):
-        for inputs in data:
+        for inputs in given:
             state, result = step(state, inputs)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             step(state, jax.tree.map(np.asarray, inputs))

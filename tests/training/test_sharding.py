@@ -78,10 +78,10 @@ for fields in json.loads(sys.argv[1]):
     config.train.num_steps = 3
     config.sharding.update(fields)
     parts = experiment.build(config)
-    train = parts.inputs.place(parts.open_splits())
+    data = parts.open_data()
     state, step = parts.create_state(), parts.compile_train_step()
     losses = []
-    for inputs, _ in parts.inputs.data(train, 0, parts.calls(0)):
+    for inputs, _ in parts.inputs.data(data, 0, parts.calls(0)):
         state, result = step(state, inputs)
         losses.append(float(result.loss[0]))
     text = step.as_text()

@@ -31,7 +31,6 @@ from dresnet_jax.training import (
     experiment,
     json_files,
     leaves,
-    loop,
     transfer,
 )
 from dresnet_jax.training.experiment import Experiment
@@ -102,7 +101,7 @@ class Population:
     ) -> None:
         """Trains structures of one shape in one program, and keeps them."""
         if self._data is None:
-            self._data = loop.open_data(shape.experiment)
+            self._data = shape.experiment.open_data()
         begun = [self._begun(shape, one, before) for one in group]
         states, parents = zip(*begun, strict=True)
         trained = shape.train(states, group, self._data)

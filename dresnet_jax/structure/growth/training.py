@@ -84,7 +84,7 @@ class _Growth:
         self._config, self._directory, self._watch = config, directory, watch
         self._start = start = experiment.build(config)
         events.check(start)
-        self._data = loop.open_data(start)
+        self._data = start.open_data()
         event_steps = optimizer.event_steps(config.growth, start.steps_per_epoch)
         # Of the segments: the steps after which events are, and the last one.
         self._ends = (*event_steps, start.num_steps)
