@@ -27,10 +27,10 @@ if place == "before they meet":
     held(train, "_meet", 2)
 else:
     # Imports JAX, whose threads take signals if they are older than the command.
-    from dresnet_jax.training import checkpointing, loop, reporting
+    from dresnet_jax.training import checkpointing, experiment, reporting
 
     if place == "before the first step":
-        held(loop, "open_data")
+        held(experiment.Experiment, "open_data")
     elif place == "in the report":
         held(reporting, "report")
     else:
