@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from configs import imagenet2012
-from dresnet_jax.data import preparation, prepared, sources
+from dresnet_jax.data import catalog, preparation, prepared, sources
 from dresnet_jax.data.calls import Call
 from dresnet_jax.training import experiment
 from tests.data import archives
@@ -79,8 +79,8 @@ def tf_data(records, *, as_float):
     import tensorflow as tf
 
     data = tf.constant([image for image, _ in records.read(range(IMAGES))])
-    mean = 255 * tf.constant(records.dataset.mean)
-    std = 255 * tf.constant(records.dataset.std)
+    mean = 255 * tf.constant(catalog.IMAGENET_MEAN)
+    std = 255 * tf.constant(catalog.IMAGENET_STD)
 
     def view(image):
         begin, size, _ = tf.image.sample_distorted_bounding_box(
@@ -146,6 +146,8 @@ def main():
             arguments = (name, records, theirs)
             processes.append(context.Process(target=work, args=arguments, daemon=True))
             processes[-1].start()
+            # So that `recv` ends with an error where the process does.
+            theirs.close()
             pipes[name].recv()
         for _ in range(ROUNDS):
             for name, pipe in pipes.items():
