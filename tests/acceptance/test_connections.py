@@ -327,7 +327,6 @@ def test_gates_learn_and_accuracy_is_no_worse_than_at_the_common_rate(
             *chosen,
             f"--workdir={tmp_path / f'{multiplier}_{seed}'}",
             "--json",
-            timeout=1500,
         )
         assert code == 0, errors
         report = last_json(output)

@@ -19,7 +19,6 @@ def test_most_of_the_operations_saved_are_time_saved():
         "--rates=1,0.75,0.5,0.25",
         "--runs=9",
         "--json",
-        timeout=1500,
     )
     assert code == 0, errors
     print("\n" + "\n".join(output.splitlines()[:-1]))

@@ -63,7 +63,7 @@ def _train_with(override, directory):
 @pytest.mark.parametrize("override", BAD_VALUES)
 def test_a_wrong_value_is_one_clear_line(override, tmp_path):
     result = run_command(*_train_with(override, tmp_path / "run"))
-    _assert_one_clear_line(*result, BAD_VALUES[override])
+    _assert_one_clear_line(result, BAD_VALUES[override])
     assert not (tmp_path / "run").exists()
 
 
@@ -71,11 +71,12 @@ def test_a_batch_that_does_not_fit_the_devices_is_one_clear_line(tmp_path):
     override = "data.batch_size=60"
     result = run_process(*_train_with(override, tmp_path / "run"), devices=8)
     message = "not divisible by the 8 devices; the nearest that is: 64"
-    _assert_one_clear_line(*result, message)
+    _assert_one_clear_line(result, message)
     assert not (tmp_path / "run").exists()
 
 
-def _assert_one_clear_line(code, output, errors, message):
+def _assert_one_clear_line(result, message):
+    code, output, errors = result
     assert code == 2
     assert output == ""
     assert errors.startswith("error: ")
@@ -228,7 +229,7 @@ def _assert_one_clear_line(code, output, errors, message):
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line(command, arguments, message):
-    _assert_one_clear_line(*run_command(command, *arguments), message)
+    _assert_one_clear_line(run_command(command, *arguments), message)
 
 
 BAD_CONFIGS = {
@@ -250,7 +251,7 @@ def test_a_config_file_with_a_mistake_is_one_clear_line(text, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(text)
     result = run_command("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
-    _assert_one_clear_line(*result, BAD_CONFIGS[text])
+    _assert_one_clear_line(result, BAD_CONFIGS[text])
     assert not (tmp_path / "run").exists()
 
 
@@ -262,7 +263,7 @@ def test_data_that_is_not_prepared_is_one_clear_line(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     command = f"dresnet_jax.prepare --dataset=fashion_mnist --data_dir={tmp_path}"
-    _assert_one_clear_line(*result, command)
+    _assert_one_clear_line(result, command)
     assert not (tmp_path / "run").exists()
 
 
@@ -273,7 +274,7 @@ def test_two_trainings_in_one_workdir_do_not_mix(tmp_path):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     second = run_command("train", *SMALL, f"--workdir={directory}", "--overwrite")
-    _assert_one_clear_line(*second, "is in use: another process trains in it")
+    _assert_one_clear_line(second, "is in use: another process trains in it")
     process.communicate()
     assert process.returncode == 0
 
@@ -306,7 +307,7 @@ def test_a_workdir_of_another_run_is_not_touched(small_run, tmp_path):
     result = run_command(
         "train", *SMALL, f"--workdir={tmp_path / 'run'}", "--config.model.width=9"
     )
-    _assert_one_clear_line(*result, "model.width is 8.0 there and 9.0 here")
+    _assert_one_clear_line(result, "model.width is 8.0 there and 9.0 here")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     code, output, errors = run_command(
@@ -326,7 +327,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "run"
     result = run_command("train", *SMALL, f"--workdir={path}")
-    _assert_one_clear_line(*result, "cannot be written: Not a directory")
+    _assert_one_clear_line(result, "cannot be written: Not a directory")
 
 
 def test_damaged_checkpoints_and_none_at_all(small_run, tmp_path):
@@ -352,7 +353,7 @@ def test_damaged_checkpoints_and_none_at_all(small_run, tmp_path):
 
     (directory / "checkpoints").rmtree()
     result = run_command("evaluate", f"--workdir={directory}")
-    _assert_one_clear_line(*result, "holds no checkpoint: train it first")
+    _assert_one_clear_line(result, "holds no checkpoint: train it first")
 
 
 def test_a_loss_that_is_not_finite_fails_the_run(tmp_path):

@@ -18,7 +18,6 @@ def planned(target):
         f"--target={target}",
         f"--batch_per_chip={IMAGES}",
         "--json",
-        timeout=3000,
     )
     assert code == 0, errors
     table = output[output.index(f"{target}: ") :].splitlines()[:-1]

@@ -143,7 +143,7 @@ def examples():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mix_up_mixes_images_and_targets_alike(seed):
-    images, targets = augment.mix_up(jax.random.key(seed), *examples(), 1.0)
+    images, targets = augment.mix_up(jax.random.key(seed), *examples(), alpha=1.0)
     np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
     # An image's value is the mean of the labels, weighted by its target.
     np.testing.assert_allclose(images[:, 3, 5, 0], targets @ jnp.arange(6.0), atol=1e-5)
@@ -151,7 +151,7 @@ def test_mix_up_mixes_images_and_targets_alike(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_cut_mix_weighs_targets_by_the_pasted_area(seed):
-    images, targets = augment.cut_mix(jax.random.key(seed), *examples(), 1.0)
+    images, targets = augment.cut_mix(jax.random.key(seed), *examples(), alpha=1.0)
     np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
     for i, image in enumerate(np.asarray(images[..., 0])):
         values, counts = np.unique(image, return_counts=True)

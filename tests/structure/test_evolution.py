@@ -154,18 +154,18 @@ def test_left_out_connections_are_as_if_they_were_not_there(config):
     """What is trained with a mask answers as the network without them."""
     config.train.ema_decay = 0.5
     shape = population._Shape(config, LARGE)
-    data = population.shape.experiment.open_data()
+    data = shape.experiment.open_data()
     (state,), losses = shape.train((shape.experiment.create_state(),), [LARGE], data)
     exp = experiment.build(LARGE.config(config))
     alone = shape.alone(state, LARGE, exp)
     whole = Network(shape.experiment, state)
     batch = evaluation.first_batch(exp)
     assert changes.difference(whole, Network(exp, alone), batch) <= 1e-5
-    averaged = [
-        Network(one.experiment, one.state.replace(params=one.state.eval_params))
-        for one in (whole, Network(exp, alone))
-    ]
-    assert changes.difference(*averaged, batch) <= 1e-5
+    one, other = (
+        Network(exp, state.replace(params=state.eval_params))
+        for exp, state in ((shape.experiment, state), (exp, alone))
+    )
+    assert changes.difference(one, other, batch) <= 1e-5
     assert losses.shape == (1, 6)
     # What learns is what the network alone would have learnt.
     fresh = shape.experiment.create_state()

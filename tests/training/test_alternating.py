@@ -68,6 +68,7 @@ def test_the_parts_share_no_example(config, mode, share):
     config.data.crop_padding = 0
     exp = experiment.build(config)
     inputs_of = exp.inputs
+    assert isinstance(inputs_of, Divided)
     assert exp.steps_per_epoch == (1 - share) * 96 // 16
     data = exp.open_data()
     key, seen = jax.random.key(0), {"first": set(), "rest": set()}
@@ -97,13 +98,13 @@ def test_a_part_says_where_an_example_is():
     assert int(rest.labels[0]) == 4
     assert [example.label for example in rest.read([0])] == [4]
     shards = (records.Shard("a", 0, 5, 5), records.Shard("b", 2, 3, 9))
-    whole = records.Records(shards, parse=lambda record: None, remedy="")
-    first, rest = whole.part(0, 4), whole.part(4, 8)
-    assert (len(first), len(rest)) == (4, 4)
-    assert first.shards == (records.Shard("a", 0, 4, 5),)
-    assert rest.shards == (records.Shard("a", 4, 1, 5), shards[1])
+    stored = records.Records(shards, parse=lambda record: None, remedy="")
+    before, after = stored.part(0, 4), stored.part(4, 8)
+    assert (len(before), len(after)) == (4, 4)
+    assert before.shards == (records.Shard("a", 0, 4, 5),)
+    assert after.shards == (records.Shard("a", 4, 1, 5), shards[1])
     # Neither file can be read.
-    assert [rest.where(i) for i in range(2)] == ["record 4 of a", "record 2 of b"]
+    assert [after.where(i) for i in range(2)] == ["record 4 of a", "record 2 of b"]
 
 
 @pytest.mark.parametrize("order", sorted(alternating.ORDERS))
