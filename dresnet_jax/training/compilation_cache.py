@@ -27,7 +27,8 @@ _SCHEME = "dresnet-cache://"
 _DIGEST_SIZE = hashlib.sha256().digest_size
 # Where Linux describes the CPU.
 _CPU_INFO = Path("/proc/cpuinfo")
-# Programs that compile in less time, seconds, are not worth a file.
+# Programs that compile in less time, seconds, and that `compilation.announced` does not
+# name, are not worth a file.
 _LEAST_SECONDS = 0.1
 
 

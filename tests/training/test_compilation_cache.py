@@ -11,12 +11,12 @@ import pytest
 from dresnet_jax.training import compilation, compilation_cache
 from tests.conftest import run_python, start_python
 
-# Compiles programs, one for each size; every warning is on standard error.
+# Compiles programs, one for each size, which are kept however fast they compile; every
+# warning is on standard error.
 PROGRAM = """
 import jax, jax.numpy as jnp
 from dresnet_jax.training import compilation, compilation_cache
 compilation_cache.use({directory!r})
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 f = jax.jit(lambda x: jnp.sin(x) @ x)
 for size in {sizes}:
     with compilation.announced("a program"):
